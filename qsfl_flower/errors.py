@@ -1,0 +1,55 @@
+"""The exceptions of the suite: one base class, one class per kind of trouble.
+
+Every message says what was wrong, where, and what is allowed.
+"""
+
+from __future__ import annotations
+
+
+class QSFLError(Exception):
+    """Base class of every error that the suite raises on purpose."""
+
+
+class ConfigError(QSFLError):
+    """A configuration (YAML, constructor argument, command line) is not usable."""
+
+
+class DataError(QSFLError):
+    """A data set or a partition is missing, damaged or does not fit the request."""
+
+
+class RejectedUpdate(QSFLError):
+    """One client's message is not acceptable; the round goes on without it.
+
+    Parameters
+    ----------
+    reason : str
+        Short machine-readable name, counted in the metrics (``"not-finite"``).
+    detail : str
+        One sentence for a person: what was found, where, what is allowed.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class CompositionError(ConfigError):
+    """Two stages cannot be combined with their guarantees intact."""
+
+
+class TooFewReplies(QSFLError):
+    """So few usable replies came back that the run cannot go on."""
+
+
+class CheckpointError(QSFLError):
+    """A checkpoint is damaged, foreign, or cannot be written."""
+
+
+class RunError(QSFLError):
+    """A run ended without a usable result."""
+
+
+class CryptoError(QSFLError):
+    """A cryptographic operation failed or a key, message or roster is not acceptable."""
