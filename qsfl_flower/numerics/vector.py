@@ -1,0 +1,60 @@
+"""A flat vector in pieces: a client's arrays read as one vector without joining them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics.layout import Layout
+
+
+class Vector:
+    """A sequence of one-dimensional float arrays, read as one vector of float64.
+
+    Parameters
+    ----------
+    pieces : iterable of ndarray
+        One-dimensional arrays of float16, float32 or float64. They are referred to, not copied, and never written to.
+    """
+
+    __slots__ = ("_pieces", "_starts", "size")
+
+    def __init__(self, pieces: Iterable[NDArray[Any]]) -> None:
+        self._pieces = [piece for piece in pieces if piece.size]
+        self._starts: list[int] = []
+        self.size = 0
+        for piece in self._pieces:
+            if piece.ndim != 1 or piece.dtype.kind != "f":
+                raise ConfigError(
+                    f"a piece of shape {piece.shape} and dtype {piece.dtype} is not a one-dimensional float array"
+                )
+            self._starts.append(self.size)
+            self.size += piece.size
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
+        """Read the float arrays of a model in the layout's order; the arrays have passed `Layout.check`."""
+        return cls(arrays[name].reshape(-1) for name in layout.slices)
+
+    @classmethod
+    def dense(cls, values: NDArray[Any]) -> Vector:
+        """Read one flat array."""
+        return cls([values])
+
+    def read(self, lo: int, hi: int, out: NDArray[np.float64]) -> None:
+        """Write the coordinates ``lo <= i < hi`` as float64 into `out`, of shape ``(hi - lo,)``."""
+        if not 0 <= lo <= hi <= self.size or out.shape != (hi - lo,):
+            raise ConfigError(
+                f"coordinates {lo} to {hi} of a vector of {self.size} do not fit a buffer of shape {out.shape}"
+            )
+        position, index = lo, bisect_right(self._starts, lo) - 1
+        while position < hi:
+            piece, start = self._pieces[index], self._starts[index]
+            stop = min(hi, start + piece.size)
+            out[position - lo : stop - lo] = piece[position - start : stop - start]
+            position, index = stop, index + 1
