@@ -1,0 +1,355 @@
+"""Reading and finding run folders.
+
+A run folder is written while a federation trains and read afterwards by people, ``qsfl report``,
+``qsfl compare`` and ``qsfl list``. Reading is lazy and strict: what is damaged is named with file
+and line, except for the one damage that a killed run leaves behind, a cut-off last line of a
+``.jsonl`` file, which is skipped and noted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qsfl_flower.errors import RunError
+
+Record = Mapping[str, Any]
+
+_CONFIG = "config.yaml"
+_SUMMARY = "summary.json"
+_METRICS = "metrics.jsonl"
+_CLIENTS = "clients.jsonl"
+_EVENTS = "events.jsonl"
+_STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
+
+UNFINISHED = "unfinished"
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; its files are read when they are first asked for.
+
+    The journals (``metrics.jsonl``, ``clients.jsonl``, ``events.jsonl``) grow while the run goes
+    on, so an absent journal means that nothing was recorded yet; the other files must exist.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open a run folder.
+
+        Parameters
+        ----------
+        folder : Path
+            A folder that contains at least ``config.yaml``.
+
+        Returns
+        -------
+        Run
+            The run, nothing of which has been read yet.
+
+        Raises
+        ------
+        RunError
+            If the folder does not exist or is no run folder.
+        """
+        if not folder.is_dir():
+            raise RunError(f"{folder}: no such folder")
+        if not _is_run(folder):
+            raise RunError(f"{folder}: not a run folder, there is no {_CONFIG} in it")
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The folder's name, by which ``find_run`` finds the run again."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> Record:
+        """The resolved configuration."""
+        return _mapping(self.folder / _CONFIG, self.config_text, yaml.safe_load)
+
+    @cached_property
+    def config_text(self) -> str:
+        """The resolved configuration as it stands in the file."""
+        return _read(self.folder / _CONFIG)
+
+    @cached_property
+    def environment(self) -> Record:
+        """Package versions, Python, platform and git revision of the run."""
+        return _json_file(self.folder / "environment.json")
+
+    @cached_property
+    def partition(self) -> Record:
+        """Who holds how many examples of which class."""
+        return _json_file(self.folder / "partition.json")
+
+    @cached_property
+    def summary(self) -> Record | None:
+        """The outcome, or None while the run goes on or after it was killed."""
+        path = self.folder / _SUMMARY
+        return _json_file(path) if path.exists() else None
+
+    @cached_property
+    def metrics(self) -> tuple[Record, ...]:
+        """One record a round in the order of rounds; of a repeated round the last record."""
+        path = self.folder / _METRICS
+        rounds: dict[int, Record] = {}
+        for line, record in _journal(path):
+            number = record.get("round")
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise RunError(f"{path}, line {line}: round is {number!r}, not an integer >= 0")
+            rounds[number] = record
+        return tuple(rounds[number] for number in sorted(rounds))
+
+    @cached_property
+    def events(self) -> tuple[Record, ...]:
+        """Notable events in the order in which they happened."""
+        return tuple(record for _, record in _journal(self.folder / _EVENTS))
+
+    def clients(self) -> Iterator[Record]:
+        """Stream the record of every client and round; there may be millions, so none is kept."""
+        return (record for _, record in _journal(self.folder / _CLIENTS))
+
+    @property
+    def status(self) -> str:
+        """How the run ended: what the summary says, ``"unfinished"`` without a summary."""
+        return UNFINISHED if self.summary is None else str(self.summary.get("status"))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know about the journals: which are absent, which are cut off."""
+        notes = []
+        for path in (self.folder / name for name in (_METRICS, _CLIENTS, _EVENTS)):
+            if not path.exists():
+                notes.append(f"{path.name} is absent: nothing was recorded in it.")
+            elif _is_cut_off(path):
+                notes.append(f"The last line of {path.name} is cut off and was left out.")
+        return tuple(notes)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One line of ``qsfl list``.
+
+    Parameters
+    ----------
+    name : str
+        Name of the run folder.
+    folder : Path
+        The run folder.
+    status : str
+        ``"finished"``, ``"interrupted"``, ``"failed"``, ``"unfinished"`` (no summary: the run goes
+        on or was killed) or ``"damaged"`` (`problem` says why).
+    rounds : int or None
+        Rounds that were completed.
+    accuracy : float or None
+        Last accuracy on the server's test set, in [0, 1].
+    seconds : float or None
+        Wall time of the run.
+    started : datetime or None
+        Start of the run.
+    problem : str or None
+        Why a damaged run could not be read.
+    """
+
+    name: str
+    folder: Path
+    status: str
+    rounds: int | None = None
+    accuracy: float | None = None
+    seconds: float | None = None
+    started: datetime | None = None
+    problem: str | None = None
+
+
+def number(value: object) -> float | None:
+    """Read a recorded value as a float (possibly NaN or infinite); None if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def find_run(name_or_path: str, root: Path) -> Path:
+    """Find a run folder by path, name, beginning of a name, or as the ``latest`` one.
+
+    Parameters
+    ----------
+    name_or_path : str
+        Path of a run folder; or, below `root`, its name, the unambiguous beginning of its name, or
+        ``"latest"`` for the run that was started last.
+    root : Path
+        Folder that holds the run folders.
+
+    Returns
+    -------
+    Path
+        The run folder.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, or more than one.
+    """
+    for exact in (Path(name_or_path), root / name_or_path):
+        if name_or_path and _is_run(exact):
+            return exact
+    runs = _run_folders(root)
+    if name_or_path == "latest" and runs:
+        return runs[0]
+    found = [run for run in runs if name_or_path and run.name.startswith(name_or_path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RunError(f"'{name_or_path}' names {len(found)} runs: {_names(found)}")
+    where = f"no run '{name_or_path}' in {root}"
+    raise RunError(f"{where}; there are: {_names(runs)}" if runs else f"{where}; it holds no runs")
+
+
+def list_runs(root: Path) -> list[RunRow]:
+    """List the runs below a folder, the one started last first.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds the run folders; it need not exist.
+
+    Returns
+    -------
+    list of RunRow
+        One row a run, damaged runs included.
+    """
+    return [_row(folder) for folder in _run_folders(root)]
+
+
+def _row(folder: Path) -> RunRow:
+    run = Run(folder)
+    try:
+        summary = run.summary
+        if summary is None:
+            last = run.metrics[-1] if run.metrics else {}
+            keys = (last.get("round"), last.get("eval_accuracy"), last.get("elapsed_s"))
+        else:
+            keys = (summary.get("rounds"), summary.get("accuracy"), summary.get("seconds"))
+    except RunError as error:
+        return RunRow(run.name, folder, DAMAGED, started=_started(folder), problem=str(error))
+    rounds, accuracy, seconds = (number(key) for key in keys)
+    return RunRow(
+        name=run.name,
+        folder=folder,
+        status=run.status,
+        rounds=None if rounds is None else int(rounds),
+        accuracy=accuracy,
+        seconds=seconds,
+        started=_started(folder),
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / _CONFIG).is_file()
+
+
+def _run_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    folders = [folder for folder in root.iterdir() if _is_run(folder)]
+    return sorted(folders, key=lambda folder: (_started(folder), folder.name), reverse=True)
+
+
+def _started(folder: Path) -> datetime:
+    """Start of a run from its folder's name, or the folder's date if it was renamed."""
+    if match := _STAMP.search(folder.name):
+        try:
+            return datetime.strptime(match[1], "%Y%m%d-%H%M%S")
+        except ValueError:
+            pass
+    return datetime.fromtimestamp((folder / _CONFIG).stat().st_mtime)
+
+
+def _names(folders: list[Path], most: int = 10) -> str:
+    names = ", ".join(folder.name for folder in folders[:most])
+    return names if len(folders) <= most else f"{names} and {len(folders) - most} more"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunError(f"{path}: the file is missing from the run folder") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+
+
+def _json_file(path: Path) -> Record:
+    return _mapping(path, _read(path), json.loads)
+
+
+def _mapping(path: Path, text: str, parse: Any) -> Record:
+    try:
+        value = parse(text)
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}, line {error.lineno}: damaged JSON: {error.msg}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or error
+        raise RunError(f"{path}{line}: damaged YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be parsed: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: holds a {type(value).__name__}, not a mapping of names to values")
+    return value
+
+
+def _journal(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield line number and record of a ``.jsonl`` file; a cut-off last line ends it."""
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                if not raw.strip():
+                    continue
+                record = _record(raw)
+                if record is None and not raw.endswith(b"\n"):
+                    return
+                if record is None:
+                    raise RunError(f"{path}, line {line}: not a JSON object")
+                yield line, record
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+
+
+def _record(raw: bytes) -> Record | None:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Tell whether the last line neither ends nor parses, as after a kill in mid-write."""
+    with path.open("rb") as file:
+        last = b"\n"
+        for last in file:  # noqa: B007  (the last line is what is wanted)
+            pass
+    return not last.endswith(b"\n") and _record(last) is None
