@@ -1,0 +1,217 @@
+"""Models by name, built from a seed, and their arrays in ``state_dict`` order.
+
+Group norm is the default: batch norm's running statistics leak data outside differential privacy,
+are not meaningful averaged over clients, and Opacus refuses it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from qsfl_flower.errors import ConfigError
+
+ModelFactory = Callable[..., nn.Module]
+"""Takes (input_shape, num_classes, **options) and returns a module that maps a float32 batch
+(N, *input_shape) to logits (N, num_classes)."""
+
+
+def mlp(input_shape: Sequence[int], num_classes: int, hidden: int = 128) -> nn.Module:
+    """Return a perceptron with one hidden layer, for examples of any shape."""
+    size = int(np.prod(input_shape))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+    )
+
+
+def mnist_cnn(input_shape: Sequence[int], num_classes: int, dropout: float = 0.0) -> nn.Module:
+    """Return two convolutions and two dense layers, for small pictures."""
+    channels, height, width = _picture("mnist-cnn", input_shape, 8)
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(32 * (height // 4) * (width // 4), 64),
+        nn.ReLU(),
+        nn.Linear(64, num_classes),
+    )
+
+
+def cifar_cnn(
+    input_shape: Sequence[int], num_classes: int, norm: str = "group", dropout: float = 0.0
+) -> nn.Module:
+    """Return three normalised convolutions for colour pictures."""
+    channels, height, width = _picture("cifar-cnn", input_shape, 16)
+    widths = (32, 64, 64)
+    layers: list[nn.Module] = []
+    for before, after in zip((channels, *widths), widths, strict=False):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            _norm(norm, after),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(widths[-1] * (height // 8) * (width // 8), num_classes),
+    )
+
+
+MODELS: Mapping[str, ModelFactory] = {
+    "mlp": mlp,
+    "mnist-cnn": mnist_cnn,
+    "cifar-cnn": cifar_cnn,
+}
+"""Built-in models; any other is given as ``package.module:factory``."""
+
+
+def build_model(
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build a model whose first weights depend on the seed alone.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`MODELS`, or ``"package.module:factory"`` with a :data:`ModelFactory`.
+    input_shape : sequence of int
+        Shape of one example.
+    num_classes : int
+        Number of logits.
+    seed : int
+        Same seed, same weights; torch's own random state is left as it was.
+    options : mapping, optional
+        Keyword arguments for the factory.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the CPU, in training mode.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, cannot be imported, or does not fit shape, classes or options.
+    """
+    factory = _factory(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            model = factory(tuple(input_shape), num_classes, **(options or {}))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"model {name!r} cannot be built for examples of shape {tuple(input_shape)}, "
+                f"{num_classes} classes and options {dict(options or {})}: {error}"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model {name!r} returned {type(model).__name__}, not a torch.nn.Module")
+    _check_output(name, model, input_shape, num_classes)
+    return model
+
+
+def get_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Return copies of all parameters and buffers, in ``state_dict`` order."""
+    return {key: value.numpy(force=True).copy() for key, value in model.state_dict().items()}
+
+
+def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Load arrays into a model; names, shapes and dtypes must be the model's own.
+
+    Raises
+    ------
+    ConfigError
+        If an array is missing, unknown, or of another shape or dtype.
+    """
+    state = model.state_dict()
+    if set(arrays) != set(state):
+        missing, unknown = sorted(set(state) - set(arrays)), sorted(set(arrays) - set(state))
+        raise ConfigError(f"arrays do not fit the model: missing {missing}, unknown {unknown}")
+    for key, target in state.items():
+        expected = target.numpy(force=True)
+        array = arrays[key]
+        if array.shape != expected.shape or array.dtype != expected.dtype:
+            raise ConfigError(
+                f"array {key!r} does not fit the model: expected {expected.dtype} "
+                f"{expected.shape}, found {array.dtype} {array.shape}"
+            )
+    with torch.no_grad():
+        for key, target in state.items():
+            target.copy_(torch.tensor(arrays[key]))
+
+
+def _factory(name: str) -> ModelFactory:
+    if name in MODELS:
+        return MODELS[name]
+    module_name, separator, attribute = name.partition(":")
+    if not separator:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"unknown model {name!r}; allowed are {', '.join(MODELS)} or an import path "
+            f"'package.module:factory'.{hint}"
+        )
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"model {name!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise ConfigError(f"model {name!r} is a {type(factory).__name__}, not callable")
+    return factory  # type: ignore[no-any-return]
+
+
+def _check_output(
+    name: str, model: nn.Module, input_shape: Sequence[int], num_classes: int
+) -> None:
+    """Run two zero examples through the model, so that a wrong shape is found before training."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            logits = model(torch.zeros(2, *input_shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"model {name!r} does not accept examples of shape {tuple(input_shape)}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape != (2, num_classes):
+        raise ConfigError(
+            f"model {name!r} must map a batch of 2 to logits (2, {num_classes}), found {shape}"
+        )
+
+
+def _picture(name: str, input_shape: Sequence[int], smallest: int) -> tuple[int, int, int]:
+    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        raise ConfigError(
+            f"model {name!r} needs pictures (channels, height, width) of at least "
+            f"{smallest} x {smallest} pixels, found examples of shape {tuple(input_shape)}"
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "group":
+        return nn.GroupNorm(8, channels)
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    raise ConfigError(f"norm must be 'group' or 'batch', found {kind!r}")
