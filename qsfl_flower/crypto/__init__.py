@@ -1,1 +1,1 @@
-"""TBD."""
+"""Post-quantum identities, sessions and signed messages; pure functions over bytes, no Flower."""
