@@ -1,1 +1,28 @@
-"""Sections."""
+"""The sections of the report in their order.
+
+A section is a function from a run to a `Section`, or to None if it has nothing to say about that
+run. It reads, computes and draws, and writes nothing. To extend the report, write such a function
+in a module of its own and put it into `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+from qsfl_flower.simulations.report.section import SectionFunction
+from qsfl_flower.simulations.report.sections.clients import clients
+from qsfl_flower.simulations.report.sections.curves import curves
+from qsfl_flower.simulations.report.sections.events import events
+from qsfl_flower.simulations.report.sections.headline import headline
+from qsfl_flower.simulations.report.sections.partition import partition
+from qsfl_flower.simulations.report.sections.setup import configuration, environment
+from qsfl_flower.simulations.report.sections.stages import stages
+
+SECTIONS: tuple[SectionFunction, ...] = (
+    headline,
+    curves,
+    partition,
+    clients,
+    stages,
+    events,
+    configuration,
+    environment,
+)

@@ -1,0 +1,150 @@
+"""The result at a glance: how the run ended, its numbers, what was rejected and why."""
+
+from __future__ import annotations
+
+import math
+
+from qsfl_flower.simulations.report import text
+from qsfl_flower.simulations.report.html import Html, details, element, join
+from qsfl_flower.simulations.report.outcome import (
+    SERVER_ACCURACY,
+    Outcome,
+    accuracy_key,
+    outcome,
+    total,
+)
+from qsfl_flower.simulations.report.section import Section
+from qsfl_flower.simulations.runs import UNFINISHED, Record, Run, number
+
+_TONES = {"finished": "good", "failed": "bad"}
+_LISTED = 3
+
+
+def headline(run: Run) -> Section:
+    """Sum up the run in one sentence, a row of numbers and the irregularities."""
+    result = outcome(run)
+    return Section(
+        "result",
+        "Result",
+        (
+            element("p", _badge(result.status), " ", _sentence(run, result)),
+            _tiles(run, result),
+            *_irregularities(run, result),
+        ),
+    )
+
+
+def _badge(status: str) -> Html:
+    return element("span", status, class_=f"badge {_TONES.get(status, 'warn')}")
+
+
+def _sentence(run: Run, result: Outcome) -> Html:
+    done = f"after {text.count(result.rounds, 'round')}"
+    resume = element("code", f"qsfl run --resume {run.name}")
+    parts: list[object]
+    if result.status == "finished":
+        parts = [f"The run finished {done}."]
+    elif result.status == "failed":
+        parts = [f"The run failed {done}: ", result.error or "no error was recorded", "."]
+    elif result.status == UNFINISHED:
+        parts = [f"There is no summary {done}: the run still goes on, or it was killed. "]
+        parts += ["A killed run continues with ", resume, "."]
+    else:
+        parts = [f"The run was {result.status} {done}. It continues with ", resume, "."]
+    resumed = sum(str(event.get("kind", "")).startswith("resume") for event in run.events)
+    if resumed:
+        parts.append(f" It was resumed {text.count(resumed, 'time')}.")
+    return join(parts)
+
+
+def _tiles(run: Run, result: Outcome) -> Html:
+    key = accuracy_key(run.metrics)
+    where = "server's test set" if key == SERVER_ACCURACY else "clients' own data"
+    tiles = [
+        ("Accuracy", text.percent(result.accuracy), _best(run.metrics, key, where)),
+        ("Loss", text.decimal(result.loss), where),
+        ("Rounds", text.decimal(result.rounds), _per_round(run.metrics)),
+        ("Wall time", text.duration(result.seconds), _pace(result)),
+        ("Sent to clients", text.size(result.bytes_down), _per_reply(run.metrics, "bytes_down")),
+        ("Sent by clients", text.size(result.bytes_up), _per_reply(run.metrics, "bytes_up")),
+    ]
+    if result.epsilon is not None:
+        tiles.append(("Privacy spent", f"ε = {text.decimal(result.epsilon)}", ""))
+    return element(
+        "dl",
+        *(
+            element("div", element("dt", name), element("dd", value), element("dd", note))
+            for name, value, note in tiles
+        ),
+        class_="tiles",
+    )
+
+
+def _best(metrics: tuple[Record, ...], key: str, where: str) -> str:
+    found = [
+        (value, record["round"])
+        for record in metrics
+        if (value := number(record.get(key))) is not None and math.isfinite(value)
+    ]
+    if not found:
+        return "not measured"
+    best, at = max(found, key=lambda pair: pair[0])
+    return f"{where}; best {text.percent(best)} (round {at})"
+
+
+def _per_round(metrics: tuple[Record, ...]) -> str:
+    selected = [value for record in metrics if (value := number(record.get("selected")))]
+    if not selected:
+        return ""
+    low, high = min(selected), max(selected)
+    amount = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+    return f"{amount} clients asked in each"
+
+
+def _pace(result: Outcome) -> str:
+    if result.seconds is None or not result.rounds:
+        return ""
+    return f"{text.duration(result.seconds / result.rounds)} a round"
+
+
+def _per_reply(metrics: tuple[Record, ...], key: str) -> str:
+    amount, selected = total(metrics, key), total(metrics, "selected")
+    return f"{text.size(amount / selected)} a client and round" if amount and selected else ""
+
+
+def _irregularities(run: Run, result: Outcome) -> list[Html]:
+    found = [_rejected(run, result)]
+    found += _marked(run.metrics, "skipped", "left the model unchanged")
+    found += _marked(run.metrics, "alarm", "raised an alarm")
+    return found
+
+
+def _rejected(run: Run, result: Outcome) -> Html:
+    asked = total(run.metrics, "selected")
+    if not result.rejected:
+        return element("p", "Every update that was asked for was accepted." if asked else None)
+    amount = sum(result.rejected.values())
+    of = f" of {text.count(asked, 'update')}" if asked else ""
+    verb = "was" if amount == 1 else "were"
+    items = [
+        element("li", f"{times:,} {text.reason(name)} ", element("code", name))
+        for name, times in result.rejected.items()
+    ]
+    return join(
+        [
+            element("p", element("strong", f"{amount:,}{of} {verb} not used:"), class_="note"),
+            element("ul", *items),
+        ]
+    )
+
+
+def _marked(metrics: tuple[Record, ...], key: str, what: str) -> list[Html]:
+    marked = [record for record in metrics if record.get(key)]
+    if not marked:
+        return []
+    items = [element("li", f"round {record['round']}: {record[key]}") for record in marked]
+    heading = element("strong", f"{text.count(len(marked), 'round')} {what}:")
+    listed = [element("p", heading, class_="note"), element("ul", *items[:_LISTED])]
+    if len(items) > _LISTED:
+        listed.append(details(f"{len(items) - _LISTED} more", element("ul", *items[_LISTED:])))
+    return listed

@@ -1,0 +1,151 @@
+"""Who holds what: the partition of the data over the clients."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qsfl_flower.simulations.report import figures, text
+from qsfl_flower.simulations.report.figures import Plot
+from qsfl_flower.simulations.report.html import Html, element
+from qsfl_flower.simulations.report.section import Section
+from qsfl_flower.simulations.runs import Record, Run, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_ROWS = 30
+_NAMED_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class _Holding:
+    client: str
+    examples: float
+    labels: tuple[float, ...]
+
+
+def partition(run: Run) -> Section:
+    """Draw the label counts of every client and say how uneven they are."""
+    holdings = _holdings(run.partition)
+    if not holdings:
+        return Section("data", "Data", (element("p", "No client holds data."),))
+    names = _class_names(run.partition, max(len(holding.labels) for holding in holdings))
+    return Section(
+        "data",
+        "Data",
+        (_facts(run.partition, holdings), _picture(holdings, names)),
+    )
+
+
+def _holdings(record: Record) -> list[_Holding]:
+    clients = record.get("clients")
+    found = []
+    for client in clients if isinstance(clients, list) else []:
+        if not isinstance(client, dict):
+            continue
+        counts = client.get("label_counts")
+        labels = (
+            tuple(max(0.0, number(n) or 0.0) for n in counts) if isinstance(counts, list) else ()
+        )
+        examples = number(client.get("num_train"))
+        found.append(
+            _Holding(
+                str(client.get("client")), sum(labels) if examples is None else examples, labels
+            )
+        )
+    return sorted(found, key=lambda holding: text.natural(holding.client))
+
+
+def _class_names(record: Record, classes: int) -> list[str]:
+    names = record.get("class_names")
+    named = [str(name) for name in names] if isinstance(names, list) else []
+    return named[:classes] + [f"class {index}" for index in range(len(named), classes)]
+
+
+def _facts(record: Record, holdings: Sequence[_Holding]) -> Html:
+    sizes = [holding.examples for holding in holdings]
+    facts = [
+        f"{text.count(len(holdings), 'client')} share {text.count(sum(sizes), 'training example')} "
+        f"({record.get('scheme', 'unknown')} partition).",
+        f"A client has {text.decimal(min(sizes))} to {text.decimal(max(sizes))} of them, "
+        f"the median is {text.decimal(statistics.median(sizes))}.",
+    ]
+    labelled = [holding for holding in holdings if sum(holding.labels) > 0]
+    if labelled:
+        largest = [max(holding.labels) / sum(holding.labels) for holding in labelled]
+        present = [sum(n > 0 for n in holding.labels) for holding in labelled]
+        facts.append(
+            f"Half of the clients have examples of {statistics.median_high(present)} or more of "
+            f"{text.count(len(labelled[0].labels), 'class', 'classes')}; the most frequent class "
+            f"makes up {text.percent(statistics.median(largest))} of a client's examples (median)."
+        )
+    return element("p", " ".join(facts))
+
+
+def _picture(holdings: Sequence[_Holding], names: Sequence[str]) -> Plot:
+    if not names:
+        holdings = [replace(holding, labels=(holding.examples,)) for holding in holdings]
+        names = ["examples"]
+    colors = figures.scale(len(names))
+    few = len(holdings) <= _MOST_ROWS
+    if not few:
+        holdings = sorted(holdings, key=lambda holding: -holding.examples)
+
+    def paint(axes: Axes) -> None:
+        if few:
+            _rows(axes, holdings, colors)
+        else:
+            _columns(axes, holdings, colors)
+        if len(names) > 1:
+            shown = figures.spread(len(names), _NAMED_CLASSES)
+            figures.legend_of(axes, [(names[i], colors[i]) for i in shown], columns=4)
+
+    sizes = [holding.examples for holding in holdings]
+    alt = (
+        f"Training examples of {text.count(len(holdings), 'client')} by class: "
+        f"{text.decimal(min(sizes))} to {text.decimal(max(sizes))} examples a client, "
+        f"{text.count(len(names), 'class', 'classes')}."
+    )
+    height = 1.4 + 0.19 * len(holdings) if few else 3.2
+    return figures.draw("partition", "Training examples by class", alt, paint, height)
+
+
+def _rows(axes: Axes, holdings: Sequence[_Holding], colors: Sequence[str]) -> None:
+    """One named bar a client, from top to bottom."""
+    for row, holding in enumerate(holdings):
+        start, pieces, shades = 0.0, [], []
+        for color, amount in zip(colors, holding.labels, strict=False):
+            if amount > 0:
+                pieces.append((start, amount))
+                shades.append(color)
+                start += amount
+        axes.broken_barh(pieces, (row - 0.4, 0.8), facecolors=shades)
+    names = [figures.label(holding.client, 14) for holding in holdings]
+    axes.set_yticks(range(len(holdings)), names)
+    axes.set_ylim(len(holdings) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("examples")
+    axes.set_ylabel("client")
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", color=figures.GRID, linewidth=0.8)
+
+
+def _columns(axes: Axes, holdings: Sequence[_Holding], colors: Sequence[str]) -> None:
+    """A skyline of nameless clients, the largest first."""
+    edges = range(len(holdings) + 1)
+    bottom = [0.0] * len(holdings)
+    for index, color in enumerate(colors):
+        top = [
+            low + (holding.labels[index] if index < len(holding.labels) else 0.0)
+            for low, holding in zip(bottom, holdings, strict=True)
+        ]
+        axes.stairs(top, edges, baseline=bottom, fill=True, color=color, linewidth=0)
+        bottom = top
+    axes.set_xlim(0, len(holdings))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("clients, the largest first")
+    axes.set_ylabel("examples")
