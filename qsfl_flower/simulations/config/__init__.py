@@ -1,0 +1,57 @@
+"""Experiments as YAML files: schema, loading with clear errors, and writing back."""
+
+from __future__ import annotations
+
+from qsfl_flower.simulations.config.experiment import Experiment
+from qsfl_flower.simulations.config.files import shipped_configs
+from qsfl_flower.simulations.config.loader import (
+    dump_experiment,
+    experiment_from_dict,
+    load_experiment,
+)
+from qsfl_flower.simulations.config.reference import json_schema
+from qsfl_flower.simulations.config.sections import (
+    ClientsSpec,
+    DataSpec,
+    DirichletSpec,
+    FaultSpec,
+    IidSpec,
+    ModelSpec,
+    OutputSpec,
+    ShardsSpec,
+    SimulationSpec,
+)
+from qsfl_flower.simulations.config.strategy import (
+    ClipSpec,
+    FedAdamSpec,
+    FedAvgMSpec,
+    FedAvgSpec,
+    FedProxSpec,
+    FedYogiSpec,
+    ValidateSpec,
+)
+
+__all__ = [
+    "ClientsSpec",
+    "ClipSpec",
+    "DataSpec",
+    "DirichletSpec",
+    "Experiment",
+    "FaultSpec",
+    "FedAdamSpec",
+    "FedAvgMSpec",
+    "FedAvgSpec",
+    "FedProxSpec",
+    "FedYogiSpec",
+    "IidSpec",
+    "ModelSpec",
+    "OutputSpec",
+    "ShardsSpec",
+    "SimulationSpec",
+    "ValidateSpec",
+    "dump_experiment",
+    "experiment_from_dict",
+    "json_schema",
+    "load_experiment",
+    "shipped_configs",
+]

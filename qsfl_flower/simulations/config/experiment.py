@@ -1,0 +1,121 @@
+"""The experiment: all sections, and the values that cannot go together across them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.sections import (
+    ClientsSpec,
+    DataSpec,
+    DirichletSpec,
+    FaultSpec,
+    IidSpec,
+    ModelSpec,
+    OutputSpec,
+    SimulationSpec,
+)
+from qsfl_flower.simulations.config.strategy import FedAvgSpec, StrategySpec
+
+# Training examples at most; local copies may hold fewer.
+TRAIN_SIZES = {"digits": 1437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
+_WRONG_CHANNELS = {
+    "cifar-cnn": ("digits", "mnist", "fashion-mnist"),
+    "mnist-cnn": ("cifar10",),
+}
+
+
+class Experiment(Section):
+    """Everything that determines a simulated federation; one YAML file describes one."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        default="experiment",
+        description="Name of the experiment; the run's folder starts with it.",
+        json_schema_extra={
+            "x-allowed": "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        },
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of every random choice of the simulation; never of a key.",
+    )
+    rounds: int = Field(default=10, ge=1, le=100_000, description="Number of federated rounds.")
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    clients: ClientsSpec = ClientsSpec()
+    strategy: StrategySpec = Field(
+        default=FedAvgSpec(name="fedavg"),
+        description="How the server combines what the clients send.",
+    )
+    simulation: SimulationSpec = SimulationSpec()
+    output: OutputSpec = OutputSpec()
+    faults: tuple[FaultSpec, ...] = Field(
+        default=(),
+        strict=False,
+        description="Clients that misbehave, for tests and demonstrations.",
+    )
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        refuse(_contradictions(self))
+        return self
+
+
+def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
+    if exp.data.dataset in _WRONG_CHANNELS.get(exp.model.name, ()):
+        kind = "grey" if exp.model.name == "cifar-cnn" else "colour"
+        yield Contradiction(
+            ("model.name", "data.dataset"),
+            f"model {exp.model.name!r} does not fit data.dataset {exp.data.dataset!r}, "
+            f"whose pictures are {kind}; choose another model.name or data.dataset",
+        )
+    yield from _too_few_examples(exp)
+    trained = max(1, int(exp.clients.fraction_train * exp.clients.count))
+    if trained < exp.strategy.min_replies:
+        yield Contradiction(
+            (
+                "strategy.min_replies",
+                "clients.fraction_train",
+                "clients.count",
+            ),
+            f"a round needs {exp.strategy.min_replies} usable replies, but clients.fraction_train "
+            f"{exp.clients.fraction_train:g} of clients.count {exp.clients.count} lets only "
+            f"{trained} train; lower strategy.min_replies or raise one of the others",
+        )
+    if exp.clients.fraction_evaluate > 0 and exp.data.test_fraction == 0:
+        yield Contradiction(
+            ("clients.fraction_evaluate", "data.test_fraction"),
+            "clients have nothing to evaluate on while data.test_fraction is 0; "
+            "set data.test_fraction above 0 or clients.fraction_evaluate to 0",
+        )
+    for index, fault in enumerate(exp.faults):
+        if fault.client >= exp.clients.count:
+            yield Contradiction(
+                (f"faults.{index}.client", "clients.count"),
+                f"there is no client {fault.client}; with clients.count {exp.clients.count} "
+                f"the clients are 0 to {exp.clients.count - 1}",
+            )
+
+
+def _too_few_examples(exp: Experiment) -> Iterator[Contradiction]:
+    size = TRAIN_SIZES.get(exp.data.dataset)
+    partition = exp.data.partition
+    if isinstance(partition, IidSpec):
+        each, key = 1, "data.partition.scheme"
+    elif isinstance(partition, DirichletSpec):
+        each, key = partition.min_size, "data.partition.min_size"
+    else:
+        each, key = partition.shards_per_client, "data.partition.shards_per_client"
+    needed = each * exp.clients.count
+    if size is not None and needed > size:
+        yield Contradiction(
+            (key, "clients.count", "data.dataset"),
+            f"clients.count {exp.clients.count} with at least {each} each take {needed} examples, "
+            f"but data.dataset {exp.data.dataset!r} has {size} for training; "
+            f"lower {key if each > 1 else 'clients.count'}",
+        )

@@ -1,0 +1,162 @@
+"""Pydantic's errors as sentences: where, which key, what was found, what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from qsfl_flower.simulations.config import shape
+from qsfl_flower.simulations.config.base import Contradiction
+from qsfl_flower.simulations.config.tree import (
+    Node,
+    Problem,
+    deepest,
+    dotted,
+    shown,
+    to_plain,
+)
+
+_BOOLEAN_WORDS = {"yes": "true", "on": "true", "true": "true", "1": "true"} | {
+    "no": "false",
+    "off": "false",
+    "false": "false",
+    "0": "false",
+}
+_NULL_WORDS = ("none", "null", "nil", "~", "")
+
+
+def explain(error: ValidationError, tree: Node) -> list[Problem]:
+    """Turn a validation error into problems with places.
+
+    Parameters
+    ----------
+    error : pydantic.ValidationError
+        What the model said about the data of the tree.
+    tree : Node
+        The data with its places.
+
+    Returns
+    -------
+    list of Problem
+        One per mistake. An error of a list or section whose items have errors is left out.
+    """
+    data = to_plain(tree)
+    found: list[tuple[shape.Path, Problem]] = []
+    for order, one in enumerate(error.errors(include_url=False)):
+        path = shape.without_labels(one["loc"])
+        if one["type"] == "contradiction":
+            found += [
+                ((*path, "contradiction"), _contradiction(each, tree, order))
+                for each in one["ctx"]["found"]
+            ]
+            continue
+        path, text = _sentence(one["type"], path, data)
+        place = deepest(tree, path).place
+        found.append((path, Problem(place, f"{dotted(path)}: {text}", order)))
+    paths = [path for path, _ in found]
+    return [problem for path, problem in found if not any(_is_above(path, one) for one in paths)]
+
+
+def _is_above(path: shape.Path, other: shape.Path) -> bool:
+    return len(path) < len(other) and other[: len(path)] == path
+
+
+def _contradiction(one: Contradiction, tree: Node, order: int) -> Problem:
+    nodes = [deepest(tree, _parse_dotted(key)) for key in one.keys]
+    written = [node.place for node in nodes if node.place.rank >= 0]
+    return Problem((written or [tree.place])[0], f"{one.keys[0]}: {one.text}", order)
+
+
+def _parse_dotted(key: str) -> shape.Path:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
+def _sentence(kind: str, path: shape.Path, data: object) -> tuple[shape.Path, str]:
+    value = _value(data, path)
+    schema = shape.walk(path, data)
+    if kind == "extra_forbidden":
+        return path, _unknown_key(path, data)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = shape.tag_of(schema) or ""
+        path = (*path, tag)
+        names = list(shape.kinds_of(schema))
+        wanted = f"must be one of {', '.join(names)}"
+        if kind == "union_tag_not_found":
+            return path, f"missing; {wanted}"
+        return path, f"{wanted}, got {_got(value[tag])}{_suggestion(value[tag], names)}"
+    if kind == "missing":
+        return path, f"missing; must be {shape.allowed(schema)}"
+    return path, f"must be {shape.allowed(schema)}, got {_got(value)}{_hint(value, schema)}"
+
+
+def _value(data: Any, path: shape.Path) -> Any:
+    for key in path:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _got(value: object) -> str:
+    if isinstance(value, dict | list | str | int | float | bool | None):
+        return shown(value)
+    return f"{shown(value)} ({type(value).__name__})"
+
+
+def _suggestion(value: object, words: list[str]) -> str:
+    close = shape.closest(value, words) if isinstance(value, str) else None
+    return f"; did you mean '{close}'?" if close else ""
+
+
+def _hint(value: object, schema: shape.Schema) -> str:
+    types = shape.types(schema)
+    if isinstance(value, float) and "integer" in types and value.is_integer():
+        return f"; write {int(value)}"
+    if not isinstance(value, str):
+        return ""
+    word = value.strip().lower()
+    if "boolean" in types and word in _BOOLEAN_WORDS:
+        return f"; write {_BOOLEAN_WORDS[word]}"
+    if "null" in types and word in _NULL_WORDS:
+        return "; write null"
+    if types & {"integer", "number"}:
+        return _number_hint(word, types)
+    return _suggestion(value, shape.choices(schema))
+
+
+def _number_hint(word: str, types: set[str]) -> str:
+    try:
+        number = int(word) if "integer" in types else float(word)
+    except ValueError:
+        return ""
+    return f"; write {number} without quotes"
+
+
+def _unknown_key(path: shape.Path, data: object) -> str:
+    *above, last = path
+    parent = shape.walk(tuple(above), data)
+    tag = shape.tag_of(parent)
+    kind = _value(data, (*above, tag)) if tag else None
+    section = shape.kinds_of(parent)[str(kind)] if tag else parent
+    keys = list(section["properties"]) + ["extends"] * (not above)
+    where = ".".join(str(part) for part in above if not isinstance(part, int))
+    of_kind = f" for {tag} '{kind}'" if tag else ""
+    return f"unknown key{of_kind}{_meant(str(last), where, keys)} allowed: {', '.join(keys)}"
+
+
+def _meant(key: str, where: str, keys: list[str]) -> str:
+    if key == "extends":
+        return "; 'extends' stands at the top level of a file only;"
+    homes = [one for one in shape.sections() if key in one.schema["properties"]]
+    siblings = [one for one in homes if one.path == where]
+    if siblings:
+        return f"; it belongs to {siblings[0].tag} {' or '.join(one.kind for one in siblings)};"
+    close = shape.closest(key, keys)
+    if close:
+        return f"; did you mean '{close}'?"
+    if homes:
+        paths = dict.fromkeys(f"'{one.path}.{key}'".replace("'.", "'") for one in homes)
+        return f"; did you mean {' or '.join(paths)}?"
+    return ";"

@@ -1,0 +1,255 @@
+"""The sections of an experiment other than the strategy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+
+from qsfl_flower.simulations.config.base import Contradiction, PlaceText, Section, refuse
+
+BUILT_IN_MODELS = ("mlp", "mnist-cnn", "cifar-cnn")
+_WORD = r"[A-Za-z_][A-Za-z0-9_]*"
+_IMPORT_PATH = rf"{_WORD}(\.{_WORD})*:{_WORD}"
+
+
+class IidSpec(Section):
+    """Examples are dealt out at random, in equal shares."""
+
+    scheme: Literal["iid"] = Field(description="Name of the scheme.")
+
+
+class DirichletSpec(Section):
+    """Each class is split by proportions drawn from a symmetric Dirichlet distribution."""
+
+    scheme: Literal["dirichlet"] = Field(description="Name of the scheme.")
+    alpha: float = Field(gt=0, description="Concentration: 0.1 is very uneven, 100 nearly even.")
+    min_size: int = Field(
+        default=10, ge=1, le=10**9, description="Fewest examples that a client may get (examples)."
+    )
+
+
+class ShardsSpec(Section):
+    """Examples sorted by class are cut into shards and each client gets some of them."""
+
+    scheme: Literal["shards"] = Field(description="Name of the scheme.")
+    shards_per_client: int = Field(
+        ge=1, le=10**6, description="Shards that a client gets; 2 gives it about two classes."
+    )
+
+
+PartitionSpec = Annotated[IidSpec | DirichletSpec | ShardsSpec, Field(discriminator="scheme")]
+
+
+class DataSpec(Section):
+    """Which examples there are and who holds them."""
+
+    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "npz"] = Field(
+        default="digits",
+        description="Data set; digits comes with scikit-learn and needs no network.",
+    )
+    root: PlaceText | None = Field(
+        default=None,
+        description="Folder that holds mnist, fashion-mnist or cifar10; null: $QSFL_DATA_DIR. "
+        "A relative path starts at the working folder.",
+    )
+    file: PlaceText | None = Field(
+        default=None,
+        description="The .npz file of dataset npz, which needs it; null for the others.",
+    )
+    download: bool = Field(
+        default=False, description="Fetch the data set into the folder when it is not there."
+    )
+    test_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Share of each client's examples held out for its own evaluation; "
+        "0: evaluation is on the server, with the data set's test split.",
+    )
+    partition: PartitionSpec = Field(
+        default=IidSpec(scheme="iid"),
+        description="How the training examples are spread over clients.",
+    )
+
+    @model_validator(mode="after")
+    def _npz_fits(self) -> Self:
+        npz = self.dataset == "npz"
+        found = []
+        if npz and self.file is None:
+            found.append(
+                Contradiction(
+                    ("data.dataset", "data.file"),
+                    "dataset 'npz' needs a file; set data.file to the path of an .npz file",
+                )
+            )
+        if not npz and self.file is not None:
+            found.append(
+                Contradiction(
+                    ("data.file", "data.dataset"),
+                    f"dataset {self.dataset!r} reads no file, only 'npz' does; "
+                    "set data.dataset to npz or data.file to null",
+                )
+            )
+        if npz and self.download:
+            found.append(
+                Contradiction(
+                    ("data.download", "data.dataset"),
+                    "dataset 'npz' cannot be downloaded; set data.download to false",
+                )
+            )
+        refuse(found)
+        return self
+
+
+class ModelSpec(Section):
+    """What is trained."""
+
+    name: Annotated[
+        str,
+        StringConstraints(
+            max_length=256, pattern=rf"^({'|'.join(BUILT_IN_MODELS)}|{_IMPORT_PATH})$"
+        ),
+    ] = Field(
+        default="mlp",
+        description="A model of the suite, or the import path of a function that returns a "
+        "torch module.",
+        examples=list(BUILT_IN_MODELS),
+        json_schema_extra={
+            "x-allowed": f"one of {', '.join(BUILT_IN_MODELS)}, or package.module:factory"
+        },
+    )
+
+
+class ClientsSpec(Section):
+    """How many clients there are and how each of them trains."""
+
+    count: int = Field(default=10, ge=1, le=100_000, description="Number of clients.")
+    fraction_train: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the clients that trains in a round."
+    )
+    fraction_evaluate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the clients that evaluates in a round, on its held-out examples.",
+    )
+    epochs: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Passes over the client's examples in a round (epochs).",
+    )
+    batch_size: int = Field(
+        default=32, ge=1, le=1_000_000, description="Examples per training step (examples)."
+    )
+    learning_rate: float = Field(
+        default=0.05, gt=0, description="Learning rate of the first round."
+    )
+    momentum: float = Field(
+        default=0.0, ge=0, lt=1, description="Momentum of optimizer sgd; must be 0 for the others."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the optimizer.")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(
+        default="sgd", description="Optimizer; its state starts anew in every round."
+    )
+    grad_clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest L2 norm of the gradient in a step; null: no clipping.",
+    )
+    lr_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="The learning rate is multiplied by this after every round.",
+    )
+    augment: bool = Field(
+        default=False,
+        description="Vary the training pictures at random in ways that keep their label.",
+    )
+
+    @model_validator(mode="after")
+    def _momentum_fits(self) -> Self:
+        if self.momentum > 0 and self.optimizer != "sgd":
+            refuse(
+                [
+                    Contradiction(
+                        ("clients.momentum", "clients.optimizer"),
+                        f"only optimizer 'sgd' takes a momentum, {self.optimizer!r} has its own; "
+                        "set clients.momentum to 0 or clients.optimizer to sgd",
+                    )
+                ]
+            )
+        return self
+
+
+class SimulationSpec(Section):
+    """How the run uses this machine; only a round_timeout that strikes changes the model."""
+
+    cpus_per_client: int = Field(
+        default=1, ge=1, le=1024, description="Cores reserved for a client while it works (cores)."
+    )
+    actors: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Client processes at work at the same time; null: as many as cores allow.",
+    )
+    threads_per_client: int = Field(
+        default=1, ge=1, le=1024, description="Threads that torch uses in a client."
+    )
+    round_timeout: float = Field(
+        default=3600.0,
+        gt=0,
+        description="Time after which a round stops waiting for replies (seconds).",
+    )
+
+
+class OutputSpec(Section):
+    """What a run leaves behind and where."""
+
+    folder: PlaceText = Field(
+        default="runs",
+        description="Folder in which each run makes its own. "
+        "A relative path starts at the working folder.",
+    )
+    keep_checkpoints: int = Field(
+        default=2,
+        ge=1,
+        le=100_000,
+        description="Newest server checkpoints that are kept.",
+    )
+    tensorboard: bool = Field(
+        default=False, description="Write TensorBoard logs too; needs the extra 'tensorboard'."
+    )
+    mlflow: PlaceText | None = Field(
+        default=None, description="Tracking URI of MLflow; null: off. Needs the extra 'mlflow'."
+    )
+
+
+_Rounds = Annotated[
+    Annotated[Literal["all"], Tag("all")]
+    | Annotated[
+        tuple[Annotated[int, Field(ge=1, le=100_000)], ...],
+        Field(strict=False, min_length=1),
+        Tag("list"),
+    ],
+    Discriminator(lambda value: "all" if isinstance(value, str) else "list"),
+]
+
+
+class FaultSpec(Section):
+    """One client that misbehaves, for tests and demonstrations."""
+
+    client: int = Field(
+        ge=0, le=99_999, description="Index of the client, counted from 0 to clients.count - 1."
+    )
+    kind: Literal["raise", "garbage", "nan", "die", "slow", "huge-claim"] = Field(
+        description="raise: its training raises an exception; garbage: it replies with arrays of "
+        "other names and shapes; nan: its model is full of NaN; die: its process ends; slow: it "
+        "answers after the round's time-out; huge-claim: it claims far more examples than it has."
+    )
+    rounds: _Rounds = Field(
+        default="all", description="Rounds in which it does so, counted from 1."
+    )

@@ -1,0 +1,142 @@
+"""The `strategy` section: how the server combines the replies, and the stages before that."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+
+
+class ValidateSpec(Section):
+    """Refuses replies that are malformed, not finite, or absurdly large."""
+
+    stage: Literal["validate"] = Field(description="Name of the stage.")
+    max_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest L2 norm of an update that is still believed; null: any finite norm.",
+    )
+
+
+class ClipSpec(Section):
+    """Scales updates down to a given L2 norm; shorter ones stay as they are."""
+
+    stage: Literal["clip"] = Field(description="Name of the stage.")
+    clip_norm: float = Field(gt=0, description="Largest L2 norm of an update after this stage.")
+    per_layer: bool = Field(
+        default=False,
+        description="Clip each of the L arrays to clip_norm / sqrt(L) instead of the whole update.",
+    )
+
+
+StageSpec = Annotated[ValidateSpec | ClipSpec, Field(discriminator="stage")]
+
+
+class CommonStrategySpec(Section):
+    """Keys that every strategy has."""
+
+    name: str = Field(description="Name of the strategy.")
+    stages: tuple[StageSpec, ...] = Field(
+        default=(ValidateSpec(stage="validate"),),
+        strict=False,
+        description="What is done to updates before they are combined, each stage at most once.",
+    )
+    max_num_examples: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**12,
+        description="Cap on the number of examples that a client claims, which weights its update "
+        "(examples); null: no fixed cap.",
+    )
+    max_weight_ratio: float = Field(
+        default=10.0,
+        ge=1,
+        description="Largest weight of a client in the mean, as a multiple of the median weight.",
+    )
+    min_replies: int = Field(
+        default=2,
+        ge=1,
+        le=100_000,
+        description="Usable replies that a round needs; with fewer the model stays unchanged.",
+    )
+    max_failed_rounds: int = Field(
+        default=3,
+        ge=1,
+        le=100_000,
+        description="Consecutive rounds without enough usable replies after which the run stops.",
+    )
+
+    @model_validator(mode="after")
+    def _stages_differ(self) -> Self:
+        first: dict[str, int] = {}
+        refuse(
+            Contradiction(
+                (f"strategy.stages.{index}", f"strategy.stages.{first[one.stage]}"),
+                f"stage {one.stage!r} stands already at strategy.stages.{first[one.stage]}; "
+                "list it once",
+            )
+            for index, one in enumerate(self.stages)
+            if first.setdefault(one.stage, index) != index
+        )
+        return self
+
+
+class FedAvgSpec(CommonStrategySpec):
+    """Weighted mean of the clients' models (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = Field(description="Name of the strategy.")
+
+
+class FedProxSpec(CommonStrategySpec):
+    """FedAvg whose clients are pulled towards the global model (Li et al. 2020)."""
+
+    name: Literal["fedprox"] = Field(description="Name of the strategy.")
+    proximal_mu: float = Field(
+        ge=0,
+        description="Weight mu of the proximal term: mu/2 times the squared distance to the "
+        "global model; 0 equals FedAvg.",
+    )
+
+
+class FedAvgMSpec(CommonStrategySpec):
+    """FedAvg with momentum on the server (Hsu et al. 2019)."""
+
+    name: Literal["fedavgm"] = Field(description="Name of the strategy.")
+    server_learning_rate: float = Field(
+        default=1.0, gt=0, description="Step of the server along the averaged update."
+    )
+    server_momentum: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the last step that is kept in the next one."
+    )
+
+
+class AdaptiveStrategySpec(CommonStrategySpec):
+    """Keys of the adaptive server optimisers (Reddi et al. 2021)."""
+
+    beta_1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta_2: float = Field(default=0.99, ge=0, lt=1, description="Decay of the second moment.")
+    tau: float = Field(
+        default=1e-3, gt=0, description="Adaptivity: added to the root of the second moment."
+    )
+
+
+class FedAdamSpec(AdaptiveStrategySpec):
+    """Adam on the server."""
+
+    name: Literal["fedadam"] = Field(description="Name of the strategy.")
+    eta: float = Field(default=0.1, gt=0, description="Learning rate of the server.")
+
+
+class FedYogiSpec(AdaptiveStrategySpec):
+    """Yogi on the server: Adam whose second moment grows additively."""
+
+    name: Literal["fedyogi"] = Field(description="Name of the strategy.")
+    eta: float = Field(default=0.01, gt=0, description="Learning rate of the server.")
+
+
+StrategySpec = Annotated[
+    FedAvgSpec | FedProxSpec | FedAvgMSpec | FedAdamSpec | FedYogiSpec,
+    Field(discriminator="name"),
+]

@@ -1,0 +1,180 @@
+"""Configuration as a tree whose every value remembers where it was written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from qsfl_flower.errors import ConfigError
+
+_MAX_DEPTH = 24
+_MAX_VALUES = 50_000
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written.
+
+    Parameters
+    ----------
+    source : str
+        File as the user would name it, or the override itself.
+    line : int or None
+        Counted from 1; None where there are no lines.
+    rank : int
+        Order in which the sources were read.
+    via : tuple of str
+        Files that extend this one, the nearest first.
+    """
+
+    source: str
+    line: int | None = None
+    rank: int = 0
+    via: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+    def at(self, line: int) -> Place:
+        """Return the same source at another line."""
+        return Place(self.source, line, self.rank, self.via)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with its place: a dict of nodes, a list of nodes, or a scalar."""
+
+    value: object
+    place: Place
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it is and one sentence about it."""
+
+    place: Place
+    text: str
+    order: int = field(default=0)
+
+    def __str__(self) -> str:
+        via = f" (extended by {', '.join(self.place.via)})" if self.place.via else ""
+        return f"{self.place}: {self.text}{via}"
+
+
+def config_error(problems: Iterable[Problem]) -> ConfigError:
+    """Put problems into one error, a line each, in the order of files and lines."""
+    ordered = sorted(problems, key=lambda one: (one.place.rank, one.place.line or 0, one.order))
+    return ConfigError("\n".join(dict.fromkeys(str(one) for one in ordered)))
+
+
+class Budget:
+    """Bounds a tree while it is built, so that no input makes it deep or huge.
+
+    Parameters
+    ----------
+    place : Place
+        Source to name when the bound is passed.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._left = _MAX_VALUES
+
+    def spend(self, depth: int) -> None:
+        """Count one more value at the given depth.
+
+        Raises
+        ------
+        ConfigError
+            The tree is deeper or has more values than any configuration needs.
+        """
+        self._left -= 1
+        if depth > _MAX_DEPTH:
+            text = f"nested deeper than {_MAX_DEPTH} levels"
+        elif self._left < 0:
+            text = f"more than {_MAX_VALUES} values (what an alias repeats counts too)"
+        else:
+            return
+        raise config_error([Problem(self._place, text)])
+
+
+def from_plain(value: object, place: Place) -> Node:
+    """Turn plain Python data into a tree whose values all have the same place.
+
+    Raises
+    ------
+    ConfigError
+        Data is nested too deeply (or contains itself) or is too large.
+    """
+    budget = Budget(place)
+
+    def build(part: object, depth: int) -> Node:
+        budget.spend(depth)
+        if isinstance(part, Mapping):
+            return Node({str(key): build(one, depth + 1) for key, one in part.items()}, place)
+        if isinstance(part, list | tuple):
+            return Node([build(one, depth + 1) for one in part], place)
+        return Node(part, place)
+
+    return build(value, 0)
+
+
+def to_plain(node: Node) -> object:
+    """Drop the places and return plain Python data."""
+    if isinstance(node.value, dict):
+        return {key: to_plain(one) for key, one in node.value.items()}
+    if isinstance(node.value, list):
+        return [to_plain(one) for one in node.value]
+    return node.value
+
+
+def find(node: Node, path: Iterable[str | int]) -> Node | None:
+    """Return the node at a path, or None where there is nothing."""
+    here: Node | None = node
+    for key in path:
+        if here is None:
+            return None
+        if isinstance(here.value, dict):
+            here = here.value.get(key)
+        elif isinstance(here.value, list) and key in range(len(here.value)):
+            here = here.value[int(key)]
+        else:
+            return None
+    return here
+
+
+def deepest(node: Node, path: tuple[str | int, ...]) -> Node:
+    """Return the node at a path or the nearest node above it."""
+    for end in range(len(path), 0, -1):
+        found = find(node, path[:end])
+        if found is not None:
+            return found
+    return node
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Write a path as ``strategy.stages.0.clip_norm``, the way an override writes it."""
+    return ".".join(shown_key(key) for key in path)
+
+
+def shown_key(key: str | int) -> str:
+    """Write a key so that it fits on the line of a message."""
+    text = str(key)
+    return text if re.fullmatch(r"[\w<$-]{1,60}", text) else shown(text)
+
+
+def shown(value: object) -> str:
+    """Write a value the way it looks in YAML, on one line and not too long."""
+    if value is None:
+        text = "null"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{shown_key(str(k))}: {shown(v)}" for k, v in value.items()) + "}"
+    elif isinstance(value, list | tuple):
+        text = "[" + ", ".join(shown(one) for one in value) + "]"
+    else:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
