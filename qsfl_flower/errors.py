@@ -51,5 +51,9 @@ class RunError(QSFLError):
     """A run ended without a usable result."""
 
 
+class RunInterrupted(QSFLError):
+    """The run was asked to stop (Ctrl-C, SIGTERM); its last checkpoint is complete."""
+
+
 class CryptoError(QSFLError):
     """A cryptographic operation failed or a key, message or roster is not acceptable."""

@@ -1,1 +1,45 @@
-"""TBD."""
+"""Flower strategies and the stages they are made of (the server's side of a round)."""
+
+from qsfl_flower.strategies.aggregate import Outcome
+from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
+from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
+from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
+from qsfl_flower.strategies.stable import StableFedAvg
+from qsfl_flower.strategies.stages import (
+    Chain,
+    Clip,
+    CohortStage,
+    Phase,
+    RoundContext,
+    Stage,
+    State,
+    Validate,
+    VectorStage,
+)
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
+
+__all__ = [
+    "Chain",
+    "CheckpointStore",
+    "ClientRow",
+    "Clip",
+    "Cohort",
+    "CohortStage",
+    "FedAdam",
+    "FedAvgM",
+    "FedYogi",
+    "Outcome",
+    "Phase",
+    "Rejection",
+    "RoundContext",
+    "RoundRecord",
+    "RunObserver",
+    "Sender",
+    "Snapshot",
+    "StableFedAvg",
+    "Stage",
+    "State",
+    "Update",
+    "Validate",
+    "VectorStage",
+]

@@ -1,1 +1,22 @@
-"""TBD."""
+"""What crosses the network between a strategy and a client, in Flower's own records.
+
+Both sides import this package and nothing of each other: record names, arrays without copies,
+the plan that a strategy sends to the mods, and the older ``FitIns``/``FitRes`` format.
+"""
+
+from qsfl_flower.wire.arrays import content_bytes, from_record, to_record
+from qsfl_flower.wire.keys import CLIENT_KEY, FORM_KEY, PLAN_KEY, QSFL_RECORD, Form
+from qsfl_flower.wire.plan import Plan, PlanItem
+
+__all__ = [
+    "CLIENT_KEY",
+    "FORM_KEY",
+    "PLAN_KEY",
+    "QSFL_RECORD",
+    "Form",
+    "Plan",
+    "PlanItem",
+    "content_bytes",
+    "from_record",
+    "to_record",
+]

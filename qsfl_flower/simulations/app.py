@@ -1,0 +1,107 @@
+"""The Flower app: the same ServerApp and ClientApp for ``qsfl run`` and for ``flwr run .``.
+
+``flwr run .`` reads the run config: ``config`` names an experiment file or a shipped one, ``set``
+holds overrides separated by ``;`` (``set="rounds=3; clients.count=5"``), ``output`` is the folder
+for run folders. ``qsfl run`` hands the experiment over directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from qsfl_flower.clients.bridge import numpy_client_app
+from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.clients.trainer import TrainingClient
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.simulations.build import Owners, client_of, owners_of
+from qsfl_flower.simulations.config import Experiment, load_experiment
+from qsfl_flower.simulations.faults import fault_mod
+from qsfl_flower.simulations.serve import Job, prepare, serve
+
+
+def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
+    """Make the ClientApp of an experiment.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What is run.
+    owners : numpy.ndarray
+        Who owns which example; travels with the app, so that clients need not work it out.
+    """
+
+    def client_fn(context: Context) -> TrainingClient:
+        return client_of(experiment, owners, int(context.node_config["partition-id"]))
+
+    mods = [qsfl_mod]
+    if experiment.faults:
+        mods.insert(0, fault_mod(experiment))
+    return numpy_client_app(client_fn, mods=mods)
+
+
+def make_server_app(job: Job) -> ServerApp:
+    """Make the ServerApp of a prepared job."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        serve(job, grid)
+
+    return app
+
+
+def experiment_from_run_config(run_config: Mapping[str, object]) -> Experiment:
+    """Read the experiment that the run config of ``flwr run`` names.
+
+    Raises
+    ------
+    ConfigError
+        If a key is not a text, or the experiment is not valid.
+    """
+    values: dict[str, str] = {}
+    for key, default in (("config", "quickstart"), ("set", ""), ("output", "")):
+        value = run_config.get(key, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"run config: {key} is {value!r}; it must be a text")
+        values[key] = value
+    overrides = [part.strip() for part in values["set"].split(";") if part.strip()]
+    if values["output"]:
+        overrides.append(f"output.folder={values['output']}")
+    return load_experiment(values["config"], overrides)
+
+
+@lru_cache(maxsize=2)
+def _cached(items: tuple[tuple[str, object], ...]) -> tuple[Experiment, Owners]:
+    experiment = experiment_from_run_config(dict(items))
+    return experiment, owners_of(experiment)
+
+
+def _client_of_context(context: Context) -> TrainingClient:
+    keys = ("config", "set", "output")
+    settings = tuple((k, context.run_config[k]) for k in keys if k in context.run_config)
+    experiment, owners = _cached(settings)
+    if int(context.node_config["num-partitions"]) != experiment.clients.count:
+        raise ConfigError(
+            f"the federation has {context.node_config['num-partitions']} SuperNodes, clients.count "
+            f"is {experiment.clients.count}: start it with "
+            f"--federation-config num-supernodes={experiment.clients.count}"
+        )
+    return client_of(experiment, owners, int(context.node_config["partition-id"]))
+
+
+client_app = numpy_client_app(_client_of_context)
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment of the run config and leave a run folder."""
+    job = prepare(experiment_from_run_config(context.run_config))
+    serve(job, grid)
+    job.finish("finished", None)

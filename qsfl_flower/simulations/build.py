@@ -1,0 +1,202 @@
+"""From a validated experiment to the objects that run it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from numpy.typing import NDArray
+
+from qsfl_flower.clients.data import Dataset, load_dataset
+from qsfl_flower.clients.models import build_model, set_arrays
+from qsfl_flower.clients.partition import (
+    Dirichlet,
+    Iid,
+    Shards,
+    label_counts,
+    partition,
+    split,
+)
+from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
+from qsfl_flower.simulations.config import (
+    ClipSpec,
+    DirichletSpec,
+    Experiment,
+    FedAdamSpec,
+    FedAvgMSpec,
+    FedProxSpec,
+    FedYogiSpec,
+    IidSpec,
+)
+from qsfl_flower.strategies import (
+    CheckpointStore,
+    Clip,
+    FedAdam,
+    FedAvgM,
+    FedYogi,
+    RunObserver,
+    Stage,
+    StableFedAvg,
+    Validate,
+)
+from qsfl_flower.wire import from_record
+
+Owners = NDArray[np.int32]
+"""Which client owns each training example: shape (examples,), -1 for nobody."""
+
+
+def dataset_of(experiment: Experiment) -> Dataset:
+    """Load the data set of an experiment (cached per process)."""
+    data = experiment.data
+    return load_dataset(
+        data.dataset,
+        root=Path(data.root) if data.root else None,
+        file=Path(data.file) if data.file else None,
+        download=data.download,
+    )
+
+
+def owners_of(experiment: Experiment) -> Owners:
+    """Divide the training examples among the clients; the same in every process."""
+    labels = dataset_of(experiment).y_train
+    spec = experiment.data.partition
+    scheme: Iid | Dirichlet | Shards
+    if isinstance(spec, IidSpec):
+        scheme = Iid()
+    elif isinstance(spec, DirichletSpec):
+        scheme = Dirichlet(spec.alpha, spec.min_size)
+    else:
+        scheme = Shards(spec.shards_per_client)
+    owners = np.full(len(labels), -1, dtype=np.int32)
+    parts = partition(labels, experiment.clients.count, scheme, experiment.seed)
+    for client, rows in enumerate(parts):
+        owners[rows] = client
+    return owners
+
+
+def rows_of(
+    experiment: Experiment, owners: Owners, client: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the training and the held-out rows of one client."""
+    rows = np.flatnonzero(owners == client)
+    return split(rows, experiment.data.test_fraction, (experiment.seed, client))
+
+
+def describe_partition(experiment: Experiment, owners: Owners) -> dict[str, Any]:
+    """Describe who owns what, for the run folder and the report."""
+    data = dataset_of(experiment)
+    clients = []
+    for client in range(experiment.clients.count):
+        train, held_out = rows_of(experiment, owners, client)
+        counts = label_counts(data.y_train, [train], data.num_classes)[0]
+        clients.append(
+            {
+                "client": str(client),
+                "num_train": len(train),
+                "num_test": len(held_out),
+                "label_counts": counts.tolist(),
+            }
+        )
+    return {
+        "scheme": experiment.data.partition.scheme,
+        "source": data.source,
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names) if data.class_names else None,
+        "clients": clients,
+    }
+
+
+def model_of(experiment: Experiment) -> torch.nn.Module:
+    """Build the experiment's model with its first weights."""
+    data = dataset_of(experiment)
+    return build_model(experiment.model.name, data.input_shape, data.num_classes, experiment.seed)
+
+
+def client_of(experiment: Experiment, owners: Owners, client: int) -> TrainingClient:
+    """Build one client with its own data."""
+    torch.set_num_threads(experiment.simulation.threads_per_client)
+    spec = experiment.clients
+    config = TrainConfig(
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        lr_decay=spec.lr_decay,
+        optimizer=spec.optimizer,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        grad_clip_norm=spec.grad_clip_norm,
+        augment=spec.augment,
+    )
+    view = dataset_of(experiment).client_view(*rows_of(experiment, owners, client))
+    return TrainingClient(
+        model_of(experiment), view, config, seed=experiment.seed, client_id=client
+    )
+
+
+def evaluator_of(experiment: Experiment) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Return the server's evaluation on the data set's test split."""
+    data, model = dataset_of(experiment), model_of(experiment)
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        del server_round
+        set_arrays(model, from_record(arrays))
+        loss, accuracy = evaluate_model(model, data.x_test, data.y_test, data.normalization)
+        return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    return evaluate
+
+
+def stages_of(experiment: Experiment) -> Sequence[Stage]:
+    """Return the stages of the experiment's strategy, a server optimiser included."""
+    spec = experiment.strategy
+    stages: list[Stage] = []
+    for item in spec.stages:
+        if isinstance(item, ClipSpec):
+            stages.append(Clip(item.clip_norm, item.per_layer))
+        else:
+            stages.append(Validate() if item.max_norm is None else Validate(item.max_norm))
+    if isinstance(spec, FedAvgMSpec):
+        stages.append(FedAvgM(spec.server_learning_rate, spec.server_momentum))
+    elif isinstance(spec, FedAdamSpec):
+        stages.append(FedAdam(spec.eta, spec.beta_1, spec.beta_2, spec.tau))
+    elif isinstance(spec, FedYogiSpec):
+        stages.append(FedYogi(spec.eta, spec.beta_1, spec.beta_2, spec.tau))
+    return stages
+
+
+def strategy_of(
+    experiment: Experiment, checkpoints: CheckpointStore, observer: RunObserver
+) -> StableFedAvg:
+    """Build the strategy of an experiment."""
+    clients, spec = experiment.clients, experiment.strategy
+    evaluates = clients.fraction_evaluate > 0
+    return StableFedAvg(
+        fraction_train=clients.fraction_train,
+        fraction_evaluate=clients.fraction_evaluate,
+        min_train_nodes=1,
+        min_evaluate_nodes=1 if evaluates else 0,
+        min_available_nodes=clients.count,
+        stages=stages_of(experiment),
+        proximal_mu=spec.proximal_mu if isinstance(spec, FedProxSpec) else 0.0,
+        seed=experiment.seed,
+        max_num_examples=spec.max_num_examples,
+        max_weight_ratio=spec.max_weight_ratio,
+        min_replies=spec.min_replies,
+        max_failed_rounds=spec.max_failed_rounds,
+        checkpoints=checkpoints,
+        observer=observer,
+    )
+
+
+@lru_cache(maxsize=4)
+def fingerprint(experiment: Experiment) -> str:
+    """Identify what determines the result of a run; longer runs and other machines keep it."""
+    data = experiment.model_dump(mode="json", exclude={"output", "simulation", "rounds", "name"})
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

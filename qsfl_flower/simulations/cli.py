@@ -1,0 +1,176 @@
+"""The ``qsfl`` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+# Set before Flower or Ray is imported: no telemetry unless the user asks for it, no noise.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qsfl_flower import __version__
+from qsfl_flower.errors import ConfigError, QSFLError, RunInterrupted
+from qsfl_flower.simulations.config import dump_experiment, json_schema, load_experiment
+from qsfl_flower.simulations.runs import find_run, list_runs
+
+app = typer.Typer(
+    help="Private, robust, quantum-safe federated learning on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True, soft_wrap=True)
+
+RunsFolder = Annotated[Path, typer.Option("--folder", help="Folder that holds the runs.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+]
+JSON_KEYS = (
+    "run", "rounds", "accuracy", "loss", "bytes_up", "bytes_down", "seconds", "epsilon", "rejected",
+)  # fmt: skip
+
+
+@app.command()
+def run(
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a shipped one (quickstart).")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run: folder, name or 'latest'."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Make the last line of the output one JSON object.")
+    ] = False,
+    folder: RunsFolder = Path("runs"),
+) -> None:
+    """Run an experiment and write its report."""
+    with _errors():
+        if (config is None) == (resume is None):
+            raise ConfigError("give either a configuration or --resume RUN")
+        path = None
+        if resume is not None:
+            path = find_run(resume, folder)
+            experiment = load_experiment(path / "config.yaml", overrides or ())
+        else:
+            experiment = load_experiment(config or "", overrides or ())
+
+        from qsfl_flower.simulations.progress import TerminalDisplay
+        from qsfl_flower.simulations.runner import run_experiment
+
+        _out.print(
+            f"[bold]{experiment.name}[/bold]: {experiment.strategy.name}, "
+            f"{experiment.clients.count} clients, {experiment.rounds} rounds of "
+            f"{experiment.data.dataset} with {experiment.model.name}",
+            highlight=False,
+        )
+        with TerminalDisplay(_out, experiment.rounds) as display:
+            summary = run_experiment(experiment, resume=path, display=display)
+        report = Path(summary["folder"]) / "report.html"
+        accuracy = summary["accuracy"]
+        told = "" if accuracy is None else f"accuracy {accuracy:.2%}, "
+        _out.print(f"{told}{summary['seconds']:.1f} s, report: {report}", highlight=False)
+        if as_json:
+            line = {**{k: summary[k] for k in JSON_KEYS}, "run": summary["folder"]}
+            sys.stdout.write(json.dumps(line) + "\n")
+
+
+@app.command()
+def validate(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+) -> None:
+    """Check a configuration and print it with every default filled in."""
+    with _errors():
+        sys.stdout.write(dump_experiment(load_experiment(config, overrides or ())))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of configurations, for editors."""
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Folder, name or 'latest'.")],
+    folder: RunsFolder = Path("runs"),
+) -> None:
+    """Write the report of a run again."""
+    with _errors():
+        from qsfl_flower.simulations.report import write_report
+
+        _out.print(str(write_report(find_run(name, folder))), highlight=False)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    folder: RunsFolder = Path("runs"),
+) -> None:
+    """Compare runs: what differs in their configuration and in their results."""
+    with _errors():
+        from qsfl_flower.simulations.report import compare as compare_runs
+        from qsfl_flower.simulations.report import write_comparison
+
+        if len(names) < 2:
+            raise ConfigError(f"compare: {len(names)} run given; two or more are needed")
+        folders = [find_run(name, folder) for name in names]
+        table, _ = compare_runs(folders)
+        sys.stdout.write(table + "\n")
+        _out.print(str(write_comparison(folders, out)), highlight=False)
+
+
+@app.command("list")
+def list_command(folder: RunsFolder = Path("runs")) -> None:
+    """List the runs of a folder."""
+    with _errors():
+        table = Table("run", "status", "rounds", "accuracy", "seconds", "started", box=None)
+        for row in list_runs(folder):
+            table.add_row(
+                row.name,
+                row.status,
+                str(row.rounds),
+                "" if row.accuracy is None else f"{row.accuracy:.2%}",
+                "" if row.seconds is None else f"{row.seconds:.1f}",
+                str(row.started or ""),
+            )
+        _out.print(table, highlight=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    sys.stdout.write(f"{__version__}\n")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Print errors as text and choose the exit code: 2 for a bad configuration, 1 for the rest."""
+    try:
+        yield
+    except ConfigError as error:
+        _err.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(2) from None
+    except RunInterrupted as error:
+        _err.print(f"{error}; go on with: qsfl run --resume latest", markup=False, highlight=False)
+        raise typer.Exit(130) from None
+    except QSFLError as error:
+        _err.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None

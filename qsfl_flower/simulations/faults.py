@@ -1,0 +1,79 @@
+"""Clients that misbehave on purpose, for tests and demonstrations."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from qsfl_flower.errors import QSFLError
+from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.wire import from_record, to_record
+
+
+def fault_mod(experiment: Experiment) -> Mod:
+    """Make the mod that lets the clients of ``faults:`` misbehave in their rounds.
+
+    It is the outermost mod, so that it changes what really leaves the client.
+    """
+    after = {
+        "garbage": _garbage,
+        "nan": _nan,
+        "huge-claim": _huge_claim,
+    }
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        kind = _fault_now(experiment, message, context)
+        if kind == "raise":
+            raise QSFLError("this client fails on purpose (faults: raise)")
+        if kind == "die":
+            os._exit(1)
+        reply = call_next(message, context)
+        if kind == "slow":
+            time.sleep(experiment.simulation.round_timeout + 1.0)
+        if kind in after and not reply.has_error():
+            after[kind](reply.content)
+        return reply
+
+    return mod
+
+
+def _fault_now(experiment: Experiment, message: Message, context: Context) -> str | None:
+    if message.metadata.message_type != "train":
+        return None
+    client = context.node_config.get("partition-id")
+    now = next(iter(message.content.config_records.values()), {}).get("server-round")
+    for fault in experiment.faults:
+        if fault.client == client and (fault.rounds == "all" or now in fault.rounds):
+            return fault.kind
+    return None
+
+
+def _each(content: RecordDict, change: Callable[[ArrayRecord], ArrayRecord]) -> None:
+    for key, record in list(content.array_records.items()):
+        content[key] = change(record)
+
+
+def _garbage(content: RecordDict) -> None:
+    _each(content, lambda _: to_record({"nonsense": np.arange(7)}))
+
+
+def _nan(content: RecordDict) -> None:
+    _each(
+        content,
+        lambda record: to_record(
+            {
+                name: np.full_like(a, np.nan) if a.dtype.kind == "f" else a
+                for name, a in from_record(record).items()
+            }
+        ),
+    )
+
+
+def _huge_claim(content: RecordDict) -> None:
+    for record in content.metric_records.values():
+        record["num-examples"] = 10**15

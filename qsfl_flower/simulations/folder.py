@@ -1,0 +1,253 @@
+"""Writing a run folder: everything that a run leaves behind, as it happens."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
+
+from qsfl_flower.errors import RunError
+from qsfl_flower.simulations.config import Experiment, dump_experiment
+from qsfl_flower.simulations.loggers import RoundLogger
+from qsfl_flower.strategies import ClientRow, RoundRecord
+from qsfl_flower.strategies.checkpoint import write_atomically
+
+PACKAGES = (
+    "qsfl-flower", "flwr", "flwr-datasets", "torch", "torchvision", "opacus", "numpy", "scipy",
+    "pqcrypto", "cryptography", "scikit-learn", "ray",
+)  # fmt: skip
+_SPARE_BYTES = 16 * 1024 * 1024
+
+
+def new_folder(experiment: Experiment, model_bytes: int) -> Path:
+    """Make the folder of a new run, and fail now rather than after training.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its name and its ``output.folder`` are used.
+    model_bytes : int
+        Size of the model, to tell whether the checkpoints will fit.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be written or the disk is too full.
+    """
+    root = Path(experiment.output.folder).expanduser()
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = root / f"{experiment.name}-{stamp}-{secrets.token_hex(2)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(
+            f"output.folder: the run folder {folder} cannot be made: {error.strerror}"
+        ) from error
+    check_room(folder, experiment, model_bytes)
+    return folder
+
+
+def check_room(folder: Path, experiment: Experiment, model_bytes: int) -> None:
+    """Check that a run folder can be written and has room for the run's files.
+
+    Raises
+    ------
+    RunError
+        If it is not writable or the disk is too full.
+    """
+    # A checkpoint holds the model and at most two float64 moments of a server optimiser.
+    needed = (experiment.output.keep_checkpoints + 1) * 5 * model_bytes + _SPARE_BYTES
+    try:
+        probe = folder / ".probe"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+    if free < needed:
+        raise RunError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB free; this run needs about "
+            f"{needed / 1e6:.0f} MB (output.keep_checkpoints: {experiment.output.keep_checkpoints})"
+        )
+
+
+class RunFolder:
+    """Writes the files of one run.
+
+    Parameters
+    ----------
+    path : Path
+        An existing folder.
+    experiment : Experiment
+        What is run; its resolved form is written at once.
+    loggers : list[RoundLogger]
+        Told about every round as well.
+    """
+
+    def __init__(self, path: Path, experiment: Experiment, loggers: list[RoundLogger]) -> None:
+        self.path = path
+        self.experiment = experiment
+        self._loggers = loggers
+        self._started = datetime.now(timezone.utc)
+        self._last: RoundRecord | None = None
+        self._totals: Counter[str] = Counter()
+        self._rejected: Counter[str] = Counter()
+
+    def begin(self, partition: Mapping[str, Any]) -> None:
+        """Write what is known before the first round."""
+        self._write("config.yaml", dump_experiment(self.experiment))
+        self._write("environment.json", _json(environment(), indent=2))
+        self._write("partition.json", _json(partition))
+
+    def rewind(self, server_round: int) -> None:
+        """Forget the records of rounds after `server_round`, for a run that is resumed there."""
+        for name in ("metrics.jsonl", "clients.jsonl"):
+            path = self.path / name
+            if not path.exists():
+                continue
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # the last line of a killed run
+                if record["round"] <= server_round:
+                    kept.append(line)
+                    if name == "metrics.jsonl":
+                        self._count(record)
+            self._write(name, "".join(line + "\n" for line in kept))
+        self.event("resumed", f"resumed after round {server_round}")
+
+    def add_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
+        """Append a round."""
+        self._last = record
+        values = record.to_dict()
+        self._count(values)
+        self._append("metrics.jsonl", [values])
+        self._append("clients.jsonl", [asdict(row) for row in clients])
+        for row in clients:
+            if row.status != "accepted":
+                self.event(
+                    "rejected",
+                    f"round {row.round}: client {row.client}: {row.status}: {row.detail}",
+                    round=row.round,
+                    client=row.client,
+                    reason=row.status,
+                )
+        if record.skipped:
+            self.event("skipped", f"round {record.round}: model unchanged: {record.skipped}")
+        if record.alarm:
+            self.event("alarm", f"round {record.round}: {record.alarm}")
+        for logger in self._loggers:
+            logger.log(values)
+
+    def event(self, kind: str, message: str, **more: Any) -> None:
+        """Append a notable event."""
+        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._append("events.jsonl", [{"time": time, "kind": kind, "message": message, **more}])
+
+    def finish(
+        self, status: str, seconds: float, arrays: Mapping[str, NDArray[Any]] | None, error: str | None
+    ) -> dict[str, Any]:
+        """Write the final model and the summary, and return the summary."""
+        for logger in self._loggers:
+            logger.close()
+        if arrays is not None:
+            tensors = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+            write_atomically(self.path / "model.safetensors", save_tensors(tensors))
+        last = self._last
+        summary = {
+            "status": status,
+            "name": self.experiment.name,
+            "run": self.path.name,
+            "rounds": last.round if last else 0,
+            "accuracy": (last.eval_accuracy if last else None),
+            "loss": (last.eval_loss if last else None),
+            "bytes_up": self._totals["bytes_up"],
+            "bytes_down": self._totals["bytes_down"],
+            "seconds": seconds,
+            "epsilon": last.epsilon if last else None,
+            "rejected": dict(sorted(self._rejected.items())),
+            "error": error,
+            "started": self._started.isoformat(timespec="seconds"),
+            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        self._write("summary.json", _json(summary, indent=2))
+        return summary
+
+    def _count(self, record: Mapping[str, Any]) -> None:
+        self._totals.update({k: record[k] for k in ("bytes_up", "bytes_down")})
+        self._rejected.update(record["rejected"])
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, text.encode())
+
+    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
+        if records:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write("".join(_json(r) + "\n" for r in records))
+
+
+def environment() -> dict[str, Any]:
+    """Describe the software and the machine of a run."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "packages": packages,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any]:
+    here = Path(__file__).resolve().parent
+
+    def ask(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *command], cwd=here, capture_output=True, text=True, timeout=5, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    revision = ask("rev-parse", "HEAD")
+    changed = ask("status", "--porcelain", "--untracked-files=no") if revision else None
+    return {"revision": revision, "dirty": bool(changed) if changed is not None else None}
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN; an unknown number is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

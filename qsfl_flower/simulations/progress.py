@@ -1,0 +1,105 @@
+"""What a person sees while a run goes on: live bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qsfl_flower.simulations.serve import Display
+from qsfl_flower.strategies import RoundRecord
+
+
+class TerminalDisplay(Display):
+    """One line per round, and live bars if the console is a terminal.
+
+    Parameters
+    ----------
+    console : Console
+        Where to write.
+    rounds : int
+        Rounds of the run.
+    """
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._rounds = self._progress.add_task("rounds", total=rounds)
+            self._clients = self._progress.add_task("clients", total=None)
+
+    def __enter__(self) -> Self:
+        """Start the live display."""
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the live display."""
+        if self._progress:
+            self._progress.stop()
+
+    def progress(self, server_round: int, phase: str, done: int, total: int) -> None:
+        """Move the bar of the clients."""
+        if self._progress:
+            verb = "training" if phase == "train" else "evaluating"
+            self._progress.update(
+                self._clients, description=f"clients {verb}", completed=done, total=total
+            )
+
+    def round_over(self, record: RoundRecord, rounds: int) -> None:
+        """Print the line of a round."""
+        with self._lock:
+            self._console.print(describe(record, rounds), highlight=False)
+            if self._progress:
+                self._progress.update(self._rounds, completed=record.round)
+
+
+def describe(record: RoundRecord, rounds: int) -> str:
+    """Return one line on a round."""
+    parts = [f"round {record.round:>{len(str(rounds))}}/{rounds}"]
+    if record.train_loss is not None:
+        parts.append(f"train loss {record.train_loss:.4f}")
+    if record.eval_loss is not None:
+        parts.append(f"test loss {record.eval_loss:.4f}")
+    accuracy = record.eval_accuracy
+    if accuracy is None:
+        accuracy = record.client_eval_accuracy
+    if accuracy is not None:
+        parts.append(f"accuracy {accuracy:6.2%}")
+    if record.selected:
+        parts.append(f"clients {record.accepted}/{record.selected}")
+        parts.append(f"up {human_bytes(record.bytes_up)}")
+        parts.append(f"down {human_bytes(record.bytes_down)}")
+    parts.append(f"{record.time_s:.1f} s")
+    if record.rejected:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in record.rejected.items())
+        parts.append(f"rejected: {reasons}")
+    if record.skipped:
+        parts.append(f"model unchanged: {record.skipped}")
+    if record.alarm:
+        parts.append(f"alarm: {record.alarm}")
+    return "  ".join(parts)
+
+
+def human_bytes(count: float) -> str:
+    """Return a size with a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,207 @@
+"""From Flower replies to a cohort of well-formed updates; every other reply gets a reason.
+
+A reply is bytes from somebody we do not trust. It is matched to the node that was asked (by the
+id of our own message, never by what the reply says), read without copying, and checked against
+the model's layout. What does not fit is rejected with a name and a sentence, and the round goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.app import Message, RecordDict
+
+from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.numerics import Layout, Vector, example_count, measure
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
+from qsfl_flower.wire import CLIENT_KEY, FORM_KEY, QSFL_RECORD, Form, content_bytes, from_record
+
+T = TypeVar("T")
+
+_MAX_METRICS = 64
+_MAX_NAME = 64
+_THREADS = 2
+_ERROR_REASONS = {
+    0: "client-crashed",
+    1: "client-not-loaded",
+    2: "client-error",
+    3: "no-reply",
+    4: "late-reply",
+    5: "node-offline",
+    7: "client-not-loaded",
+    8: "client-crashed",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The nodes that were asked in an exchange: message id to node, and the canonical order."""
+
+    nodes: Mapping[str, int]
+    ranks: Mapping[int, int]
+
+    def in_order(self) -> list[int]:
+        """Return the asked nodes in canonical order."""
+        return sorted(self.nodes.values(), key=self.ranks.__getitem__)
+
+    def sender(self, node_id: int, name: str | None = None) -> Sender:
+        """Describe a node that was asked."""
+        return Sender(node_id, self.ranks[node_id], name or str(node_id))
+
+
+@dataclass(frozen=True)
+class ReplyReader:
+    """What is needed to read a training reply.
+
+    Parameters
+    ----------
+    layout : Layout
+        Names, shapes and dtypes that an update must have.
+    model : Vector
+        The model that the clients were given, shape (d,).
+    arrayrecord_key, weighted_by_key : str
+        Flower's keys: preferred record of arrays, and the metric that counts the examples.
+    """
+
+    layout: Layout
+    model: Vector
+    arrayrecord_key: str
+    weighted_by_key: str
+
+    def read(self, sender: Sender, content: RecordDict) -> Update:
+        """Read one reply.
+
+        Raises
+        ------
+        RejectedUpdate
+            With the reason why the reply is not usable.
+        """
+        arrays = from_record(single(content.array_records, "ArrayRecord", self.arrayrecord_key))
+        self.layout.check(arrays)
+        metrics = single(content.metric_records, "MetricRecord", "metrics")
+        if self.weighted_by_key not in metrics:
+            raise RejectedUpdate(
+                "bad-num-examples", f"the metrics have no {self.weighted_by_key!r}"
+            )
+        form = _form(content)
+        vector = Vector.of(arrays, self.layout)
+        base = self.model if form is Form.PARAMETERS else None
+        return Update(
+            sender=sender,
+            num_examples=example_count(metrics[self.weighted_by_key]),
+            vector=vector,
+            form=form,
+            measure=measure(vector, base, self.layout),
+            carried={name: arrays[name] for name in self.layout.carried},
+            metrics=finite_metrics(metrics, self.weighted_by_key),
+            bytes_up=content_bytes(content),
+        )
+
+
+def match(
+    replies: Iterable[Message], asked: Asked
+) -> list[tuple[Sender, RecordDict | Rejection]]:
+    """Find the first reply of every node that was asked, in canonical order.
+
+    Replies come in any order, errors included. A node without a reply gets a rejection; a reply
+    to nothing that was asked is dropped.
+    """
+    answers: dict[int, Message] = {}
+    for reply in replies:
+        node = asked.nodes.get(reply.metadata.reply_to_message_id)
+        if node is not None:
+            answers.setdefault(node, reply)
+    return [_outcome(asked, node, answers.get(node)) for node in asked.in_order()]
+
+
+def admit(
+    matched: Sequence[tuple[Sender, RecordDict | Rejection]],
+    read: Callable[[Sender, RecordDict], Update],
+) -> Cohort:
+    """Read the replies of a round into a cohort, in canonical order.
+
+    Parameters
+    ----------
+    matched : Sequence[tuple[Sender, RecordDict or Rejection]]
+        See `match`.
+    read : Callable[[Sender, RecordDict], Update]
+        Reads one reply or raises `RejectedUpdate`, see `ReplyReader.read`.
+    """
+
+    def one(pair: tuple[Sender, RecordDict | Rejection]) -> Update | Rejection:
+        sender, content = pair
+        if isinstance(content, Rejection):
+            return content
+        try:
+            return read(sender, content)
+        except RejectedUpdate as error:
+            return Rejection(sender, error.reason, error.detail, content_bytes(content))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        outcomes = list(pool.map(one, matched))
+    return Cohort(
+        tuple(o for o in outcomes if isinstance(o, Update)),
+        tuple(o for o in outcomes if isinstance(o, Rejection)),
+    )
+
+
+def finite_metrics(metrics: Mapping[str, object], leave_out: str) -> dict[str, float]:
+    """Return the finite scalar metrics of a reply, at most 64 of them with names of sane length."""
+    kept: dict[str, float] = {}
+    for name, value in metrics.items():
+        if name == leave_out or len(name) > _MAX_NAME or isinstance(value, bool):
+            continue
+        if isinstance(value, int | float) and math.isfinite(value) and len(kept) < _MAX_METRICS:
+            kept[name] = float(value)
+    return kept
+
+
+def single(records: Mapping[str, T], kind: str, preferred: str) -> T:
+    """Return the record under the usual key, or the only one there is, as Flower accepts it."""
+    if preferred in records:
+        return records[preferred]
+    if len(records) == 1:
+        return next(iter(records.values()))
+    raise RejectedUpdate(
+        "malformed", f"the reply has {len(records)} {kind}s and none is named {preferred!r}"
+    )
+
+
+def _form(content: RecordDict) -> Form:
+    record = content.config_records.get(QSFL_RECORD, {})
+    text = record.get(FORM_KEY, Form.PARAMETERS.value)
+    try:
+        return Form(str(text))
+    except ValueError:
+        raise RejectedUpdate(
+            "malformed", f"form is {text!r:.40}; allowed: {', '.join(Form)}"
+        ) from None
+
+
+def _outcome(
+    asked: Asked, node: int, reply: Message | None
+) -> tuple[Sender, RecordDict | Rejection]:
+    sender = asked.sender(node)
+    if reply is None:
+        return sender, Rejection(sender, "no-reply", "no reply before the time-out")
+    if reply.has_error():
+        reason = _ERROR_REASONS.get(reply.error.code, "client-error")
+        detail = _last_line(reply.error.reason or f"error code {reply.error.code}")
+        return sender, Rejection(sender, reason, detail)
+    return asked.sender(node, _name(reply.content)), reply.content
+
+
+def _name(content: RecordDict) -> str | None:
+    name = content.config_records.get(QSFL_RECORD, {}).get(CLIENT_KEY)
+    if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable():
+        return name
+    return None
+
+
+def _last_line(text: str) -> str:
+    lines: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else text)[:300]

@@ -1,0 +1,112 @@
+"""One round's arithmetic: from an admitted cohort to the next global model, without Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import QSFLError
+from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.strategies.combine import carry, mean_difference, weigh
+from qsfl_flower.strategies.stages import Chain, Measurements, RoundContext, State
+from qsfl_flower.strategies.update import Cohort
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """The model of a round: named arrays, their layout, and the flat vector over them."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    layout: Layout
+    vector: Vector
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> GlobalModel:
+        """Describe named arrays; nothing is copied."""
+        layout = Layout.of(arrays)
+        return cls(arrays, layout, Vector.of(arrays, layout))
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How claimed sample counts become weights, see `qsfl_flower.numerics.bounded_weights`."""
+
+    max_num_examples: float | None = None
+    max_weight_ratio: float = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round led to.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        All nodes of the round: updates with their weights, rejections with their reasons.
+    arrays : Mapping[str, numpy.ndarray] or None
+        The next model, or None if the model stays as it is.
+    states : Mapping[str, State]
+        The stages' states after the round; unchanged if the model is.
+    skipped : str or None
+        Why the model stays as it is.
+    capped : int
+        How many claims of sample counts were reduced.
+    update_norm : float or None
+        L2 norm of the step that the global model makes.
+    measured : Mapping[str, Measurements]
+        What the stages measured.
+    """
+
+    cohort: Cohort
+    states: Mapping[str, State]
+    arrays: Mapping[str, NDArray[Any]] | None = None
+    skipped: str | None = None
+    capped: int = 0
+    update_norm: float | None = None
+    measured: Mapping[str, Measurements] = field(default_factory=dict)
+
+
+def aggregate(
+    cohort: Cohort,
+    model: GlobalModel,
+    chain: Chain,
+    states: Mapping[str, State],
+    server_round: int,
+    weighting: Weighting,
+    min_replies: int,
+) -> Outcome:
+    """Run a cohort through the chain and return the next model.
+
+    A round with fewer than `min_replies` usable updates, or without a single training example,
+    leaves the model and every state as they were.
+    """
+    context = RoundContext(server_round, model.layout)
+    cohort, new_states, measured = chain.on_cohort(cohort, states, context)
+    if (usable := len(cohort.updates)) < min_replies:
+        return Outcome(
+            cohort, states, skipped=f"{usable} usable replies, at least {min_replies} needed"
+        )
+    cohort, capped = weigh(
+        cohort,
+        max_num_examples=weighting.max_num_examples,
+        max_weight_ratio=weighting.max_weight_ratio,
+    )
+    if not any(u.weight > 0 for u in cohort.updates):
+        return Outcome(cohort, states, skipped="no client trained on any example")
+    step = mean_difference(cohort.updates, model.layout, model.vector)
+    step, new_states, after = chain.on_vector(step, new_states, context)
+    norm = float(np.linalg.norm(step))
+    values = np.empty_like(step)
+    model.vector.read(0, step.size, values)
+    values += step
+    try:
+        arrays = model.layout.unpack(values, carry(cohort.updates, model.layout))
+    except QSFLError as error:
+        return Outcome(cohort, states, skipped=str(error), capped=capped)
+    return Outcome(
+        cohort, new_states, arrays, None, capped, norm, {**measured, **after}
+    )

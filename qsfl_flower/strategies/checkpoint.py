@@ -1,0 +1,170 @@
+"""Server checkpoints: everything that the next round depends on, written atomically.
+
+A checkpoint is two files: ``round-000012.safetensors`` with all arrays and
+``round-000012.json`` with the rest and the SHA-256 of the arrays. The JSON file is written last,
+so that a checkpoint exists only when it is complete; a damaged one is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from qsfl_flower.errors import CheckpointError
+
+log = logging.getLogger("qsfl_flower")
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a federation after a round.
+
+    Parameters
+    ----------
+    server_round : int
+        The last finished round.
+    arrays : Mapping[str, numpy.ndarray]
+        The global model.
+    states : Mapping[str, Mapping[str, Any]]
+        State of every stage: arrays and JSON values.
+    progress : Mapping[str, Any]
+        JSON values of the strategy itself (monitor, metric history).
+    """
+
+    server_round: int
+    arrays: Mapping[str, NDArray[Any]]
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """Keeps the newest checkpoints of one run in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Created when needed.
+    keep : int
+        How many checkpoints stay, >= 1.
+    fingerprint : str
+        Identifies the experiment; a checkpoint with another one is refused.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, fingerprint: str = "") -> None:
+        if keep < 1:
+            raise CheckpointError(f"keep is {keep}; at least one checkpoint must be kept")
+        self.folder, self.keep, self.fingerprint = folder, keep, fingerprint
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Write a checkpoint and remove the oldest beyond `keep`.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder cannot be written (the previous checkpoint stays intact).
+        """
+        arrays = {f"model/{k}": np.ascontiguousarray(v) for k, v in snapshot.arrays.items()}
+        values: dict[str, dict[str, Any]] = {}
+        for stage, state in snapshot.states.items():
+            values[stage] = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
+            for key, value in state.items():
+                if isinstance(value, np.ndarray):
+                    arrays[f"state/{stage}/{key}"] = np.ascontiguousarray(value)
+        data = save_tensors(arrays)
+        meta = {
+            "format": FORMAT,
+            "round": snapshot.server_round,
+            "fingerprint": self.fingerprint,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "order": list(snapshot.arrays),
+            "states": values,
+            "progress": snapshot.progress,
+        }
+        stem = self.folder / f"round-{snapshot.server_round:06d}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(stem.with_suffix(".safetensors"), data)
+            write_atomically(stem.with_suffix(".json"), json.dumps(meta).encode())
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint of round {snapshot.server_round} cannot be written to "
+                f"{self.folder}: {error.strerror}"
+            ) from error
+        for old in self._files()[: -self.keep]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        return stem.with_suffix(".json")
+
+    def latest(self) -> Snapshot:
+        """Return the newest complete checkpoint.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none, or the newest belongs to another experiment.
+        """
+        for path in reversed(self._files()):
+            try:
+                return self._load(path)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                log.warning("checkpoint %s is damaged (%s); trying an older one", path.name, error)
+        raise CheckpointError(f"no usable checkpoint in {self.folder}")
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("round-*.json"))
+
+    def _load(self, path: Path) -> Snapshot:
+        meta = json.loads(path.read_bytes())
+        if meta["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {meta['format']!r}; this release reads {FORMAT}")
+        if meta["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"{path} belongs to another experiment: its configuration differs from this one"
+            )
+        data = path.with_suffix(".safetensors").read_bytes()
+        if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+            raise ValueError("checksum mismatch")
+        tensors = load_tensors(data)
+        states: dict[str, dict[str, Any]] = {k: dict(v) for k, v in meta["states"].items()}
+        for name, value in tensors.items():
+            if name.startswith("state/"):
+                _, stage, key = name.split("/", 2)
+                states[stage][key] = value
+        return Snapshot(
+            server_round=meta["round"],
+            arrays={name: tensors[f"model/{name}"] for name in meta["order"]},
+            states=states,
+            progress=meta["progress"],
+        )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""What is known about a round when it is over, and who wants to hear of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qsfl_flower.strategies.update import Cohort
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One node in one round. `num_examples`, losses and `seconds` are the client's claims."""
+
+    round: int
+    client: str
+    node: str
+    status: str
+    detail: str | None = None
+    num_examples: float | None = None
+    weight: float | None = None
+    norm: float | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    bytes_up: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round. Sizes are payload bytes; times are seconds; unknown values are None."""
+
+    round: int
+    elapsed_s: float = 0.0
+    time_s: float = 0.0
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    eval_loss: float | None = None
+    eval_accuracy: float | None = None
+    client_eval_loss: float | None = None
+    client_eval_accuracy: float | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    selected: int = 0
+    replies: int = 0
+    accepted: int = 0
+    capped: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    update_norm: float | None = None
+    skipped: str | None = None
+    alarm: str | None = None
+    epsilon: float | None = None
+    stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    timing: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return asdict(self)
+
+
+class RunObserver:
+    """Told about a run while it goes on; override what is needed."""
+
+    def should_stop(self) -> bool:
+        """Asked several times a second; true ends the run with `RunInterrupted`."""
+        return False
+
+    def on_progress(self, server_round: int, phase: str, done: int, total: int) -> None:
+        """Called when replies arrive: `done` of `total` in the phase "train" or "evaluate"."""
+
+    def on_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
+        """Called after every round, and with round 0 after the initial evaluation."""
+
+
+def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
+    """Describe every node of a round in canonical order."""
+    rows = [
+        ClientRow(
+            round=server_round,
+            client=u.sender.name,
+            node=str(u.sender.node_id),
+            status="accepted",
+            num_examples=u.num_examples,
+            weight=u.weight,
+            norm=u.measure.norm,
+            train_loss=first(u.metrics, "train-loss", "train_loss", "loss"),
+            train_accuracy=first(u.metrics, "train-accuracy", "train_accuracy", "accuracy"),
+            bytes_up=u.bytes_up,
+            seconds=first(u.metrics, "seconds"),
+        )
+        for u in cohort.updates
+    ]
+    rows += [
+        ClientRow(
+            round=server_round,
+            client=r.sender.name,
+            node=str(r.sender.node_id),
+            status=r.reason,
+            detail=r.detail,
+            bytes_up=r.bytes_up,
+        )
+        for r in cohort.rejections
+    ]
+    ranks = [e.sender.rank for e in (*cohort.updates, *cohort.rejections)]
+    return tuple(row for _, row in sorted(zip(ranks, rows, strict=True), key=lambda pair: pair[0]))
+
+
+def first(metrics: Mapping[str, Any], *names: str) -> float | None:
+    """Return the first of `names` that is a number in `metrics`; apps name their metrics freely."""
+    for name in names:
+        value = metrics.get(name)
+        if isinstance(value, int | float):
+            return float(value)
+    return None

@@ -1,0 +1,241 @@
+"""The loop over rounds: exchange, combine, evaluate, record, checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.numerics import MonitorState
+from qsfl_flower.strategies.checkpoint import Snapshot
+from qsfl_flower.strategies.exchange import collect
+from qsfl_flower.strategies.record import ClientRow, RoundRecord, client_rows, first
+from qsfl_flower.wire import content_bytes, from_record, to_record
+
+if TYPE_CHECKING:
+    from qsfl_flower.strategies.stable import StableFedAvg
+
+log = logging.getLogger("qsfl_flower")
+
+EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
+_LOSS = ("loss", "eval-loss", "eval_loss")
+_ACCURACY = ("accuracy", "eval-accuracy", "eval_accuracy", "eval-acc", "eval_acc")
+_TRAIN_LOSS = ("train-loss", "train_loss", "loss")
+_TRAIN_ACCURACY = ("train-accuracy", "train_accuracy", "accuracy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run was started with; see `StableFedAvg.start`."""
+
+    grid: Grid
+    num_rounds: int
+    train_config: ConfigRecord
+    evaluate_config: ConfigRecord
+    evaluate_fn: EvaluateFunction | None
+
+
+@dataclass
+class _Progress:
+    """What changes from round to round and is not the strategy's own."""
+
+    result: Result
+    monitor: MonitorState
+    started: float
+    done: int = 0
+    failed: int = 0
+
+
+@dataclass
+class _Clock:
+    """Seconds spent in the parts of a round."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
+        self.last = now
+
+
+def run_rounds(
+    strategy: StableFedAvg, job: Job, initial_arrays: ArrayRecord, resume: Snapshot | None
+) -> Result:
+    """Run a strategy from its first or its next round to the last; see `StableFedAvg.start`."""
+    if resume is None:
+        progress = _Progress(Result(arrays=initial_arrays), strategy.monitor.init(), _now())
+        clock = _Clock()
+        central = _evaluate_centrally(job, 0, progress.result)
+        clock.lap("evaluate")
+        record = RoundRecord(0, _now() - progress.started)
+        strategy.observer.on_round(_finish(record, clock, central, None), ())
+    else:
+        progress = _restore(strategy, resume)
+    for server_round in range(progress.done + 1, job.num_rounds + 1):
+        record, rows = _one_round(strategy, job, progress, server_round)
+        if strategy.checkpoints is not None:
+            strategy.checkpoints.save(_snapshot(strategy, progress, record))
+        strategy.observer.on_round(record, rows)
+        hopeless = progress.failed == server_round == job.num_rounds
+        if hopeless or progress.failed >= strategy.max_failed_rounds:
+            raise TooFewReplies(_why(record, progress.failed))
+    return progress.result
+
+
+def _one_round(
+    strategy: StableFedAvg, job: Job, progress: _Progress, server_round: int
+) -> tuple[RoundRecord, tuple[ClientRow, ...]]:
+    clock, result = _Clock(), progress.result
+    messages = list(
+        strategy.configure_train(server_round, result.arrays, job.train_config, job.grid)
+    )
+    clock.lap("configure")
+    replies = _exchange(strategy, job, messages, server_round, "train")
+    clock.lap("clients")
+    arrays, metrics = strategy.aggregate_train(server_round, replies) if messages else (None, None)
+    if arrays is not None:
+        result.arrays = arrays
+    if metrics is not None:
+        result.train_metrics_clientapp[server_round] = metrics
+    clock.lap("aggregate")
+    questions = list(
+        strategy.configure_evaluate(server_round, result.arrays, job.evaluate_config, job.grid)
+    )
+    answers = _exchange(strategy, job, questions, server_round, "evaluate")
+    told = strategy.aggregate_evaluate(server_round, answers) if questions else None
+    if told is not None:
+        result.evaluate_metrics_clientapp[server_round] = told
+    central = _evaluate_centrally(job, server_round, result)
+    clock.lap("evaluate")
+
+    record = RoundRecord(
+        round=server_round,
+        elapsed_s=_now() - progress.started,
+        train_loss=first(metrics or {}, *_TRAIN_LOSS),
+        train_accuracy=first(metrics or {}, *_TRAIN_ACCURACY),
+        bytes_down=_payload((*messages, *questions)),
+        bytes_up=_payload((*replies, *answers)),
+        selected=len(messages),
+        replies=sum(m.has_content() for m in replies),
+    )
+    rows: tuple[ClientRow, ...] = ()
+    if messages and (outcome := strategy.outcome) is not None:
+        rows = client_rows(server_round, outcome.cohort)
+        record = replace(
+            record,
+            accepted=len(outcome.cohort.updates),
+            rejected=outcome.cohort.reasons(),
+            capped=outcome.capped,
+            update_norm=outcome.update_norm,
+            skipped=outcome.skipped,
+            stages=outcome.measured,
+        )
+        progress.failed = progress.failed + 1 if outcome.skipped else 0
+    record = _finish(record, clock, central, told)
+    loss = record.train_loss if record.eval_loss is None else record.eval_loss
+    progress.monitor, alarm = strategy.monitor.observe(progress.monitor, loss, record.update_norm)
+    if alarm:
+        log.warning("round %d: %s", server_round, alarm)
+    return replace(record, alarm=alarm), rows
+
+
+def _exchange(
+    strategy: StableFedAvg, job: Job, messages: Sequence[Message], server_round: int, phase: str
+) -> list[Message]:
+    observer = strategy.observer
+    return collect(
+        job.grid,
+        messages,
+        timeout=strategy.timeout,
+        stop=observer.should_stop,
+        on_reply=lambda done, total: observer.on_progress(server_round, phase, done, total),
+    )
+
+
+def _evaluate_centrally(job: Job, server_round: int, result: Result) -> MetricRecord | None:
+    if job.evaluate_fn is None:
+        return None
+    metrics = job.evaluate_fn(server_round, result.arrays)
+    if metrics is not None:
+        result.evaluate_metrics_serverapp[server_round] = metrics
+    return metrics
+
+
+def _finish(
+    record: RoundRecord, clock: _Clock, central: MetricRecord | None, told: MetricRecord | None
+) -> RoundRecord:
+    return replace(
+        record,
+        time_s=sum(clock.seconds.values()),
+        timing=dict(clock.seconds),
+        eval_loss=first(central or {}, *_LOSS),
+        eval_accuracy=first(central or {}, *_ACCURACY),
+        client_eval_loss=first(told or {}, *_LOSS),
+        client_eval_accuracy=first(told or {}, *_ACCURACY),
+    )
+
+
+def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) -> Snapshot:
+    result = progress.result
+    history = {
+        "train": result.train_metrics_clientapp,
+        "evaluate": result.evaluate_metrics_clientapp,
+        "server": result.evaluate_metrics_serverapp,
+    }
+    return Snapshot(
+        record.round,
+        from_record(result.arrays),
+        strategy.states,
+        {
+            "monitor": progress.monitor.to_dict(),
+            "failed": progress.failed,
+            "elapsed_s": record.elapsed_s,
+            "history": {
+                kind: {str(r): dict(metrics) for r, metrics in rounds.items()}
+                for kind, rounds in history.items()
+            },
+        },
+    )
+
+
+def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
+    saved = snapshot.progress
+    strategy.states = snapshot.states
+
+    def rounds(kind: str) -> dict[int, MetricRecord]:
+        past: Mapping[str, Any] = saved["history"][kind]
+        return {int(r): MetricRecord(metrics) for r, metrics in past.items()}
+
+    result = Result(to_record(snapshot.arrays), rounds("train"), rounds("evaluate"), rounds("server"))
+    return _Progress(
+        result,
+        MonitorState.from_dict(saved["monitor"]),
+        _now() - saved["elapsed_s"],
+        snapshot.server_round,
+        saved["failed"],
+    )
+
+
+def _why(record: RoundRecord, failed: int) -> str:
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in record.rejected.items())
+    return (
+        f"{failed} round(s) in a row left the model unchanged, the last one (round {record.round}) "
+        f"because: {record.skipped}. Of {record.selected} clients asked, {record.accepted} were "
+        f"usable; rejected: {reasons or 'none'}"
+    )
+
+
+def _payload(messages: Sequence[Message]) -> int:
+    return sum(content_bytes(m.content) for m in messages if m.has_content())
+
+
+def _now() -> float:
+    return time.perf_counter()

@@ -1,0 +1,185 @@
+r"""Server optimisers: what the server does with the mean difference of a round.
+
+The mean difference :math:`\Delta_t` plays the part of a negative gradient. Names, parameters,
+defaults and formulas are those of Flower's own ``FedAvgM``, ``FedAdam`` and ``FedYogi``; here they
+work in float64 on the flat vector, their state is a value that a checkpoint holds, and they come
+after clipping, selection and noise in a chain. Integer arrays are not touched by them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout
+from qsfl_flower.strategies.stages import (
+    Measurements,
+    Phase,
+    RoundContext,
+    State,
+    VectorStage,
+)
+
+
+class FedAvgM(VectorStage):
+    r"""Momentum on the server.
+
+    .. math:: m_t = \beta m_{t-1} + \Delta_t, \qquad x_{t+1} = x_t + \eta m_t
+
+    Parameters
+    ----------
+    server_learning_rate : float
+        The step :math:`\eta` > 0.
+    server_momentum : float
+        The factor :math:`\beta` in [0, 1).
+
+    References
+    ----------
+    Hsu, Qi, Brown: Measuring the effects of non-identical data distribution for federated visual
+    classification, 2019.
+    """
+
+    name = "fedavgm"
+    phase = Phase.UPDATE
+
+    def __init__(self, server_learning_rate: float = 1.0, server_momentum: float = 0.0) -> None:
+        _positive(self.name, server_learning_rate=server_learning_rate)
+        _fraction(self.name, server_momentum=server_momentum)
+        self.server_learning_rate = server_learning_rate
+        self.server_momentum = server_momentum
+
+    def init(self, layout: Layout) -> State:
+        """Start with no momentum."""
+        return {"momentum": np.zeros(layout.size)}
+
+    def apply(
+        self, vector: NDArray[np.float64], state: State, context: RoundContext
+    ) -> tuple[NDArray[np.float64], State, Measurements]:
+        """Return the step of this round."""
+        momentum = self.server_momentum * state["momentum"] + vector
+        return self.server_learning_rate * momentum, {"momentum": momentum}, {}
+
+
+class _Adaptive(VectorStage):
+    """Common part of FedAdam and FedYogi: first and second moment, and the final division."""
+
+    phase = Phase.UPDATE
+
+    def __init__(self, eta: float, beta_1: float, beta_2: float, tau: float) -> None:
+        _positive(self.name, eta=eta, tau=tau)
+        _fraction(self.name, beta_1=beta_1, beta_2=beta_2)
+        self.eta, self.beta_1, self.beta_2, self.tau = eta, beta_1, beta_2, tau
+
+    def init(self, layout: Layout) -> State:
+        """Start with zero moments."""
+        return {"m": np.zeros(layout.size), "v": np.zeros(layout.size)}
+
+    def second_moment(
+        self, v: NDArray[np.float64], squared: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the next second moment, given the squared differences of this round."""
+        raise TypeError(f"{type(self).__name__} does not say how its second moment moves")
+
+    def step_size(self, server_round: int) -> float:
+        """Return the learning rate of a round."""
+        del server_round
+        return self.eta
+
+    def apply(
+        self, vector: NDArray[np.float64], state: State, context: RoundContext
+    ) -> tuple[NDArray[np.float64], State, Measurements]:
+        """Return the step of this round."""
+        m = self.beta_1 * state["m"] + (1 - self.beta_1) * vector
+        v = self.second_moment(state["v"], vector * vector)
+        step = self.step_size(context.server_round) * m / (np.sqrt(v) + self.tau)
+        return step, {"m": m, "v": v}, {}
+
+
+class FedAdam(_Adaptive):
+    r"""Adam on the server.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1-\beta_1) \Delta_t, \quad
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) \Delta_t^2, \quad
+        x_{t+1} = x_t + \eta_t m_t / (\sqrt{v_t} + \tau)
+
+    with Flower's bias correction
+    :math:`\eta_t = \eta \sqrt{1-\beta_2^{t+1}} / (1-\beta_1^{t+1})`.
+
+    Parameters
+    ----------
+    eta : float
+        Server learning rate, > 0.
+    beta_1, beta_2 : float
+        Decay of the two moments, in [0, 1).
+    tau : float
+        Floor of the denominator, > 0: the degree of adaptability.
+
+    References
+    ----------
+    Reddi et al.: Adaptive federated optimization, 2020.
+    """
+
+    name = "fedadam"
+
+    def __init__(
+        self, eta: float = 1e-1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
+    ) -> None:
+        super().__init__(eta, beta_1, beta_2, tau)
+
+    def second_moment(
+        self, v: NDArray[np.float64], squared: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Move the second moment by exponential averaging."""
+        return self.beta_2 * v + (1 - self.beta_2) * squared
+
+    def step_size(self, server_round: int) -> float:
+        """Return the bias-corrected learning rate."""
+        t = server_round + 1.0
+        return float(self.eta * np.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t))
+
+
+class FedYogi(_Adaptive):
+    r"""Yogi on the server: like Adam, but the second moment moves by at most its increment.
+
+    .. math:: v_t = v_{t-1} - (1-\beta_2) \Delta_t^2 \operatorname{sign}(v_{t-1} - \Delta_t^2)
+
+    Parameters
+    ----------
+    eta : float
+        Server learning rate, > 0.
+    beta_1, beta_2 : float
+        Decay of the two moments, in [0, 1).
+    tau : float
+        Floor of the denominator, > 0: the degree of adaptability.
+
+    References
+    ----------
+    Reddi et al.: Adaptive federated optimization, 2020.
+    """
+
+    name = "fedyogi"
+
+    def __init__(
+        self, eta: float = 1e-2, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
+    ) -> None:
+        super().__init__(eta, beta_1, beta_2, tau)
+
+    def second_moment(
+        self, v: NDArray[np.float64], squared: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Move the second moment towards the squared differences."""
+        return v - (1 - self.beta_2) * squared * np.sign(v - squared)
+
+
+def _positive(stage: str, **values: float) -> None:
+    for key, value in values.items():
+        if not (value > 0 and np.isfinite(value)):
+            raise ConfigError(f"{stage}: {key} is {value!r}; it must be greater than 0")
+
+
+def _fraction(stage: str, **values: float) -> None:
+    for key, value in values.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{stage}: {key} is {value!r}; it must be in [0, 1)")

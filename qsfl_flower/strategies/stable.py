@@ -1,0 +1,375 @@
+"""The base strategy: Flower's FedAvg, made stable, validating and reproducible."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
+
+from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.numerics import Monitor, bounded_weights, example_count
+from qsfl_flower.strategies.admission import (
+    Asked,
+    ReplyReader,
+    admit,
+    finite_metrics,
+    match,
+    single,
+)
+from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, Weighting, aggregate
+from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
+from qsfl_flower.strategies.combine import mean_metrics
+from qsfl_flower.strategies.exchange import wait_for_nodes
+from qsfl_flower.strategies.record import RunObserver
+from qsfl_flower.strategies.rounds import Job, run_rounds
+from qsfl_flower.strategies.stages import Chain, Stage, State, Validate
+from qsfl_flower.strategies.update import Rejection, Sender, Update
+from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record
+from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
+
+log = logging.getLogger("qsfl_flower")
+
+MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
+
+
+class StableFedAvg(FedAvg):
+    r"""Federated averaging that a bad reply cannot spoil.
+
+    .. math:: x_{t+1} = x_t + U\!\left(\sum_i w_i s_i (x_i - x_t)\right)
+
+    The weighted mean is computed in float64 with compensation and rounded once, in an order that
+    does not depend on when replies arrive; :math:`s_i` is set by clipping, U by a server optimiser.
+    A reply that is malformed, not finite, or missing is rejected with a named reason and the round
+    goes on with the others.
+
+    It takes the arguments of Flower's ``FedAvg`` and works with the same apps: Message-API apps,
+    `numpy_client_app`, and unmodified ``ClientApp(client_fn=...)`` with ``client_api="legacy"``.
+
+    Parameters
+    ----------
+    fraction_train, fraction_evaluate : float
+        Share of the connected nodes that train and evaluate, in [0, 1].
+    min_train_nodes, min_evaluate_nodes, min_available_nodes : int
+        As in Flower. A round waits for this many nodes before it samples.
+    weighted_by_key, arrayrecord_key, configrecord_key : str
+        As in Flower: names of a metric and of two records.
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable, optional
+        As in Flower, called with the accepted replies in canonical order. By default metrics are
+        averaged with the same bounded weights as the model; numbers that are not finite are left
+        out.
+    stages : Sequence[Stage]
+        What is done to the updates, in any order. `Validate` is added if it is not there.
+    proximal_mu : float
+        FedProx: sent to the clients as ``proximal-mu`` if it is not zero, >= 0.
+    seed : int, optional
+        Makes the sampling of nodes reproducible.
+    max_num_examples : float, optional
+        No client counts for more examples than this.
+    max_weight_ratio : float
+        No client counts for more than this many times the median client, >= 1. Sample counts are
+        claims. Among three or more clients, none ever holds more than half of the mean.
+    min_replies : int
+        A round with fewer usable replies leaves the model as it is, >= 1.
+    max_failed_rounds : int
+        After this many such rounds in a row the run ends with `TooFewReplies`, >= 1.
+    client_api : str
+        ``"message"``, or ``"legacy"`` for unmodified ``ClientApp(client_fn=...)`` apps.
+    monitor : Monitor, optional
+        Watches loss and update norm and reports divergence.
+    checkpoints : CheckpointStore, optional
+        Written after every round.
+    observer : RunObserver, optional
+        Told about progress and every finished round; may ask the run to stop.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is out of range; `CompositionError` if stages do not go together.
+
+    References
+    ----------
+    McMahan et al.: Communication-efficient learning of deep networks from decentralized data,
+    2017. Li et al.: Federated optimization in heterogeneous networks (FedProx), 2020.
+
+    Notes
+    -----
+    Who sees what: the server sees every update in the clear. It trusts no reply, but it is trusted.
+    """
+
+    def __init__(
+        self,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+        weighted_by_key: str = "num-examples",
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        train_metrics_aggr_fn: MetricsFunction | None = None,
+        evaluate_metrics_aggr_fn: MetricsFunction | None = None,
+        *,
+        stages: Sequence[Stage] = (),
+        proximal_mu: float = 0.0,
+        seed: int | None = None,
+        max_num_examples: float | None = None,
+        max_weight_ratio: float = 10.0,
+        min_replies: int = 1,
+        max_failed_rounds: int = 3,
+        client_api: Literal["message", "legacy"] = "message",
+        monitor: Monitor | None = None,
+        checkpoints: CheckpointStore | None = None,
+        observer: RunObserver | None = None,
+    ) -> None:
+        super().__init__(
+            fraction_train,
+            fraction_evaluate,
+            min_train_nodes,
+            min_evaluate_nodes,
+            min_available_nodes,
+            weighted_by_key,
+            arrayrecord_key,
+            configrecord_key,
+        )
+        _require(0 <= fraction_train <= 1, "fraction_train", fraction_train, "in [0, 1]")
+        _require(0 <= fraction_evaluate <= 1, "fraction_evaluate", fraction_evaluate, "in [0, 1]")
+        _require(proximal_mu >= 0, "proximal_mu", proximal_mu, ">= 0")
+        _require(max_weight_ratio >= 1, "max_weight_ratio", max_weight_ratio, ">= 1")
+        _require(min_replies >= 1, "min_replies", min_replies, ">= 1")
+        _require(max_failed_rounds >= 1, "max_failed_rounds", max_failed_rounds, ">= 1")
+        _require(client_api in ("message", "legacy"), "client_api", client_api, "message or legacy")
+        if max_num_examples is not None:
+            _require(max_num_examples > 0, "max_num_examples", max_num_examples, "> 0")
+        if not any(isinstance(stage, Validate) for stage in stages):
+            stages = (*stages, Validate())
+        self.chain = Chain(stages)
+        self.proximal_mu = proximal_mu
+        self.seed = seed
+        self.weighting = Weighting(max_num_examples, max_weight_ratio)
+        self.min_replies = min_replies
+        self.max_failed_rounds = max_failed_rounds
+        self.client_api = client_api
+        self.monitor = monitor or Monitor()
+        self.checkpoints = checkpoints
+        self.observer = observer or RunObserver()
+        self.timeout = 3600.0
+        self.states: Mapping[str, State] = {}
+        self.outcome: Outcome | None = None
+        self._train_metrics = train_metrics_aggr_fn
+        self._evaluate_metrics = evaluate_metrics_aggr_fn
+        self._model: GlobalModel | None = None
+        self._sent: list[Message] = []
+        self._ranks: dict[int, int] = {}
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        super().summary()
+        stages = " -> ".join(stage.name for stage in self.chain.stages)
+        log.info("Stages: %s", stages)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes and build their instructions; see Flower's ``Strategy``."""
+        if self.fraction_train == 0.0:
+            return []
+        self._model = GlobalModel.of(from_record(arrays))
+        if not self.states:
+            self.states = self.chain.init(self._model.layout)
+        return self._instruct(
+            "train", server_round, arrays, config, grid, self.fraction_train, self.min_train_nodes
+        )
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes and build their instructions; see Flower's ``Strategy``."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        return self._instruct(
+            "evaluate",
+            server_round,
+            arrays,
+            config,
+            grid,
+            self.fraction_evaluate,
+            self.min_evaluate_nodes,
+        )
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine the replies; the details are in `outcome` afterwards.
+
+        Returns
+        -------
+        tuple[ArrayRecord or None, MetricRecord or None]
+            The next model and the mean metrics, or None and None if the round is skipped.
+        """
+        if self._model is None:
+            raise ConfigError("aggregate_train: no model yet; call configure_train first")
+        contents: dict[int, RecordDict] = {}
+        reader = ReplyReader(
+            self._model.layout, self._model.vector, self.arrayrecord_key, self.weighted_by_key
+        )
+
+        def read(sender: Sender, content: RecordDict) -> Update:
+            content = self._translate("train", content)
+            contents[sender.node_id] = content
+            return reader.read(sender, content)
+
+        cohort = admit(match(replies, self._asked()), read)
+        self.outcome = aggregate(
+            cohort,
+            self._model,
+            self.chain,
+            self.states,
+            server_round,
+            self.weighting,
+            self.min_replies,
+        )
+        self.states = self.outcome.states
+        for rejection in self.outcome.cohort.rejections:
+            log.info(
+                "round %d: %s from client %s: %s",
+                server_round,
+                rejection.reason,
+                rejection.sender.name,
+                rejection.detail,
+            )
+        if self.outcome.arrays is None:
+            log.warning("round %d: model unchanged: %s", server_round, self.outcome.skipped)
+            return None, None
+        updates = self.outcome.cohort.updates
+        if self._train_metrics is not None:
+            accepted = [contents[u.sender.node_id] for u in updates]
+            metrics = self._train_metrics(accepted, self.weighted_by_key)
+        else:
+            metrics = MetricRecord(mean_metrics([(u.weight, u.metrics) for u in updates]))
+        return to_record(self.outcome.arrays), metrics
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Average the clients' evaluation metrics with bounded weights."""
+        kept: list[tuple[float, dict[str, float], RecordDict]] = []
+        for sender, content in match(replies, self._asked()):
+            try:
+                if isinstance(content, Rejection):
+                    raise RejectedUpdate(content.reason, content.detail)
+                content = self._translate("evaluate", content)
+                metrics = single(content.metric_records, "MetricRecord", "metrics")
+                claim = example_count(metrics.get(self.weighted_by_key))
+                kept.append((claim, finite_metrics(metrics, self.weighted_by_key), content))
+            except RejectedUpdate as error:
+                log.info(
+                    "round %d: no evaluation from client %s: %s", server_round, sender.name, error
+                )
+        if not kept:
+            return None
+        if self._evaluate_metrics is not None:
+            return self._evaluate_metrics([content for *_, content in kept], self.weighted_by_key)
+        weights, _ = bounded_weights(
+            [claim for claim, *_ in kept],
+            max_num_examples=self.weighting.max_num_examples,
+            max_weight_ratio=self.weighting.max_weight_ratio,
+        )
+        rows = [(float(w), metrics) for w, (_, metrics, _) in zip(weights, kept, strict=True)]
+        return MetricRecord(mean_metrics(rows))
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        resume: Snapshot | None = None,
+    ) -> Result:
+        """Run the federation, as Flower's ``Strategy.start`` does.
+
+        Parameters
+        ----------
+        grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+            As in Flower. `timeout` bounds every wait: for nodes, and for the replies of a round.
+        resume : Snapshot, optional
+            Go on after this checkpoint instead of beginning with `initial_arrays`.
+
+        Returns
+        -------
+        Result
+            Flower's result: final arrays and the metrics of every round.
+
+        Raises
+        ------
+        TooFewReplies
+            If nodes do not appear, or too many rounds in a row fail.
+        RunInterrupted
+            If the observer asks to stop. The last finished round is in the checkpoint.
+        """
+        self.timeout = timeout
+        self.summary()
+        job = Job(
+            grid,
+            num_rounds,
+            train_config or ConfigRecord(),
+            evaluate_config or ConfigRecord(),
+            evaluate_fn,
+        )
+        return run_rounds(self, job, initial_arrays, resume)
+
+    def _instruct(
+        self,
+        kind: str,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+        fraction: float,
+        minimum: int,
+    ) -> list[Message]:
+        required = max(self.min_available_nodes, minimum)
+        nodes = wait_for_nodes(grid, required, self.timeout, self.observer.should_stop)
+        size = max(int(len(nodes) * fraction), minimum)
+        generator = random.Random(
+            None if self.seed is None else f"{self.seed}/{kind}/{server_round}"
+        )
+        ranks = sorted(generator.sample(range(len(nodes)), size))
+        self._ranks = {nodes[rank]: rank for rank in ranks}
+        # A record of one's own for every round: Flower's simulation passes records by reference.
+        config = ConfigRecord({**config, "server-round": server_round})
+        if kind == "train" and self.proximal_mu > 0:
+            config["proximal-mu"] = self.proximal_mu
+        if self.client_api == "legacy":
+            content = to_legacy_instruction(kind, arrays, config)
+        else:
+            content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+            plan = self.chain.plan()
+            if kind == "train" and plan.items:
+                content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
+        self._sent = [
+            Message(content, nodes[rank], kind, ttl=max(self.timeout, 1.0)) for rank in ranks
+        ]
+        return self._sent
+
+    def _asked(self) -> Asked:
+        nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
+        return Asked(nodes, self._ranks)
+
+    def _translate(self, kind: str, content: RecordDict) -> RecordDict:
+        if self.client_api == "message" or self._model is None:
+            return content
+        return from_legacy_reply(kind, content, self._model.arrays, self.arrayrecord_key)
+
+
+def _require(good: bool, name: str, value: object, allowed: str) -> None:
+    if not good:
+        raise ConfigError(f"{name} is {value!r}; it must be {allowed}")

@@ -1,0 +1,225 @@
+"""Stages: what a strategy does to the updates of a round, one capability each.
+
+A stage is pure: state goes in and comes out as a value, so that it can be saved and restored.
+Stages of a `Chain` are put into the canonical order of their phases whatever the order in which
+they were given; a single-purpose strategy is the chain with one stage.
+
+There are two kinds. A `CohortStage` works on single updates and comes before the round is
+combined; a `VectorStage` works on the combined difference and comes after it. The combination
+between them is the only crossing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.numerics import Clip as ClipParameters
+from qsfl_flower.numerics import Layout, check_finite_and_size
+from qsfl_flower.strategies.update import Cohort, Update
+from qsfl_flower.wire import Plan, PlanItem
+
+State = Mapping[str, Any]
+"""A stage's state: names to arrays or JSON values. Stages without state use an empty mapping."""
+
+Measurements = Mapping[str, float]
+
+
+class Phase(IntEnum):
+    """Where in the server's side of a round a stage stands."""
+
+    ADMIT = 20
+    BOUND = 40
+    PRIVATIZE = 70
+    UPDATE = 80
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """What a stage may know about the round besides the updates."""
+
+    server_round: int
+    layout: Layout
+
+
+class Stage(ABC):
+    """Common part of both kinds; subclass `CohortStage` or `VectorStage`."""
+
+    name: ClassVar[str]
+    phase: ClassVar[Phase]
+
+    def client_step(self) -> PlanItem | None:
+        """Return what the clients' mod has to do for this stage, or None if nothing."""
+        return None
+
+    def init(self, layout: Layout) -> State:
+        """Return the state before the first round."""
+        del layout
+        return {}
+
+
+class CohortStage(Stage):
+    """A stage on the single updates of a round."""
+
+    @abstractmethod
+    def apply(
+        self, cohort: Cohort, state: State, context: RoundContext
+    ) -> tuple[Cohort, State, Measurements]:
+        """Return the changed cohort, the next state and what was measured."""
+
+
+class VectorStage(Stage):
+    """A stage on the combined difference of a round."""
+
+    @abstractmethod
+    def apply(
+        self, vector: NDArray[np.float64], state: State, context: RoundContext
+    ) -> tuple[NDArray[np.float64], State, Measurements]:
+        """Return the changed vector (in place is fine), the next state and what was measured."""
+
+
+class Validate(CohortStage):
+    """Reject updates with NaN or Inf, or whose size cannot be honest.
+
+    Parameters
+    ----------
+    max_norm : float
+        Largest accepted L2 norm of the difference to the round's model. The default only stops
+        absurd values; set it near the norms that your clients really have.
+
+    Notes
+    -----
+    Who sees what: works on each update in the clear, for itself; it needs no other client's data.
+    """
+
+    name = "validate"
+    phase = Phase.ADMIT
+
+    def __init__(self, max_norm: float = 1e15) -> None:
+        if not max_norm > 0:
+            raise ConfigError(f"validate: max_norm is {max_norm!r}; it must be greater than 0")
+        self.max_norm = max_norm
+
+    def apply(
+        self, cohort: Cohort, state: State, context: RoundContext
+    ) -> tuple[Cohort, State, Measurements]:
+        """Drop what is not finite or larger than `max_norm`."""
+
+        def check(update: Update) -> Update:
+            check_finite_and_size(update.measure, self.max_norm)
+            return update
+
+        return cohort.each(check), state, {}
+
+
+class Clip(CohortStage):
+    r"""Bound the influence of every client on the mean.
+
+    .. math:: \Delta_i \leftarrow \Delta_i \cdot \min(1, C / \lVert \Delta_i \rVert_2)
+
+    The mod clips on the device; the strategy does it again, since a client is not trusted to have
+    done so. Clipping twice changes nothing.
+
+    Parameters
+    ----------
+    clip_norm : float
+        The bound C on the L2 norm over all floating-point arrays together, > 0.
+    per_layer : bool
+        Bound each of the L arrays by C / sqrt(L) instead; the bound on the whole is still C.
+
+    Notes
+    -----
+    Who sees what: the server sees single updates and their norms.
+    """
+
+    name = "clip"
+    phase = Phase.BOUND
+
+    def __init__(self, clip_norm: float, per_layer: bool = False) -> None:
+        self.parameters = ClipParameters(clip_norm=clip_norm, per_layer=per_layer)
+
+    def client_step(self) -> PlanItem:
+        """Ask the mod to clip with the same parameters."""
+        p = self.parameters
+        return PlanItem(self.name, {"clip_norm": p.clip_norm, "per_layer": p.per_layer})
+
+    def apply(
+        self, cohort: Cohort, state: State, context: RoundContext
+    ) -> tuple[Cohort, State, Measurements]:
+        """Set the scale of every update."""
+        clipped = cohort.each(lambda u: replace(u, scale=self.parameters.scales(u.measure)))
+        changed = sum(bool(np.any(np.asarray(u.scale) < 1.0)) for u in clipped.updates)
+        share = changed / len(clipped.updates) if clipped.updates else 0.0
+        return clipped, state, {"clipped_share": share}
+
+
+class Chain:
+    """Stages in canonical order, and their states as one value.
+
+    Parameters
+    ----------
+    stages : Sequence[Stage]
+        At most one of each name, in any order.
+
+    Raises
+    ------
+    CompositionError
+        If two stages have the same name or two server optimisers are given.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            if not isinstance(stage, CohortStage | VectorStage):
+                raise ConfigError(
+                    f"stages: {stage!r} is not a stage; give objects such as Clip(clip_norm=1.0)"
+                )
+        names = [s.name for s in stages]
+        double = {n for n in names if names.count(n) > 1}
+        if double:
+            raise CompositionError(f"stages: {', '.join(sorted(double))} is given more than once")
+        optimisers = [s.name for s in stages if s.phase is Phase.UPDATE]
+        if len(optimisers) > 1:
+            raise CompositionError(
+                f"stages: {' and '.join(optimisers)} are both server optimisers; choose one"
+            )
+        self.stages = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
+
+    def plan(self) -> Plan:
+        """Return what the clients' mods have to do, in canonical order."""
+        steps = (stage.client_step() for stage in self.stages)
+        return Plan(tuple(step for step in steps if step is not None))
+
+    def init(self, layout: Layout) -> dict[str, State]:
+        """Return the states of all stages before the first round."""
+        return {stage.name: stage.init(layout) for stage in self.stages}
+
+    def on_cohort(
+        self, cohort: Cohort, states: Mapping[str, State], context: RoundContext
+    ) -> tuple[Cohort, dict[str, State], dict[str, Measurements]]:
+        """Apply the stages that work on single updates."""
+        states, measured = dict(states), {}
+        for stage in self.stages:
+            if isinstance(stage, CohortStage):
+                cohort, states[stage.name], measured[stage.name] = stage.apply(
+                    cohort, states[stage.name], context
+                )
+        return cohort, states, measured
+
+    def on_vector(
+        self, vector: NDArray[np.float64], states: Mapping[str, State], context: RoundContext
+    ) -> tuple[NDArray[np.float64], dict[str, State], dict[str, Measurements]]:
+        """Apply the stages that work on the combined difference."""
+        states, measured = dict(states), {}
+        for stage in self.stages:
+            if isinstance(stage, VectorStage):
+                vector, states[stage.name], measured[stage.name] = stage.apply(
+                    vector, states[stage.name], context
+                )
+        return vector, states, measured

@@ -1,0 +1,114 @@
+"""One client's contribution to a round, and the set of them that a chain works on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.numerics import Measure, Vector
+from qsfl_flower.wire import Form
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sent a reply.
+
+    Parameters
+    ----------
+    node_id : int
+        Flower's node id, from the message the reply answers (not from the reply).
+    rank : int
+        Position of the node in the order of registration: the canonical order of the round. It is
+        the same from run to run, while Flower's node ids are random.
+    name : str
+        What to show to people. Given by the client, so a claim.
+    """
+
+    node_id: int
+    rank: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Update:
+    """A well-formed training reply.
+
+    Parameters
+    ----------
+    sender : Sender
+        Who sent it.
+    num_examples : float
+        The claimed number of training examples, finite and not negative.
+    vector : Vector
+        The floating-point parameters as one flat vector, without a copy.
+    form : Form
+        Whether `vector` is a whole model or a difference to the round's model.
+    measure : Measure
+        Norms of the difference to the round's model (float64).
+    carried : Mapping[str, numpy.ndarray]
+        Integer and boolean arrays (counters), which are not part of the vector.
+    metrics : Mapping[str, float]
+        Finite numbers that the client reports.
+    bytes_up : int
+        Payload size of the reply in bytes.
+    scale : float or numpy.ndarray
+        Factor on the difference, for all of it or for each floating-point array; set by clipping.
+    weight : float
+        Share of this update in the mean, in [0, 1]; set when the round is combined.
+    """
+
+    sender: Sender
+    num_examples: float
+    vector: Vector
+    form: Form
+    measure: Measure
+    carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    scale: float | NDArray[np.float64] = 1.0
+    weight: float = 0.0
+
+    def __repr__(self) -> str:
+        """Name the sender only: an update is private to its client."""
+        return f"Update(sender={self.sender.name!r}, size={self.vector.size}, form={self.form!s})"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A node whose reply does not count in this round, and why."""
+
+    sender: Sender
+    reason: str
+    detail: str
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The updates of a round in canonical order, and the rejections so far."""
+
+    updates: tuple[Update, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+
+    def each(self, step: Callable[[Update], Update]) -> Cohort:
+        """Apply `step` to every update; one that raises `RejectedUpdate` is moved out."""
+        kept: list[Update] = []
+        rejections = list(self.rejections)
+        for update in self.updates:
+            try:
+                kept.append(step(update))
+            except RejectedUpdate as error:
+                rejections.append(
+                    Rejection(update.sender, error.reason, error.detail, update.bytes_up)
+                )
+        return replace(self, updates=tuple(kept), rejections=tuple(rejections))
+
+    def reasons(self) -> dict[str, int]:
+        """Count the rejections by reason, in alphabetical order."""
+        return dict(sorted(Counter(r.reason for r in self.rejections).items()))

@@ -1,0 +1,81 @@
+"""Flower array records as numpy arrays, without copying what need not be copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.constant import SType
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.numerics.npy import view_npy
+
+
+def from_record(record: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """Read-only views on the arrays of a record, in the record's order.
+
+    The bytes are what somebody sent: they are checked, never trusted.
+
+    Parameters
+    ----------
+    record : Mapping[str, Array]
+        A Flower ``ArrayRecord`` (or anything that maps names to Flower ``Array``).
+
+    Returns
+    -------
+    dict[str, numpy.ndarray]
+        One read-only array per name that shares memory with the record.
+
+    Raises
+    ------
+    RejectedUpdate
+        ``malformed``: not a numpy array, or bytes that do not match the stated dtype and shape.
+    """
+    return {name: _view(name, array) for name, array in record.items()}
+
+
+def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Serialize named arrays into a Flower ``ArrayRecord``, keeping their order."""
+    return ArrayRecord({name: Array(np.asarray(a)) for name, a in arrays.items()})
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Payload size of a message in bytes: array data, texts and 8 bytes per number.
+
+    Parameters
+    ----------
+    content : RecordDict
+        The content of a Flower message, in either direction.
+
+    Returns
+    -------
+    int
+        Bytes of payload. Flower's framing (object ids, headers, protobuf) comes on top.
+    """
+    total = sum(len(a.data) for r in content.array_records.values() for a in r.values())
+    for record in (*content.config_records.values(), *content.metric_records.values()):
+        total += sum(len(key) + _value_bytes(value) for key, value in record.items())
+    return total
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, list):
+        return sum(_value_bytes(v) for v in value)
+    return 8
+
+
+def _view(name: str, array: Array) -> NDArray[Any]:
+    if array.stype != SType.NUMPY:
+        raise RejectedUpdate(
+            "malformed",
+            f"array {name!r:.80} is serialized as {array.stype!r:.40}; only {SType.NUMPY!r} is read",
+        )
+    try:
+        return view_npy(array.data, array.dtype, tuple(array.shape))
+    except RejectedUpdate as error:
+        raise RejectedUpdate(error.reason, f"array {name!r:.80}: {error.detail}") from None
