@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 
 from qsfl_flower.crypto.errors import Malformed
 from qsfl_flower.errors import CryptoError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MAX_TEXT = 255
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
@@ -41,6 +45,15 @@ def check_text(text: str, what: str) -> str:
     ):
         raise CryptoError(f"{what} must be printable NFC text of at most {MAX_TEXT} bytes")
     return text
+
+
+def byte_view(data: Buffer, what: str) -> memoryview:
+    """Return the bytes of any contiguous buffer (bytes, array) as a flat view, without a copy."""
+    try:
+        view = memoryview(data)
+        return view.cast("B") if view.nbytes else memoryview(b"")
+    except TypeError as error:
+        raise CryptoError(f"the {what} must be a contiguous buffer of bytes: {error}") from None
 
 
 class Writer:

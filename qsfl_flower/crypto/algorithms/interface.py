@@ -19,8 +19,8 @@ from qsfl_flower.crypto.errors import InvalidKey
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import CryptoError
 
-# FIPS 204 allows 255 bytes; pqcrypto 1.0 refuses 254 and 255 when it signs and answers "invalid" when
-# it verifies, so the shared limit is what every provider handles alike.
+# FIPS 204 allows 255 bytes; pqcrypto 1.0 refuses 254 and 255 when it signs and answers "invalid"
+# when it verifies, so the shared limit is what every provider handles alike.
 MAX_CONTEXT = 253
 
 
