@@ -77,7 +77,9 @@ def trained():
         def client(message):
             record = message.content["arrays"]
             arrays = {
-                k: a.numpy() + a.numpy().dtype.type(step) if a.numpy().dtype.kind == "f" else a.numpy()
+                k: a.numpy() + a.numpy().dtype.type(step)
+                if a.numpy().dtype.kind == "f"
+                else a.numpy()
                 for k, a in record.items()
             }
             if change is not None:

@@ -49,7 +49,9 @@ def numpy_client_app(
         if len(new) != len(record):
             raise QSFLError(f"fit returned {len(new)} arrays; the model has {len(record)}")
         arrays = to_record(dict(zip(record, new, strict=True)))
-        return Message(RecordDict({key: arrays, "metrics": _metrics(examples, metrics)}), reply_to=message)
+        return Message(
+            RecordDict({key: arrays, "metrics": _metrics(examples, metrics)}), reply_to=message
+        )
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

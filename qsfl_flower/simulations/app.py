@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid, ServerApp
 
 from qsfl_flower.clients.bridge import numpy_client_app
@@ -38,7 +39,7 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
     def client_fn(context: Context) -> TrainingClient:
         return client_of(experiment, owners, int(context.node_config["partition-id"]))
 
-    mods = [qsfl_mod]
+    mods: list[Mod] = [qsfl_mod]
     if experiment.faults:
         mods.insert(0, fault_mod(experiment))
     return numpy_client_app(client_fn, mods=mods)

@@ -42,8 +42,8 @@ from qsfl_flower.strategies import (
     FedAvgM,
     FedYogi,
     RunObserver,
-    Stage,
     StableFedAvg,
+    Stage,
     Validate,
 )
 from qsfl_flower.wire import from_record

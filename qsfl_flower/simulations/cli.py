@@ -52,7 +52,11 @@ def run(
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run: folder, name or 'latest'."),
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with an interrupted run: folder, name or 'latest'.",
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Make the last line of the output one JSON object.")
@@ -174,3 +178,7 @@ def _errors() -> Iterator[None]:
     except QSFLError as error:
         _err.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

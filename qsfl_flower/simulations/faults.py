@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from qsfl_flower.errors import QSFLError
@@ -46,7 +46,7 @@ def _fault_now(experiment: Experiment, message: Message, context: Context) -> st
     if message.metadata.message_type != "train":
         return None
     client = context.node_config.get("partition-id")
-    now = next(iter(message.content.config_records.values()), {}).get("server-round")
+    now = next(iter(message.content.config_records.values()), ConfigRecord()).get("server-round")
     for fault in experiment.faults:
         if fault.client == client and (fault.rounds == "all" or now in fault.rounds):
             return fault.kind

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class RunFolder:
         self.path = path
         self.experiment = experiment
         self._loggers = loggers
-        self._started = datetime.now(timezone.utc)
+        self._started = datetime.now(UTC)
         self._last: RoundRecord | None = None
         self._totals: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
@@ -159,11 +159,15 @@ class RunFolder:
 
     def event(self, kind: str, message: str, **more: Any) -> None:
         """Append a notable event."""
-        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._append("events.jsonl", [{"time": time, "kind": kind, "message": message, **more}])
 
     def finish(
-        self, status: str, seconds: float, arrays: Mapping[str, NDArray[Any]] | None, error: str | None
+        self,
+        status: str,
+        seconds: float,
+        arrays: Mapping[str, NDArray[Any]] | None,
+        error: str | None,
     ) -> dict[str, Any]:
         """Write the final model and the summary, and return the summary."""
         for logger in self._loggers:
@@ -186,7 +190,7 @@ class RunFolder:
             "rejected": dict(sorted(self._rejected.items())),
             "error": error,
             "started": self._started.isoformat(timespec="seconds"),
-            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._write("summary.json", _json(summary, indent=2))
         return summary

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -54,8 +54,8 @@ def run_experiment(
         job.display = display
     stopping = threading.Event()
     job.stop = stopping.is_set
-    with _logging_to(job.folder.path / "log.txt"), _signals(stopping):
-        error = _simulate(job)
+    with _logging_to(job.folder.path / "log.txt"), _signals(stopping) as listen:
+        error = _simulate(job, listen)
         if isinstance(error, RunInterrupted):
             summary = job.finish("interrupted", str(error))
         elif error is not None:
@@ -74,7 +74,7 @@ def run_experiment(
     return summary
 
 
-def _simulate(job: Job) -> BaseException | None:
+def _simulate(job: Job, listen: Callable[[], None]) -> BaseException | None:
     """Run Flower's simulation in a thread of its own, since Ray takes over signal handlers."""
     from flwr.simulation import run_simulation
 
@@ -96,6 +96,8 @@ def _simulate(job: Job) -> BaseException | None:
     thread = threading.Thread(target=target, name="simulation", daemon=True)
     thread.start()
     while thread.is_alive():
+        # Ray's core replaces the process's SIGTERM handler whenever it starts.
+        listen()
         thread.join(0.2)
     if errors:
         return errors[0]
@@ -144,10 +146,13 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _signals(stopping: threading.Event) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a wish to stop, the second into the end."""
+def _signals(stopping: threading.Event) -> Iterator[Callable[[], None]]:
+    """Turn the first SIGINT or SIGTERM into a wish to stop, the second into the end.
+
+    Yields a function that takes the signals (again).
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -156,9 +161,14 @@ def _signals(stopping: threading.Event) -> Iterator[None]:
             os._exit(128 + number)
         stopping.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    def listen() -> None:
+        for number in before:
+            signal.signal(number, ask)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    listen()
     try:
-        yield
+        yield listen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

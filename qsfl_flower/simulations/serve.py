@@ -25,7 +25,7 @@ from qsfl_flower.simulations.build import (
 )
 from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.simulations.folder import RunFolder, check_room, new_folder
-from qsfl_flower.simulations.loggers import open_loggers
+from qsfl_flower.simulations.loggers import MlflowLogger, RoundLogger, TensorBoardLogger
 from qsfl_flower.strategies import CheckpointStore, ClientRow, RoundRecord, RunObserver, Snapshot
 from qsfl_flower.wire import from_record, to_record
 
@@ -136,12 +136,23 @@ def prepare(experiment: Experiment, resume: Path | None = None) -> Job:
         path = resume
         check_room(path, experiment, size)
         snapshot = checkpoint_store(path, experiment).latest()
-    folder = RunFolder(path, experiment, open_loggers(experiment, path))
+    folder = RunFolder(path, experiment, _loggers(experiment, path))
     if snapshot is None:
         folder.begin(describe_partition(experiment, owners))
     else:
         folder.rewind(snapshot.server_round)
     return Job(experiment, folder, owners, initial, snapshot)
+
+
+def _loggers(experiment: Experiment, folder: Path) -> list[RoundLogger]:
+    output = experiment.output
+    loggers: list[RoundLogger] = []
+    if output.tensorboard:
+        loggers.append(TensorBoardLogger(folder / "tensorboard"))
+    if output.mlflow is not None:
+        config = experiment.model_dump(mode="json")
+        loggers.append(MlflowLogger(output.mlflow, experiment.name, folder.name, config))
+    return loggers
 
 
 def serve(job: Job, grid: Grid) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector, example_count, measure
@@ -102,9 +102,7 @@ class ReplyReader:
         )
 
 
-def match(
-    replies: Iterable[Message], asked: Asked
-) -> list[tuple[Sender, RecordDict | Rejection]]:
+def match(replies: Iterable[Message], asked: Asked) -> list[tuple[Sender, RecordDict | Rejection]]:
     """Find the first reply of every node that was asked, in canonical order.
 
     Replies come in any order, errors included. A node without a reply gets a rejection; a reply
@@ -172,7 +170,7 @@ def single(records: Mapping[str, T], kind: str, preferred: str) -> T:
 
 
 def _form(content: RecordDict) -> Form:
-    record = content.config_records.get(QSFL_RECORD, {})
+    record = content.config_records.get(QSFL_RECORD) or ConfigRecord()
     text = record.get(FORM_KEY, Form.PARAMETERS.value)
     try:
         return Form(str(text))
@@ -196,7 +194,7 @@ def _outcome(
 
 
 def _name(content: RecordDict) -> str | None:
-    name = content.config_records.get(QSFL_RECORD, {}).get(CLIENT_KEY)
+    name = (content.config_records.get(QSFL_RECORD) or ConfigRecord()).get(CLIENT_KEY)
     if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable():
         return name
     return None

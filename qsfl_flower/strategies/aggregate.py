@@ -107,6 +107,4 @@ def aggregate(
         arrays = model.layout.unpack(values, carry(cohort.updates, model.layout))
     except QSFLError as error:
         return Outcome(cohort, states, skipped=str(error), capped=capped)
-    return Outcome(
-        cohort, new_states, arrays, None, capped, norm, {**measured, **after}
-    )
+    return Outcome(cohort, new_states, arrays, None, capped, norm, {**measured, **after})

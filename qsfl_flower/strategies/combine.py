@@ -89,7 +89,11 @@ def mean_difference(
     for index, part in enumerate(layout.slices.values()):
         scales = [float(np.broadcast_to(u.scale, (len(layout.slices),))[index]) for u in updates]
         weighted_sum(
-            vectors, coefficients(scales), lo=part.start, hi=part.stop, out=out[part.start : part.stop]
+            vectors,
+            coefficients(scales),
+            lo=part.start,
+            hi=part.stop,
+            out=out[part.start : part.stop],
         )
     return out
 

@@ -24,9 +24,7 @@ def registered_nodes(grid: Grid) -> list[int]:
     return [n.node_id for n in nodes]
 
 
-def wait_for_nodes(
-    grid: Grid, minimum: int, timeout: float, stop: Callable[[], bool]
-) -> list[int]:
+def wait_for_nodes(grid: Grid, minimum: int, timeout: float, stop: Callable[[], bool]) -> list[int]:
     """Wait until `minimum` nodes are online and return all of them in order of registration.
 
     Raises

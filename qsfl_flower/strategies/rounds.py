@@ -214,7 +214,9 @@ def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
         past: Mapping[str, Any] = saved["history"][kind]
         return {int(r): MetricRecord(metrics) for r, metrics in past.items()}
 
-    result = Result(to_record(snapshot.arrays), rounds("train"), rounds("evaluate"), rounds("server"))
+    result = Result(
+        to_record(snapshot.arrays), rounds("train"), rounds("evaluate"), rounds("server")
+    )
     return _Progress(
         result,
         MonitorState.from_dict(saved["monitor"]),

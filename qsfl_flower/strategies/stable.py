@@ -250,7 +250,7 @@ class StableFedAvg(FedAvg):
             accepted = [contents[u.sender.node_id] for u in updates]
             metrics = self._train_metrics(accepted, self.weighted_by_key)
         else:
-            metrics = MetricRecord(mean_metrics([(u.weight, u.metrics) for u in updates]))
+            metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})
         return to_record(self.outcome.arrays), metrics
 
     def aggregate_evaluate(
@@ -280,7 +280,7 @@ class StableFedAvg(FedAvg):
             max_weight_ratio=self.weighting.max_weight_ratio,
         )
         rows = [(float(w), metrics) for w, (_, metrics, _) in zip(weights, kept, strict=True)]
-        return MetricRecord(mean_metrics(rows))
+        return MetricRecord({**mean_metrics(rows)})
 
     def start(
         self,

@@ -73,7 +73,8 @@ def _view(name: str, array: Array) -> NDArray[Any]:
     if array.stype != SType.NUMPY:
         raise RejectedUpdate(
             "malformed",
-            f"array {name!r:.80} is serialized as {array.stype!r:.40}; only {SType.NUMPY!r} is read",
+            f"array {name!r:.80} is serialized as {array.stype!r:.40}; "
+            f"only {SType.NUMPY!r} is read",
         )
     try:
         return view_npy(array.data, array.dtype, tuple(array.shape))

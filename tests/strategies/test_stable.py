@@ -35,7 +35,9 @@ class Recorder(RunObserver):
 
 def run(grid, rounds=1, initial=None, timeout=5.0, **arguments):
     recorder = arguments.setdefault("observer", Recorder())
-    strategy = StableFedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, **arguments)
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, **arguments
+    )
     result = strategy.start(grid, initial or model(), num_rounds=rounds, timeout=timeout)
     return result, recorder
 
@@ -75,7 +77,8 @@ def test_result_does_not_depend_on_arrival_or_on_node_ids(fake_grid, trained):
     for seed in range(5):
         ids = [random.Random(seed).getrandbits(63) for _ in steps]
         grid = fake_grid(
-            {n: trained(s, 7 + i) for i, (n, s) in enumerate(zip(ids, steps, strict=True))}, seed=seed
+            {n: trained(s, 7 + i) for i, (n, s) in enumerate(zip(ids, steps, strict=True))},
+            seed=seed,
         )
         result, _ = run(grid)
         seen.add(values(result.arrays).tobytes())
@@ -96,7 +99,9 @@ def test_result_does_not_depend_on_arrival_or_on_node_ids(fake_grid, trained):
         ("too-large", lambda a: {**a, "w": a["w"] + np.float32(3e38)}, 10),
     ],
 )
-def test_a_bad_reply_is_rejected_and_the_round_goes_on(fake_grid, trained, reason, change, examples):
+def test_a_bad_reply_is_rejected_and_the_round_goes_on(
+    fake_grid, trained, reason, change, examples
+):
     grid = fake_grid({1: trained(1.0), 2: trained(9.0, examples, change=change), 3: trained(3.0)})
     result, recorder = run(grid)
     assert values(result.arrays).tolist() == [2.0] * 4
@@ -114,7 +119,9 @@ def test_errors_silence_and_strange_bytes_have_reasons(fake_grid, trained):
 
     def raw(message):
         good = trained(1.0)(message)
-        good.content["arrays"]["w"] = Array("float32", (4,), "numpy.ndarray", b"\x93NUMPY\x01\x00zz")
+        good.content["arrays"]["w"] = Array(
+            "float32", (4,), "numpy.ndarray", b"\x93NUMPY\x01\x00zz"
+        )
         return good
 
     def strange(message):
@@ -228,7 +235,7 @@ def test_sampling_is_reproducible_and_independent_of_node_ids(fake_grid, trained
 def test_nodes_that_never_come_are_an_error(fake_grid, trained):
     grid = fake_grid({1: trained(1.0)})
     strategy = StableFedAvg(min_available_nodes=5)
-    with pytest.raises(TooFewReplies, match="1 nodes are connected after 0.2 s; at least 5"):
+    with pytest.raises(TooFewReplies, match=r"1 nodes are connected after 0\.2 s; at least 5"):
         strategy.start(grid, model(), num_rounds=1, timeout=0.2)
 
 
@@ -275,7 +282,9 @@ def test_evaluation_metrics_are_averaged_without_the_broken_ones(fake_grid):
     assert result.evaluate_metrics_clientapp[1]["loss"] == 2.5
 
 
-def test_users_own_metrics_function_gets_the_accepted_replies_in_canonical_order(fake_grid, trained):
+def test_users_own_metrics_function_gets_the_accepted_replies_in_canonical_order(
+    fake_grid, trained
+):
     seen = []
 
     def aggregate(contents, key):
