@@ -1,0 +1,94 @@
+"""Reading and writing small files so that they are whole, and private where they must be."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qsfl_flower.crypto.errors import KeyFileError
+
+MAX_FILE = 1 << 28
+
+
+def write_file(path: Path, data: bytes, *, private: bool, overwrite: bool = False) -> None:
+    """Write a file in one step: whoever reads `path` finds the old content or the new one.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    data : bytes
+        The content.
+    private : bool
+        Whether only the owner may read it; the file is created with mode 0600, never widened first.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    KeyFileError
+        If the file exists and may not be replaced, or cannot be written.
+    """
+    mode = 0o600 if private else 0o644
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    reserved = False
+    try:
+        if not overwrite:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+            reserved = True
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except FileExistsError:
+        raise KeyFileError(f"{path} exists already and is not overwritten") from None
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if reserved:
+            path.unlink(missing_ok=True)
+        raise KeyFileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_file(path: Path, *, private: bool) -> bytes:
+    """Return the content of a file; a private one must not be readable by anybody else.
+
+    Raises
+    ------
+    KeyFileError
+        If it is missing, too large or, when `private`, accessible to group or others.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if private and os.name == "posix" and status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise KeyFileError(
+                    f"{path} has mode {mode:04o} and may be read by others: a secret key file must "
+                    f"have 0600 (chmod 600 {path})"
+                )
+            if status.st_size > MAX_FILE:
+                raise KeyFileError(f"{path} has {status.st_size} bytes, at most {MAX_FILE} allowed")
+            return file.read()
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that belongs to `path`, so that read-compare-write is one step."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
