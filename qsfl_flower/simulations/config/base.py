@@ -18,7 +18,10 @@ class Section(BaseModel):
 
 # A path or an address: anything that a file system can take, so no control characters.
 PlaceText = Annotated[
-    str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")
+    str,
+    StringConstraints(
+        min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ import yaml
 from qsfl_flower.simulations.config.tree import (
     Budget,
     Node,
+    Path,
     Place,
     Problem,
     config_error,
@@ -57,6 +58,15 @@ for _tag, _pattern, _first in _CORE:
     _Dumper.add_implicit_resolver(_tag, _exact, _first)
 
 
+def _represent_text(dumper: _Dumper, data: str) -> yaml.ScalarNode:
+    # PyYAML writes these into single quotes, where they are read back as spaces.
+    style = '"' if re.search("[\x85\u2028\u2029\ufeff]", data) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump(data: object) -> str:
     """Write plain data as YAML that any YAML 1.1 or 1.2 reader understands alike."""
     text: str = yaml.dump(
@@ -65,15 +75,17 @@ def dump(data: object) -> str:
     return text
 
 
-def parse(text: str, place: Place) -> Node | None:
-    """Read one YAML document into a tree; None if there is nothing but comments.
+def parse(text: str, place: Place, path: Path = ()) -> Node | None:
+    """Read one YAML document into a tree; None if there is nothing in it.
 
     Parameters
     ----------
     text : str
         The document.
     place : Place
-        Its source. With a line, that line is kept for all values (an override is one line).
+        Its source; without a line (an override) values have none either.
+    path : tuple
+        Where the document will stand in the tree, for messages.
 
     Raises
     ------
@@ -90,21 +102,26 @@ def parse(text: str, place: Place) -> Node | None:
         raise config_error([_syntax_problem(error, text, place)]) from None
     except RecursionError:
         raise config_error([Problem(place, "not valid YAML: nested too deeply")]) from None
-    except (ValueError, OverflowError) as error:
-        raise config_error([Problem(place, f"not valid YAML: {error}")]) from None
-    return None if root is None else _Builder(place).build(root)
+    except (ValueError, OverflowError):
+        text = "not valid YAML: an escape names a character that does not exist"
+        raise config_error([Problem(place, text)]) from None
+    if root is None or (root.tag == _CORE[0][0] and not root.value):
+        return None
+    return _Builder(place).build(root, path)
 
 
 def _syntax_problem(error: yaml.YAMLError, text: str, place: Place) -> Problem:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        what = error.problem or error.context or "cannot be read"
+        what = ": ".join(part for part in (error.context, error.problem) if part)
         if "'\\t'" in what:
             what = "a tab cannot indent or separate; use spaces"
         elif "expected a single document" in (error.context or ""):
             what = "a second document starts here ('---'); one file describes one experiment"
         elif "mapping values are not allowed" in what:
             what = "': ' is not allowed here; quote the text, or check the indentation"
+        elif "expected <block end>" in what:
+            what = "the indentation does not fit the lines above"
         line = mark.line if mark is not None else 0
     elif isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position)
@@ -126,13 +143,13 @@ class _Builder:
         self.budget = Budget(place)
         self.problems: list[Problem] = []
 
-    def build(self, root: yaml.Node) -> Node:
-        node = self._node(root, (), _line(self.place, root.start_mark.line))
+    def build(self, root: yaml.Node, path: Path) -> Node:
+        node = self._node(root, path, _line(self.place, root.start_mark.line))
         if self.problems:
             raise config_error(self.problems)
         return node
 
-    def _node(self, node: yaml.Node, path: tuple[str | int, ...], place: Place) -> Node:
+    def _node(self, node: yaml.Node, path: Path, place: Place) -> Node:
         self.budget.spend(len(path))
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return Node(self._mapping(node, path), place)
@@ -147,7 +164,7 @@ class _Builder:
         self._tag_problem(node, path, place)
         return Node(None, place)
 
-    def _mapping(self, node: yaml.MappingNode, path: tuple[str | int, ...]) -> dict[str, Node]:
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         for key_node, value_node in node.value:
             place = _line(self.place, key_node.start_mark.line)
@@ -164,7 +181,7 @@ class _Builder:
         return entries
 
     def _scalar(
-        self, node: yaml.ScalarNode, path: tuple[str | int, ...], place: Place
+        self, node: yaml.ScalarNode, path: Path, place: Place
     ) -> str | int | float | bool | None:
         text: str = node.value
         try:
@@ -185,10 +202,10 @@ class _Builder:
         self._tag_problem(node, path, place)
         return None
 
-    def _tag_problem(self, node: Any, path: tuple[str | int, ...], place: Place) -> None:
+    def _tag_problem(self, node: Any, path: Path, place: Place) -> None:
         tag = str(node.tag).replace("tag:yaml.org,2002:", "!!")
         self._add(place, path, f"YAML tags are not allowed, got {shown(tag)}")
 
-    def _add(self, place: Place, path: tuple[str | int, ...], text: str) -> None:
+    def _add(self, place: Place, path: Path, text: str) -> None:
         where = f"{dotted(path)}: " if path else ""
         self.problems.append(Problem(place, where + text, len(self.problems)))

@@ -83,9 +83,9 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
                 "clients.fraction_train",
                 "clients.count",
             ),
-            f"a round needs {exp.strategy.min_replies} usable replies, but clients.fraction_train "
-            f"{exp.clients.fraction_train:g} of clients.count {exp.clients.count} lets only "
-            f"{trained} train; lower strategy.min_replies or raise one of the others",
+            f"strategy.min_replies asks for {exp.strategy.min_replies} usable replies, but "
+            f"clients.fraction_train {exp.clients.fraction_train:g} of clients.count "
+            f"{exp.clients.count} lets {trained} train; lower the first or raise the others",
         )
     if exp.clients.fraction_evaluate > 0 and exp.data.test_fraction == 0:
         yield Contradiction(
@@ -115,7 +115,7 @@ def _too_few_examples(exp: Experiment) -> Iterator[Contradiction]:
     if size is not None and needed > size:
         yield Contradiction(
             (key, "clients.count", "data.dataset"),
-            f"clients.count {exp.clients.count} with at least {each} each take {needed} examples, "
-            f"but data.dataset {exp.data.dataset!r} has {size} for training; "
-            f"lower {key if each > 1 else 'clients.count'}",
+            f"clients.count {exp.clients.count} with at least {each} each need {needed} examples, "
+            f"but data.dataset {exp.data.dataset!r} has {size} to train on; "
+            f"lower {f'{key} or clients.count' if each > 1 else 'clients.count'}",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,6 +12,7 @@ from qsfl_flower.simulations.config import shape
 from qsfl_flower.simulations.config.base import Contradiction
 from qsfl_flower.simulations.config.tree import (
     Node,
+    Path,
     Problem,
     deepest,
     dotted,
@@ -23,6 +26,8 @@ _BOOLEAN_WORDS = {"yes": "true", "on": "true", "true": "true", "1": "true"} | {
     "false": "false",
     "0": "false",
 }
+_MOST = 50
+_LAST = 10**9
 _NULL_WORDS = ("none", "null", "nil", "~", "")
 
 
@@ -42,8 +47,9 @@ def explain(error: ValidationError, tree: Node) -> list[Problem]:
         One per mistake. An error of a list or section whose items have errors is left out.
     """
     data = to_plain(tree)
-    found: list[tuple[shape.Path, Problem]] = []
-    for order, one in enumerate(error.errors(include_url=False)):
+    found: list[tuple[Path, Problem]] = []
+    errors = error.errors(include_url=False)
+    for order, one in enumerate(errors[:_MOST]):
         path = shape.without_labels(one["loc"])
         if one["type"] == "contradiction":
             found += [
@@ -55,24 +61,28 @@ def explain(error: ValidationError, tree: Node) -> list[Problem]:
         place = deepest(tree, path).place
         found.append((path, Problem(place, f"{dotted(path)}: {text}", order)))
     paths = [path for path, _ in found]
-    return [problem for path, problem in found if not any(_is_above(path, one) for one in paths)]
+    problems = [one for path, one in found if not any(_is_above(path, other) for other in paths)]
+    if len(errors) > _MOST:
+        last = replace(tree.place, line=None, rank=_LAST)
+        problems.append(Problem(last, f"{len(errors) - _MOST} more mistakes are not listed"))
+    return problems
 
 
-def _is_above(path: shape.Path, other: shape.Path) -> bool:
+def _is_above(path: Path, other: Path) -> bool:
     return len(path) < len(other) and other[: len(path)] == path
 
 
 def _contradiction(one: Contradiction, tree: Node, order: int) -> Problem:
-    nodes = [deepest(tree, _parse_dotted(key)) for key in one.keys]
-    written = [node.place for node in nodes if node.place.rank >= 0]
-    return Problem((written or [tree.place])[0], f"{one.keys[0]}: {one.text}", order)
+    places = {key: deepest(tree, _parse_dotted(key)).place for key in one.keys}
+    key = next((key for key in one.keys if places[key].rank >= 0), one.keys[0])
+    return Problem(places[key], f"{key}: {one.text}", order)
 
 
-def _parse_dotted(key: str) -> shape.Path:
+def _parse_dotted(key: str) -> Path:
     return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
-def _sentence(kind: str, path: shape.Path, data: object) -> tuple[shape.Path, str]:
+def _sentence(kind: str, path: Path, data: object) -> tuple[Path, str]:
     value = _value(data, path)
     schema = shape.walk(path, data)
     if kind == "extra_forbidden":
@@ -84,25 +94,19 @@ def _sentence(kind: str, path: shape.Path, data: object) -> tuple[shape.Path, st
         wanted = f"must be one of {', '.join(names)}"
         if kind == "union_tag_not_found":
             return path, f"missing; {wanted}"
-        return path, f"{wanted}, got {_got(value[tag])}{_suggestion(value[tag], names)}"
+        return path, f"{wanted}, got {shown(value[tag])}{_suggestion(value[tag], names)}"
     if kind == "missing":
         return path, f"missing; must be {shape.allowed(schema)}"
-    return path, f"must be {shape.allowed(schema)}, got {_got(value)}{_hint(value, schema)}"
+    return path, f"must be {shape.allowed(schema)}, got {shown(value)}{_hint(value, schema)}"
 
 
-def _value(data: Any, path: shape.Path) -> Any:
+def _value(data: Any, path: Path) -> Any:
     for key in path:
         try:
             data = data[key]
         except (KeyError, IndexError, TypeError):
             return None
     return data
-
-
-def _got(value: object) -> str:
-    if isinstance(value, dict | list | str | int | float | bool | None):
-        return shown(value)
-    return f"{shown(value)} ({type(value).__name__})"
 
 
 def _suggestion(value: object, words: list[str]) -> str:
@@ -114,6 +118,8 @@ def _hint(value: object, schema: shape.Schema) -> str:
     types = shape.types(schema)
     if isinstance(value, float) and "integer" in types and value.is_integer():
         return f"; write {int(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "; it must be finite"
     if not isinstance(value, str):
         return ""
     word = value.strip().lower()
@@ -134,13 +140,15 @@ def _number_hint(word: str, types: set[str]) -> str:
     return f"; write {number} without quotes"
 
 
-def _unknown_key(path: shape.Path, data: object) -> str:
+def _unknown_key(path: Path, data: object) -> str:
     *above, last = path
     parent = shape.walk(tuple(above), data)
     tag = shape.tag_of(parent)
     kind = _value(data, (*above, tag)) if tag else None
     section = shape.kinds_of(parent)[str(kind)] if tag else parent
-    keys = list(section["properties"]) + ["extends"] * (not above)
+    keys = list(section["properties"])
+    if not above and last != "extends":
+        keys.append("extends")
     where = ".".join(str(part) for part in above if not isinstance(part, int))
     of_kind = f" for {tag} '{kind}'" if tag else ""
     return f"unknown key{of_kind}{_meant(str(last), where, keys)} allowed: {', '.join(keys)}"
@@ -149,6 +157,8 @@ def _unknown_key(path: shape.Path, data: object) -> str:
 def _meant(key: str, where: str, keys: list[str]) -> str:
     if key == "extends":
         return "; 'extends' stands at the top level of a file only;"
+    if key == "<<":
+        return "; YAML merges are not read, use 'extends';"
     homes = [one for one in shape.sections() if key in one.schema["properties"]]
     siblings = [one for one in homes if one.path == where]
     if siblings:

@@ -77,8 +77,9 @@ def _missing(name: str, path: Path, shipped: dict[str, Path]) -> str:
     local = _yaml_files(path.parent)
     if _BARE_NAME.fullmatch(name) is not None:
         close = closest(name, [*(Path(one).stem for one in local), *shipped])
-        listed = f" shipped: {', '.join(shipped)}" if shipped else ""
-        return f"no such configuration{_meant(close)}{listed}"
+        listed = f"shipped: {', '.join(shipped)}" if shipped else ""
+        between = ("" if close else ";") + " " if listed else ""
+        return f"no such configuration{_meant(close)}{between}{listed}"
     close = closest(path.name, local)
     close = str(Path(name).with_name(close)) if close else closest(path.stem, shipped)
     here = path.parent

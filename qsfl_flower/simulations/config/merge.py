@@ -91,7 +91,7 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
         keys = [key.strip() for key in path.split(".")]
         if not equals or not all(keys):
             raise _error(place, "must be key.sub=value, for example clients.count=5")
-        node = document.parse(value, place) or Node(None, place)
+        node = document.parse(value, place, tuple(keys)) or Node(None, place)
         tree = _put(tree, keys, 0, node, shape.root())
     return tree
 

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any
 
 from qsfl_flower.simulations.config.experiment import Experiment
+from qsfl_flower.simulations.config.tree import Path
 
 Schema = dict[str, Any]
-Path = tuple[str | int, ...]
 
 
 @cache
@@ -207,10 +207,11 @@ class SectionShape:
     in_list: bool = False
 
 
-def sections() -> list[SectionShape]:
+@cache
+def sections() -> tuple[SectionShape, ...]:
     """Return every section and every kind once, in the order of the schema."""
     found = {(one.path, one.tag, one.kind): one for one in _sections("", root(), False)}
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _sections(path: str, schema: Schema, in_list: bool) -> Iterator[SectionShape]:

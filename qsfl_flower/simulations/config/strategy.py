@@ -16,7 +16,8 @@ class ValidateSpec(Section):
     max_norm: float | None = Field(
         default=None,
         gt=0,
-        description="Largest L2 norm of an update that is still believed; null: any finite norm.",
+        description="Largest L2 norm of an update that is still believed; null: 1e15, which only "
+        "stops absurd sizes.",
     )
 
 
@@ -41,7 +42,8 @@ class CommonStrategySpec(Section):
     stages: tuple[StageSpec, ...] = Field(
         default=(ValidateSpec(stage="validate"),),
         strict=False,
-        description="What is done to updates before they are combined, each stage at most once.",
+        description="What is done to updates before they are combined, each stage at most once; "
+        "validate always takes part.",
     )
     max_num_examples: int | None = Field(
         default=None,
@@ -53,7 +55,8 @@ class CommonStrategySpec(Section):
     max_weight_ratio: float = Field(
         default=10.0,
         ge=1,
-        description="Largest weight of a client in the mean, as a multiple of the median weight.",
+        description="Largest weight of a client in the mean, as a multiple of the median client's; "
+        "among three or more clients none ever holds more than half.",
     )
     min_replies: int = Field(
         default=2,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from qsfl_flower.errors import ConfigError
 
+Path = tuple[str | int, ...]
+
 _MAX_DEPTH = 24
 _MAX_VALUES = 50_000
 _SHOWN = 60
@@ -106,19 +108,24 @@ def from_plain(value: object, place: Place) -> Node:
     Raises
     ------
     ConfigError
-        Data is nested too deeply (or contains itself) or is too large.
+        Data is nested too deeply (or contains itself), is too large, or holds something other
+        than text, numbers, booleans, None, lists and mappings.
     """
     budget = Budget(place)
 
-    def build(part: object, depth: int) -> Node:
-        budget.spend(depth)
+    def build(part: object, path: Path) -> Node:
+        budget.spend(len(path))
         if isinstance(part, Mapping):
-            return Node({str(key): build(one, depth + 1) for key, one in part.items()}, place)
+            items = {str(key): one for key, one in part.items()}
+            return Node({key: build(one, (*path, key)) for key, one in items.items()}, place)
         if isinstance(part, list | tuple):
-            return Node([build(one, depth + 1) for one in part], place)
+            return Node([build(one, (*path, index)) for index, one in enumerate(part)], place)
+        if part is not None and type(part) not in (str, int, float, bool):
+            text = f"{dotted(path)}: must be plain data as in a file, got {shown(part)}"
+            raise config_error([Problem(place, text)])
         return Node(part, place)
 
-    return build(value, 0)
+    return build(value, ())
 
 
 def to_plain(node: Node) -> object:
@@ -130,7 +137,7 @@ def to_plain(node: Node) -> object:
     return node.value
 
 
-def find(node: Node, path: Iterable[str | int]) -> Node | None:
+def find(node: Node, path: Path) -> Node | None:
     """Return the node at a path, or None where there is nothing."""
     here: Node | None = node
     for key in path:
@@ -145,7 +152,7 @@ def find(node: Node, path: Iterable[str | int]) -> Node | None:
     return here
 
 
-def deepest(node: Node, path: tuple[str | int, ...]) -> Node:
+def deepest(node: Node, path: Path) -> Node:
     """Return the node at a path or the nearest node above it."""
     for end in range(len(path), 0, -1):
         found = find(node, path[:end])
@@ -175,6 +182,10 @@ def shown(value: object) -> str:
         text = "{" + ", ".join(f"{shown_key(str(k))}: {shown(v)}" for k, v in value.items()) + "}"
     elif isinstance(value, list | tuple):
         text = "[" + ", ".join(shown(one) for one in value) + "]"
+    elif isinstance(value, str):
+        text = repr(value) if value.isprintable() else ascii(value)
+    elif isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 512):
+        text = repr(value)
     else:
-        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
