@@ -12,9 +12,9 @@ from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.report import figures, text
 from qsfl_flower.simulations.report.document import document, publish
 from qsfl_flower.simulations.report.figures import Plot
-from qsfl_flower.simulations.report.html import clean, element, table
-from qsfl_flower.simulations.report.outcome import accuracy_key, last, loss_key, outcome, total
-from qsfl_flower.simulations.report.section import Section
+from qsfl_flower.simulations.report.html import Html, clean, element, join, table
+from qsfl_flower.simulations.report.outcome import evaluated_by, last, outcome, total
+from qsfl_flower.simulations.report.section import Row, Section
 from qsfl_flower.simulations.runs import Record, Run, number
 
 if TYPE_CHECKING:
@@ -78,11 +78,12 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         If a folder is no readable run folder, or a file cannot be written.
     """
     runs = _opened(folders)
-    head, *lines = _lines(_rows(runs))
+    (_, *names), *lines = _lines(_rows(runs))
+    head = ("", *(_breakable(name) for name in names))
     everything = Section(
         "comparison", "Comparison", (table(head, lines, "Settings that differ, and results", ()),)
     )
-    sections = [everything, Section("courses", "Courses", _plots(runs))]
+    sections = [everything, Section("courses", "Courses", (Row(_plots(runs)),))]
     introduction = element("p", f"{text.count(len(runs), 'run')} side by side.", class_="soft")
     content = document("Comparison of runs", introduction, sections)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def _flat(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _accuracies(run: Run) -> list[tuple[Record, float]]:
-    key = accuracy_key(run.metrics)
+    key = f"{evaluated_by(run.metrics)}_accuracy"
     measured = ((record, number(record.get(key))) for record in run.metrics)
     return [(r, value) for r, value in measured if value is not None and math.isfinite(value)]
 
@@ -167,7 +168,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         yield [_cell(key), *(_cell(row["config"][key]) for row in rows)]
     results: dict[str, tuple[str, Callable[[Any], str]]] = {
         "status": ("status", _cell),
-        "rounds": ("rounds", text.decimal),
+        "rounds": ("rounds completed", text.decimal),
         "accuracy": ("accuracy", text.percent),
         "loss": ("loss", text.decimal),
         "bytes_down": ("sent to clients", text.size),
@@ -188,12 +189,18 @@ def _cell(value: object) -> str:
     return text.shorten(" ".join(clean(value).split()), 40)
 
 
+def _breakable(name: str) -> Html:
+    """Let a long run name break after its hyphens."""
+    first, *rest = name.split("-")
+    return join([first, *(part for piece in rest for part in ("-", element("wbr"), piece))])
+
+
 def _plots(runs: Sequence[Run]) -> tuple[Plot, ...]:
     courses = (
-        ("accuracy", "Accuracy by round", "round", accuracy_key, _round),
-        ("accuracy-bytes", "Accuracy by bytes sent by clients", "bytes", accuracy_key, _uploaded),
-        ("accuracy-time", "Accuracy by wall time", "time", accuracy_key, _elapsed),
-        ("loss", "Loss by round", "round", loss_key, _round),
+        ("accuracy", "Accuracy by round", "round", "accuracy", _round),
+        ("accuracy-bytes", "Accuracy by bytes sent by clients", "bytes", "accuracy", _uploaded),
+        ("accuracy-time", "Accuracy by wall time", "time", "accuracy", _elapsed),
+        ("loss", "Loss by round", "round", "loss", _round),
     )
     drawn = (_overlay(runs, *course) for course in courses)
     return tuple(plot for plot in drawn if plot is not None)
@@ -216,12 +223,12 @@ def _overlay(
     name: str,
     title: str,
     unit: str,
-    key_of: Callable[[Sequence[Record]], str],
+    what: str,
     position: Callable[[Sequence[Record]], list[float]],
 ) -> Plot | None:
     lines = []
     for run in runs:
-        values = figures.series(run.metrics, key_of(run.metrics))
+        values = figures.series(run.metrics, f"{evaluated_by(run.metrics)}_{what}")
         points = zip(position(run.metrics), values, strict=True)
         lines.append([point for point in points if not any(map(math.isnan, point))])
     if not any(lines):
@@ -240,13 +247,15 @@ def _overlay(
         if unit == "round":
             figures.rounds_axis(axes, [x for points in lines for x, _ in points])
         else:
-            write = text.size if unit == "bytes" else text.duration
             axes.xaxis.set_major_locator(figures.few_ticks())
-            axes.xaxis.set_major_formatter(lambda value, _: write(value) if value else "0")
-        if name == "loss":
+            if unit == "time":
+                figures.seconds(axes.xaxis, max(x for points in lines for x, _ in points))
+            else:
+                axes.xaxis.set_major_formatter(lambda value, _: text.size(value))
+        if what == "loss":
             figures.log_if_wide(axes, [y for points in lines for _, y in points])
         else:
-            axes.yaxis.set_major_formatter(lambda value, _: text.percent(value))
+            figures.percents(axes.yaxis)
         figures.legend(axes, columns=1)
 
     ends = (f"{r.name} ends at {p[-1][1]:.4g}" for r, p in zip(runs, lines, strict=True) if p)

@@ -22,6 +22,7 @@ from qsfl_flower.simulations.runs import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # Okabe and Ito's colours, distinguishable with every common colour blindness.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -30,10 +31,10 @@ CYCLE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK)
 
 WIDTH = 4.4
 _DPI = 180
-GRID = "#e3e3e3"
+GRID, PAPER = "#e3e3e3", "#ffffff"
 _INK = "#333333"
 _MOST_BARS = 60
-_LARGEST = 1e250  # matplotlib's tick arithmetic overflows near the end of float64's range
+_LARGEST = 1e100  # matplotlib's tick arithmetic overflows long before float64 does
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,22 @@ def _legend(axes: Axes, handles: Sequence[Any], names: Sequence[str], columns: i
     )
 
 
-def scale(amount: int) -> list[str]:
-    """Give so many colours in an order that survives colour blindness and grey print."""
-    from matplotlib import colormaps
+def palette(amount: int) -> list[str]:
+    """Give so many colours that survive colour blindness: distinct ones, or an ordered scale."""
+    from matplotlib import color_sequences, colormaps
     from matplotlib.colors import to_hex
 
+    distinct = color_sequences["petroff10"]
+    if amount <= len(distinct):
+        return [to_hex(color) for color in distinct[:amount]]
     return [to_hex(colormaps["viridis"](i / max(1, amount - 1))) for i in range(amount)]
+
+
+def rgb(color: str) -> tuple[float, float, float]:
+    """Split a colour into red, green and blue in [0, 1]."""
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(color)
 
 
 def spread(amount: int, most: int) -> list[int]:
@@ -167,10 +178,8 @@ def spread(amount: int, most: int) -> list[int]:
 
 def rounds_axis(axes: Axes, rounds: Sequence[float]) -> None:
     """Make the horizontal axis count rounds: whole numbers, no empty margins."""
-    from matplotlib.ticker import MaxNLocator
-
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    whole_numbers(axes.xaxis)
     if rounds:
         axes.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
 
@@ -182,9 +191,27 @@ def few_ticks() -> Any:
     return MaxNLocator(nbins=4)
 
 
+def whole_numbers(axis: Axis) -> None:
+    """Put ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+
+
+def percents(axis: Axis) -> None:
+    """Label an axis of shares of one."""
+    axis.set_major_formatter(lambda value, _: f"{value * 100:g} %")
+
+
+def seconds(axis: Axis, most: float) -> None:
+    """Label an axis of durations in one unit."""
+    unit, factor = ("ms", 1e3) if most < 1 else ("s", 1.0) if most < 300 else ("min", 1 / 60)
+    axis.set_major_formatter(lambda value, _: f"{value * factor:g} {unit}")
+
+
 def log_if_wide(axes: Axes, values: Sequence[float]) -> None:
     """Use a logarithmic axis for positive values that span more than a factor of thirty."""
-    if values and min(values) > 0 and max(values) / min(values) > 30:
+    if values and min(values) > 1 / _LARGEST and max(values) / min(values) > 30:
         axes.set_yscale("log")
 
 

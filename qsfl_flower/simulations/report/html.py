@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from qsfl_flower.simulations.report.style import STYLE
 
-_VOID = frozenset({"img", "meta", "br", "link"})
+_VOID = frozenset({"img", "meta", "br", "wbr"})
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from qsfl_flower.simulations.runs import Record, Run, number
 
-SERVER_ACCURACY, CLIENT_ACCURACY = "eval_accuracy", "client_eval_accuracy"
-SERVER_LOSS, CLIENT_LOSS = "eval_loss", "client_eval_loss"
+SERVER, CLIENTS = "eval", "client_eval"
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,10 @@ class Outcome:
         As in `Run.status`.
     rounds : int
         Rounds that were completed.
+    side : str
+        Whose evaluation counts: `SERVER` (its test set), or `CLIENTS` if the server has none.
     accuracy, loss : float or None
-        Last evaluation on the server's test set, else on the clients' own data.
+        Of the last evaluation.
     bytes_up, bytes_down, seconds, epsilon : float or None
         Totals over the run.
     rejected : mapping
@@ -35,6 +36,7 @@ class Outcome:
 
     status: str
     rounds: int
+    side: str
     accuracy: float | None
     loss: float | None
     bytes_up: float | None
@@ -46,19 +48,26 @@ class Outcome:
 
 
 def outcome(run: Run) -> Outcome:
-    """Take the outcome from the summary, and what is not there from the rounds."""
+    """Take totals from the summary, or from the rounds as long as there is no summary."""
     summary: Record = run.summary or {}
     metrics = run.metrics
+    side = evaluated_by(metrics)
 
     def known(key: str, otherwise: float | None) -> float | None:
         value = number(summary.get(key))
         return otherwise if value is None else value
 
+    evaluation = next((r for r in reversed(metrics) if _is_evaluated(r, side)), None)
+    if evaluation is None:
+        accuracy, loss = known("accuracy", None), known("loss", None)
+    else:
+        accuracy, loss = (number(evaluation.get(f"{side}_{key}")) for key in ("accuracy", "loss"))
     return Outcome(
         status=run.status,
         rounds=max((record["round"] for record in metrics), default=0),
-        accuracy=known("accuracy", last(metrics, accuracy_key(metrics))),
-        loss=known("loss", last(metrics, loss_key(metrics))),
+        side=side,
+        accuracy=accuracy,
+        loss=loss,
         bytes_up=known("bytes_up", total(metrics, "bytes_up")),
         bytes_down=known("bytes_down", total(metrics, "bytes_down")),
         seconds=known("seconds", last(metrics, "elapsed_s")),
@@ -68,14 +77,15 @@ def outcome(run: Run) -> Outcome:
     )
 
 
-def accuracy_key(metrics: Sequence[Record]) -> str:
-    """Name the accuracy that counts: the server's if it was measured, else the clients'."""
-    return CLIENT_ACCURACY if last(metrics, SERVER_ACCURACY) is None else SERVER_ACCURACY
+def evaluated_by(metrics: Sequence[Record]) -> str:
+    """Tell whose evaluation counts: the server's if there is one, else the clients'."""
+    by_server = any(_is_evaluated(record, SERVER) for record in metrics)
+    by_clients = any(_is_evaluated(record, CLIENTS) for record in metrics)
+    return CLIENTS if by_clients and not by_server else SERVER
 
 
-def loss_key(metrics: Sequence[Record]) -> str:
-    """Name the loss that counts: the server's if it was measured, else the clients'."""
-    return CLIENT_LOSS if last(metrics, SERVER_LOSS) is None else SERVER_LOSS
+def _is_evaluated(record: Record, side: str) -> bool:
+    return any(number(record.get(f"{side}_{key}")) is not None for key in ("accuracy", "loss"))
 
 
 def last(metrics: Sequence[Record], key: str) -> float | None:

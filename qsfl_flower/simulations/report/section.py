@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 
 from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.html import Html, element
 from qsfl_flower.simulations.runs import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures and text side by side where there is room, below one another on a phone."""
+
+    cells: tuple[Html | Plot, ...]
+
+    def html(self) -> Html:
+        """The row inside a page."""
+        cells = (c.html() if isinstance(c, Plot) else element("div", c) for c in self.cells)
+        return element("div", *cells, class_="row")
 
 
 @dataclass(frozen=True)
@@ -21,32 +32,26 @@ class Section:
         Name of the part in links, unique on the page.
     title : str
         Heading.
-    parts : tuple of Html or Plot
-        Content from top to bottom; neighbouring plots share a row where there is room.
+    parts : tuple of Html or Row
+        Content from top to bottom.
     """
 
     anchor: str
     title: str
-    parts: tuple[Html | Plot, ...]
+    parts: tuple[Html | Row, ...]
 
     @property
     def plots(self) -> tuple[Plot, ...]:
         """The pictures of this part."""
-        return tuple(part for part in self.parts if isinstance(part, Plot))
+        rows = (part for part in self.parts if isinstance(part, Row))
+        return tuple(cell for row in rows for cell in row.cells if isinstance(cell, Plot))
 
     def html(self) -> Html:
         """The part inside a page."""
-        blocks = []
-        for is_plot, group in groupby(self.parts, lambda part: isinstance(part, Plot)):
-            if is_plot:
-                plots = (part.html() for part in group if isinstance(part, Plot))
-                blocks.append(element("div", *plots, class_="figures"))
-            else:
-                blocks.extend(part for part in group if isinstance(part, Html))
-        heading = element("h2", self.title, id=f"{self.anchor}-title")
-        return element(
-            "section", heading, *blocks, id=self.anchor, aria_labelledby=f"{self.anchor}-title"
-        )
+        name = f"{self.anchor}-title"
+        blocks = (part.html() if isinstance(part, Row) else part for part in self.parts)
+        heading = element("h2", self.title, id=name)
+        return element("section", heading, *blocks, id=self.anchor, aria_labelledby=name)
 
 
 SectionFunction = Callable[[Run], Section | None]

@@ -52,10 +52,10 @@ section {
   font-variant-numeric: tabular-nums;
 }
 .tiles dd + dd { font-size: .85rem; font-weight: 400; color: var(--soft); }
-.figures {
+.row {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px;
 }
-figure { margin: 0; background: #fff; border-radius: 6px; overflow: hidden; }
+figure { margin: 0; max-width: 560px; background: #fff; border-radius: 6px; overflow: hidden; }
 figure img { display: block; width: 100%; max-width: 540px; height: auto; margin: 0 auto; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
@@ -64,11 +64,16 @@ th, td {
   padding: .35rem .6rem; text-align: left; vertical-align: top; border-top: 1px solid var(--line);
 }
 thead th {
-  border-top: 0; color: var(--soft); font-weight: 600; white-space: nowrap; vertical-align: bottom;
+  border-top: 0; color: var(--soft); font-weight: 600; vertical-align: bottom;
 }
-tbody th { font-weight: 600; overflow-wrap: anywhere; }
-td.wide { min-width: 16rem; overflow-wrap: anywhere; }
+tbody th {
+  position: sticky; left: 0; background: var(--card); font-weight: 600; max-width: 12rem;
+  overflow-wrap: break-word;
+}
+td code { white-space: nowrap; }
+td:last-child:not(.number) { min-width: 13rem; overflow-wrap: anywhere; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+thead .number { white-space: normal; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; padding: .3rem 0; color: var(--link); }
 pre {
@@ -79,7 +84,10 @@ code {
   font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .9em;
   overflow-wrap: anywhere;
 }
-.note { border-left: 4px solid var(--warn); padding: .2rem 0 .2rem .8rem; }
+.facts { margin: 0; padding-left: 1.2rem; }
+.row li { margin: .3rem 0; overflow-wrap: anywhere; }
+.note ul { margin: .2rem 0; padding-left: 1.2rem; }
+.note { border-left: 4px solid var(--warn); padding: .1rem 0 .1rem .8rem; margin: .9rem 0; }
 .note.bad { border-color: var(--bad); color: inherit; }
 .spark { display: block; width: 110px; height: 22px; color: var(--bar); }
 footer { color: var(--soft); font-size: .85rem; padding: 4px; }
@@ -88,7 +96,7 @@ footer { color: var(--soft); font-size: .85rem; padding: 4px; }
   main { padding: 8px; } section { padding: 12px 10px; } th, td { padding: .3rem .45rem; }
   figure { margin: 0 -6px; }
 }
-@media (prefers-color-scheme: dark) and (not print) {
+@media screen and (prefers-color-scheme: dark) {
   figure { background: none; }
   figure img { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; }
 }
@@ -99,7 +107,7 @@ footer { color: var(--soft); font-size: .85rem; padding: 4px; }
   }
   body { font-size: 10pt; } nav { display: none; } main { max-width: none; padding: 0; }
   section { border: 0; padding: 6px 0; }
-  .figures { grid-template-columns: 1fr 1fr; }
+  .row { grid-template-columns: 1fr 1fr; }
   figure, .tiles, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .scroll, pre { overflow: visible; border: 0; } pre { white-space: pre-wrap; padding: 0; }
 }

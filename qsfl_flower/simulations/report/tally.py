@@ -78,12 +78,50 @@ class ClientTally:
         return {name: n for name, n in self.statuses.most_common() if name != ACCEPTED}
 
 
-def tally(records: Iterable[Record]) -> dict[str, ClientTally]:
-    """Count the records of every client."""
-    clients: dict[str, ClientTally] = {}
+@dataclass
+class ReasonTally:
+    """All updates that were rejected for one reason.
+
+    Parameters
+    ----------
+    amount : int
+        Number of updates.
+    clients : set of str
+        Whose they were.
+    example : str or None
+        What was found in the first of them.
+    """
+
+    amount: int = 0
+    clients: set[str] = field(default_factory=set)
+    example: str | None = None
+
+
+@dataclass
+class Tally:
+    """What became of the updates, by client and by reason of rejection."""
+
+    clients: dict[str, ClientTally] = field(default_factory=dict)
+    reasons: dict[str, ReasonTally] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Count the record of one client and round."""
+        client, status = str(record.get("client")), str(record.get("status"))
+        self.clients.setdefault(client, ClientTally()).add(record)
+        if status != ACCEPTED:
+            reason = self.reasons.setdefault(status, ReasonTally())
+            reason.amount += 1
+            reason.clients.add(client)
+            if reason.example is None and record.get("detail"):
+                reason.example = f"round {record.get('round')}, client {client}: {record['detail']}"
+
+
+def tally(records: Iterable[Record]) -> Tally:
+    """Count records as they stream by."""
+    counted = Tally()
     for record in records:
-        clients.setdefault(str(record.get("client")), ClientTally()).add(record)
-    return clients
+        counted.add(record)
+    return counted
 
 
 def _newer(value: object, old: float | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 
 NONE = "–"
 
@@ -27,7 +28,9 @@ _REASONS = {
 
 def percent(value: float | None) -> str:
     """Write a share of one, for example an accuracy: ``0.9342 -> 93.4 %``."""
-    return NONE if value is None else f"{value * 100:.1f} %"
+    if value is None or not math.isfinite(value):
+        return decimal(value)
+    return f"{value * 100:.1f} %"
 
 
 def decimal(value: float | None) -> str:
@@ -89,12 +92,13 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
     """Sort key that puts client 10 behind client 9."""
     parts = re.split(r"(\d{1,18})", name)
     return [
-        (not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part
     ]
 
 
-def names(listed: list[str], most: int = 10) -> str:
-    """Join names in natural order, the first few of them."""
+def some_clients(listed: Collection[str], most: int = 10) -> str:
+    """Name clients in natural order, the first few of them: ``clients 2, 10 and 5 more``."""
     ordered = [shorten(name, 40) for name in sorted(listed, key=natural)]
-    rest = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + rest
+    noun = "client" if len(ordered) == 1 else "clients"
+    rest = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
+    return f"{noun} {', '.join(ordered[:most])}{rest}"

@@ -16,21 +16,29 @@ name: quickstart
 seed: 1
 rounds: {rounds}
 data:
-  name: digits
+  dataset: digits
+  test_fraction: 0.2
   partition:
     scheme: dirichlet
     alpha: 0.5
-  clients: {clients}
 model:
   name: mlp
-  hidden: [64]
-train:
+clients:
+  count: {clients}
   epochs: 2
   batch_size: 32
   learning_rate: {rate}
 strategy:
-  name: stable
-  max_norm: 100.0
+  name: fedavg
+  stages:
+  - stage: validate
+    max_norm: 100.0
+  - stage: clip
+    clip_norm: 5.0
+faults:
+- client: 3
+  kind: nan
+  rounds: all
 """
 
 
@@ -110,7 +118,7 @@ def _rounds(
                     {
                         "time": f"2025-11-22T10:{number:02d}:{client % 60:02d}+00:00",
                         "kind": "rejected",
-                        "message": detail,
+                        "message": f"round {number}: client {client}: {status}: {detail}",
                         "round": number,
                         "client": str(client),
                         "reason": status,
@@ -122,8 +130,7 @@ def _rounds(
                 {
                     "time": "2025-11-22T10:06:59+00:00",
                     "kind": "skipped",
-                    "message": skipped,
-                    "round": number,
+                    "message": f"round {number}: model unchanged: {skipped}",
                 }
             )
         timing = {

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from qsfl_flower.errors import RunError
-from qsfl_flower.simulations.report import text
+from qsfl_flower.simulations.report import figures, text
+from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.html import Html, element, folded_table, join
-from qsfl_flower.simulations.report.section import Section
-from qsfl_flower.simulations.report.tally import ClientTally, tally
-from qsfl_flower.simulations.runs import Run, number
+from qsfl_flower.simulations.report.outcome import reasons
+from qsfl_flower.simulations.report.section import Row, Section
+from qsfl_flower.simulations.report.tally import ClientTally, ReasonTally, Tally, tally
+from qsfl_flower.simulations.runs import Record, Run, number
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_REASONS_SHOWN = 5
 _HEAD = (
     "Client",
     "Not used because",
@@ -26,8 +33,9 @@ _HEAD = (
 
 
 def clients(run: Run) -> Section | None:
-    """Tabulate the clients: those with the most rejections first, then by name."""
-    tallies = tally(run.clients())
+    """Say who was rejected and why; tabulate the clients, most rejections first, then by name."""
+    counted = tally(run.clients())
+    tallies = counted.clients
     if not tallies:
         return None
     held = _held(run)
@@ -35,16 +43,72 @@ def clients(run: Run) -> Section | None:
         tallies, key=lambda name: (-sum(tallies[name].rejected.values()), text.natural(name))
     )
     rows = [_row(name, tallies[name], held.get(name)) for name in order]
-    note = element(
-        "p",
-        "Examples, losses and times are what the clients say; weight is the share of the mean.",
-        class_="soft",
-    )
+    words = join([element("p", _sentence(tallies)), _why(counted)])
+    plot = _unused(run.metrics, {n: r.amount for n, r in _frequent(counted)})
+    note = "Examples, losses and times are what the clients say; weight is the share of the mean."
     return Section(
         "clients",
         "Clients",
-        (element("p", _sentence(tallies)), folded_table(_HEAD, rows, "Clients", (0, 1)), note),
+        (
+            Row((words, plot)) if plot else words,
+            folded_table(_HEAD, rows, "Clients", (0, 1)),
+            element("p", note, class_="soft"),
+        ),
     )
+
+
+def _frequent(counted: Tally) -> list[tuple[str, ReasonTally]]:
+    return sorted(counted.reasons.items(), key=lambda pair: (-pair[1].amount, pair[0]))
+
+
+def _why(counted: Tally) -> Html | None:
+    items = [
+        element(
+            "li",
+            f"{found.amount:,} {text.reason(name)} ",
+            element("code", text.shorten(name, 60)),
+            element("br"),
+            f"from {text.some_clients(found.clients)}",
+            *(
+                [element("br"), element("span", f"for example {found.example}", class_="soft")]
+                if found.example
+                else []
+            ),
+        )
+        for name, found in _frequent(counted)
+    ]
+    if not items:
+        return None
+    return join(
+        [element("h3", "Updates that were not used"), element("ul", *items, class_="facts")]
+    )
+
+
+def _unused(metrics: Sequence[Record], counts: Mapping[str, int]) -> Plot | None:
+    """Draw the rejections of every round; the accepted ones would only dwarf them."""
+    trained = [record for record in metrics if number(record.get("selected"))]
+    if not (counts and trained):
+        return None
+    rounds = [record["round"] for record in trained]
+    common = list(counts)[:_REASONS_SHOWN]
+    parts = {name: [float(reasons(record).get(name, 0)) for record in trained] for name in common}
+    if len(counts) > len(common):
+        parts["other reasons"] = [
+            float(sum(n for name, n in reasons(record).items() if name not in common))
+            for record in trained
+        ]
+    asked = max(number(record["selected"]) or 0.0 for record in trained)
+
+    def paint(axes: Axes) -> None:
+        figures.stacked(axes, rounds, parts)
+        figures.rounds_axis(axes, rounds)
+        figures.whole_numbers(axes.yaxis)
+        axes.set_ylabel(f"of {asked:.0f} asked")
+        figures.legend(axes)
+
+    told = ", ".join(f"{amount:,} {name}" for name, amount in counts.items())
+    alt = f"Updates of each round that were not used. In all: {told}."
+    return figures.draw("rejections", "Updates not used per round", alt, paint)
 
 
 def _held(run: Run) -> dict[str, float | None]:
@@ -67,7 +131,7 @@ def _sentence(tallies: Mapping[str, ClientTally]) -> str:
     sentence = f"{text.count(len(tallies), 'client')} took part, each asked in {times} rounds."
     never = [name for name, client in tallies.items() if not client.accepted]
     if never:
-        sentence += f" Never accepted: {text.names(never)}."
+        sentence += f" Nothing was ever accepted from {text.some_clients(never)}."
     return sentence
 
 

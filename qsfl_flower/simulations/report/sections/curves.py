@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from qsfl_flower.simulations.report import figures, text
 from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.html import Html, details, element, folded_table
 from qsfl_flower.simulations.report.outcome import last, reasons
-from qsfl_flower.simulations.report.section import Section
+from qsfl_flower.simulations.report.section import Row, Section
 from qsfl_flower.simulations.runs import Record, Run, number
 
 if TYPE_CHECKING:
@@ -23,30 +22,28 @@ _LINES = {
     "train": ("clients' training data", figures.GREY, ":"),
 }
 _STAGES = ("configure", "clients", "aggregate", "evaluate")
-_REASONS_SHOWN = 5
 
 
 def curves(run: Run) -> Section:
-    """Draw loss, accuracy, participation, time and bytes; give the numbers as a table."""
+    """Draw accuracy, loss, time and bytes; give the numbers as a table."""
     metrics = run.metrics
     if not metrics:
         return Section("training", "Training", (element("p", "No round was recorded."),))
     plots = (
-        _learning(metrics, "accuracy", "Accuracy", 100),
-        _learning(metrics, "loss", "Loss", 1),
-        _participation(metrics),
+        _learning(metrics, "accuracy", "Accuracy"),
+        _learning(metrics, "loss", "Loss"),
         _time(metrics),
         _traffic(metrics),
     )
     drawn = tuple(plot for plot in plots if plot is not None)
-    return Section("training", "Training", (*drawn, _table(metrics)))
+    return Section("training", "Training", (Row(drawn), _table(metrics)))
 
 
-def _learning(metrics: Sequence[Record], what: str, title: str, scale: float) -> Plot | None:
+def _learning(metrics: Sequence[Record], what: str, title: str) -> Plot | None:
     rounds = [record["round"] for record in metrics]
     lines = {key: figures.series(metrics, f"{key}_{what}") for key in _LINES}
     lines = {key: values for key, values in lines.items() if figures.has_data(values)}
-    if not lines:
+    if not lines or len(metrics) < 2:
         return None
     write = text.percent if what == "accuracy" else text.decimal
     ends = {key: write(last(metrics, f"{key}_{what}")) for key in lines}
@@ -54,11 +51,7 @@ def _learning(metrics: Sequence[Record], what: str, title: str, scale: float) ->
     def paint(axes: Axes) -> None:
         for key, values in lines.items():
             name, color, dashes = _LINES[key]
-            points = [
-                (at, value * scale)
-                for at, value in zip(rounds, values, strict=True)
-                if not math.isnan(value)
-            ]
+            points = [(x, y) for x, y in zip(rounds, values, strict=True) if not math.isnan(y)]
             axes.plot(
                 *zip(*points, strict=True),
                 dashes,
@@ -70,8 +63,8 @@ def _learning(metrics: Sequence[Record], what: str, title: str, scale: float) ->
             )
         _marks(axes, metrics)
         if what == "accuracy":
-            axes.yaxis.set_major_formatter("{x:g} %")
-            axes.set_ylim(top=min(101, axes.get_ylim()[1]))
+            figures.percents(axes.yaxis)
+            axes.set_ylim(top=min(1.01, axes.get_ylim()[1]))
         else:
             drawn = [v for values in lines.values() for v in values if not math.isnan(v)]
             figures.log_if_wide(axes, drawn)
@@ -95,39 +88,6 @@ def _marks(axes: Axes, metrics: Sequence[Record]) -> None:
         axes.axvline(at, color=figures.PINK, linewidth=1.5, linestyle="-.", label=name)
 
 
-def _participation(metrics: Sequence[Record]) -> Plot | None:
-    trained = [record for record in metrics if number(record.get("accepted")) is not None]
-    counts = _totals(trained)
-    if not counts:
-        return None
-    rounds = [record["round"] for record in trained]
-    common = list(counts)[:_REASONS_SHOWN]
-    parts = {"accepted": figures.series(trained, "accepted")}
-    for name in common:
-        parts[name] = [float(reasons(record).get(name, 0)) for record in trained]
-    if len(counts) > len(common):
-        parts["other reasons"] = [
-            float(sum(n for name, n in reasons(record).items() if name not in common))
-            for record in trained
-        ]
-
-    def paint(axes: Axes) -> None:
-        figures.stacked(axes, rounds, parts)
-        figures.rounds_axis(axes, rounds)
-        figures.legend(axes)
-
-    told = ", ".join(f"{amount:,} {name}" for name, amount in counts.items())
-    alt = f"Updates accepted and rejected in each round. Rejected in all: {told}."
-    return figures.draw("participation", "Updates per round", alt, paint)
-
-
-def _totals(metrics: Sequence[Record]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for record in metrics:
-        counts.update(reasons(record))
-    return dict(counts.most_common())
-
-
 def _time(metrics: Sequence[Record]) -> Plot | None:
     trained = [record for record in metrics if number(record.get("time_s")) is not None]
     trained = [record for record in trained if record["round"] > 0]
@@ -147,7 +107,7 @@ def _time(metrics: Sequence[Record]) -> Plot | None:
 
     def paint(axes: Axes) -> None:
         figures.stacked(axes, rounds, parts)
-        axes.yaxis.set_major_formatter(lambda value, _: text.duration(value) if value else "0")
+        figures.seconds(axes.yaxis, max(v for v in whole if not math.isnan(v)))
         figures.rounds_axis(axes, rounds)
         figures.legend(axes)
 

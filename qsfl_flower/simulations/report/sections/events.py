@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from qsfl_flower.simulations.report import text
 from qsfl_flower.simulations.report.html import Html, details, element, folded_table, join
 from qsfl_flower.simulations.report.section import Section
-from qsfl_flower.simulations.runs import Record, Run, number
+from qsfl_flower.simulations.runs import Record, Run
 
 _FREQUENT = 10
-_HEAD = ("Time", "Kind", "Message")
+_HEAD = ("Time (UTC)", "Kind", "Message")
 
 
 def events(run: Run) -> Section | None:
@@ -38,24 +38,21 @@ def _table(chosen: list[Record], caption: str) -> Html:
 
 
 def _time(value: object) -> str:
-    seconds = number(value)
-    if seconds is None:
-        return text.shorten(str(value), 40).replace("T", " ") if value is not None else text.NONE
-    if seconds < 1e9:
-        return text.duration(seconds)
+    """Write an ISO time so that it stays on one line; anything else as it stands."""
     try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (OverflowError, ValueError, OSError):
-        return text.decimal(seconds)
+        time = datetime.fromisoformat(str(value)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return text.shorten(str(value), 40)
+    return f"{time:%d\u00a0%b\u00a0%H:%M:%S}"
 
 
 def _message(event: Record) -> Html:
+    told = text.shorten(str(event.get("message", "")), 1000)
     further = [
         f"{key}: {value}"
         for key, value in event.items()
-        if key not in {"time", "kind", "message"} and value is not None
+        if key not in {"time", "kind", "message"} and str(value) not in told
     ]
-    told = text.shorten(str(event.get("message", "")), 1000)
     if not further:
         return join([told])
     return join([told, " ", element("span", text.shorten("; ".join(further), 500), class_="soft")])

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 
+from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.report import text
 from qsfl_flower.simulations.report.html import Html, details, element, join
-from qsfl_flower.simulations.report.outcome import (
-    SERVER_ACCURACY,
-    Outcome,
-    accuracy_key,
-    outcome,
-    total,
-)
+from qsfl_flower.simulations.report.outcome import SERVER, Outcome, outcome, total
 from qsfl_flower.simulations.report.section import Section
 from qsfl_flower.simulations.runs import UNFINISHED, Record, Run, number
 
 _TONES = {"finished": "good", "failed": "bad"}
-_LISTED = 3
+_LISTED = 5
 
 
 def headline(run: Run) -> Section:
@@ -28,6 +23,7 @@ def headline(run: Run) -> Section:
         "Result",
         (
             element("p", _badge(result.status), " ", _sentence(run, result)),
+            element("p", _what(run)),
             _tiles(run, result),
             *_irregularities(run, result),
         ),
@@ -51,22 +47,66 @@ def _sentence(run: Run, result: Outcome) -> Html:
         parts += ["A killed run continues with ", resume, "."]
     else:
         parts = [f"The run was {result.status} {done}. It continues with ", resume, "."]
-    resumed = sum(str(event.get("kind", "")).startswith("resume") for event in run.events)
-    if resumed:
+    if resumed := _resumed(run):
         parts.append(f" It was resumed {text.count(resumed, 'time')}.")
     return join(parts)
 
 
+def _resumed(run: Run) -> int:
+    """Count the resumptions; damaged events have their own section to say so."""
+    try:
+        return sum(event.get("kind") == "resumed" for event in run.events)
+    except RunError:
+        return 0
+
+
+def _what(run: Run) -> str:
+    """Say what was run, as far as the configuration has the usual keys."""
+    try:
+        config = run.config
+    except RunError as error:
+        return f"The configuration is not readable. {error}"
+    model, data = _section(config, "model").get("name"), _section(config, "data")
+    strategy, rounds = _section(config, "strategy"), config.get("rounds")
+    stages = _each(strategy, "stages", "stage")
+    faults = set(_each(config, "faults", "client"))
+    phrases = [
+        model and f"model {model}",
+        data.get("dataset") and f"data {data['dataset']}",
+        strategy.get("name") and f"strategy {strategy['name']}",
+        stages and f"stages {', '.join(stages)}",
+        rounds and f"{rounds} rounds planned",
+        faults and f"faults simulated at {text.some_clients(faults)}",
+    ]
+    sentence = "; ".join(str(phrase) for phrase in phrases if phrase)
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _section(config: Record, name: str) -> Record:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _each(config: Record, name: str, key: str) -> list[str]:
+    listed = config.get(name)
+    return [
+        str(item[key])
+        for item in (listed if isinstance(listed, list) else [])
+        if isinstance(item, dict) and key in item
+    ]
+
+
 def _tiles(run: Run, result: Outcome) -> Html:
-    key = accuracy_key(run.metrics)
-    where = "server's test set" if key == SERVER_ACCURACY else "clients' own data"
+    metrics = run.metrics
+    where = "server's test set" if result.side == SERVER else "clients' own test data"
+    lost = "not a finite number" if result.accuracy is not None else "not measured"
     tiles = [
-        ("Accuracy", text.percent(result.accuracy), _best(run.metrics, key, where)),
-        ("Loss", text.decimal(result.loss), where),
-        ("Rounds", text.decimal(result.rounds), _per_round(run.metrics)),
+        ("Accuracy", text.percent(result.accuracy), _best(metrics, result.side, where)),
+        ("Loss", text.decimal(result.loss), lost if result.loss is None else where),
+        ("Rounds", text.decimal(result.rounds), _per_round(metrics)),
         ("Wall time", text.duration(result.seconds), _pace(result)),
-        ("Sent to clients", text.size(result.bytes_down), _per_reply(run.metrics, "bytes_down")),
-        ("Sent by clients", text.size(result.bytes_up), _per_reply(run.metrics, "bytes_up")),
+        ("Sent to clients", text.size(result.bytes_down), _per_client(metrics, "bytes_down")),
+        ("Sent by clients", text.size(result.bytes_up), _per_client(metrics, "bytes_up")),
     ]
     if result.epsilon is not None:
         tiles.append(("Privacy spent", f"ε = {text.decimal(result.epsilon)}", ""))
@@ -80,15 +120,17 @@ def _tiles(run: Run, result: Outcome) -> Html:
     )
 
 
-def _best(metrics: tuple[Record, ...], key: str, where: str) -> str:
+def _best(metrics: tuple[Record, ...], side: str, where: str) -> str:
     found = [
         (value, record["round"])
         for record in metrics
-        if (value := number(record.get(key))) is not None and math.isfinite(value)
+        if (value := number(record.get(f"{side}_accuracy"))) is not None and math.isfinite(value)
     ]
     if not found:
         return "not measured"
     best, at = max(found, key=lambda pair: pair[0])
+    if text.percent(best) == text.percent(found[-1][0]):
+        return where
     return f"{where}; best {text.percent(best)} (round {at})"
 
 
@@ -107,7 +149,7 @@ def _pace(result: Outcome) -> str:
     return f"{text.duration(result.seconds / result.rounds)} a round"
 
 
-def _per_reply(metrics: tuple[Record, ...], key: str) -> str:
+def _per_client(metrics: tuple[Record, ...], key: str) -> str:
     amount, selected = total(metrics, key), total(metrics, "selected")
     return f"{text.size(amount / selected)} a client and round" if amount and selected else ""
 
@@ -130,12 +172,7 @@ def _rejected(run: Run, result: Outcome) -> Html:
         element("li", f"{times:,} {text.reason(name)} ", element("code", name))
         for name, times in result.rejected.items()
     ]
-    return join(
-        [
-            element("p", element("strong", f"{amount:,}{of} {verb} not used:"), class_="note"),
-            element("ul", *items),
-        ]
-    )
+    return _note(f"{amount:,}{of} {verb} not used:", items)
 
 
 def _marked(metrics: tuple[Record, ...], key: str, what: str) -> list[Html]:
@@ -143,8 +180,11 @@ def _marked(metrics: tuple[Record, ...], key: str, what: str) -> list[Html]:
     if not marked:
         return []
     items = [element("li", f"round {record['round']}: {record[key]}") for record in marked]
-    heading = element("strong", f"{text.count(len(marked), 'round')} {what}:")
-    listed = [element("p", heading, class_="note"), element("ul", *items[:_LISTED])]
+    return [_note(f"{text.count(len(marked), 'round')} {what}:", items)]
+
+
+def _note(heading: str, items: list[Html]) -> Html:
+    parts = [element("strong", heading), element("ul", *items[:_LISTED])]
     if len(items) > _LISTED:
-        listed.append(details(f"{len(items) - _LISTED} more", element("ul", *items[_LISTED:])))
-    return listed
+        parts.append(details(f"{len(items) - _LISTED} more", element("ul", *items[_LISTED:])))
+    return element("div", *parts, class_="note")

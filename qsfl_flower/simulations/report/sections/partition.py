@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from qsfl_flower.simulations.report import figures, text
 from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.html import Html, element
-from qsfl_flower.simulations.report.section import Section
+from qsfl_flower.simulations.report.section import Row, Section
 from qsfl_flower.simulations.runs import Record, Run, number
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 30
 _NAMED_CLASSES = 12
+_MOST_COLUMNS, _PIXELS = 2000, 500
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def partition(run: Run) -> Section:
     return Section(
         "data",
         "Data",
-        (_facts(run.partition, holdings), _picture(holdings, names)),
+        (Row((_facts(run.partition, holdings), _picture(holdings, names))),),
     )
 
 
@@ -47,16 +51,15 @@ def _holdings(record: Record) -> list[_Holding]:
         if not isinstance(client, dict):
             continue
         counts = client.get("label_counts")
-        labels = (
-            tuple(max(0.0, number(n) or 0.0) for n in counts) if isinstance(counts, list) else ()
-        )
-        examples = number(client.get("num_train"))
-        found.append(
-            _Holding(
-                str(client.get("client")), sum(labels) if examples is None else examples, labels
-            )
-        )
+        labels = tuple(map(_amount, counts)) if isinstance(counts, list) else ()
+        examples = _amount(client.get("num_train")) or sum(labels)
+        found.append(_Holding(str(client.get("client")), examples, labels))
     return sorted(found, key=lambda holding: text.natural(holding.client))
+
+
+def _amount(value: object) -> float:
+    amount = number(value)
+    return amount if amount is not None and 0 < amount < math.inf else 0.0
 
 
 def _class_names(record: Record, classes: int) -> list[str]:
@@ -77,22 +80,23 @@ def _facts(record: Record, holdings: Sequence[_Holding]) -> Html:
     if labelled:
         largest = [max(holding.labels) / sum(holding.labels) for holding in labelled]
         present = [sum(n > 0 for n in holding.labels) for holding in labelled]
+        classes = max(len(holding.labels) for holding in labelled)
         facts.append(
-            f"Half of the clients have examples of {statistics.median_high(present)} or more of "
-            f"{text.count(len(labelled[0].labels), 'class', 'classes')}; the most frequent class "
-            f"makes up {text.percent(statistics.median(largest))} of a client's examples (median)."
+            f"The median client has examples of {statistics.median_low(present)} out of "
+            f"{text.count(classes, 'class', 'classes')}; the most frequent one "
+            f"makes up {text.percent(statistics.median(largest))} of its examples."
         )
-    return element("p", " ".join(facts))
+    return element("ul", *(element("li", fact) for fact in facts), class_="facts")
 
 
 def _picture(holdings: Sequence[_Holding], names: Sequence[str]) -> Plot:
     if not names:
         holdings = [replace(holding, labels=(holding.examples,)) for holding in holdings]
         names = ["examples"]
-    colors = figures.scale(len(names))
+    colors = figures.palette(len(names))
     few = len(holdings) <= _MOST_ROWS
     if not few:
-        holdings = sorted(holdings, key=lambda holding: -holding.examples)
+        holdings = sorted(holdings, key=_by_main_class)
 
     def paint(axes: Axes) -> None:
         if few:
@@ -113,6 +117,11 @@ def _picture(holdings: Sequence[_Holding], names: Sequence[str]) -> Plot:
     return figures.draw("partition", "Training examples by class", alt, paint, height)
 
 
+def _by_main_class(holding: _Holding) -> tuple[int, float]:
+    most = max(holding.labels, default=0.0)
+    return (holding.labels.index(most) if holding.labels else 0, -holding.examples)
+
+
 def _rows(axes: Axes, holdings: Sequence[_Holding], colors: Sequence[str]) -> None:
     """One named bar a client, from top to bottom."""
     for row, holding in enumerate(holdings):
@@ -122,7 +131,9 @@ def _rows(axes: Axes, holdings: Sequence[_Holding], colors: Sequence[str]) -> No
                 pieces.append((start, amount))
                 shades.append(color)
                 start += amount
-        axes.broken_barh(pieces, (row - 0.4, 0.8), facecolors=shades)
+        axes.broken_barh(
+            pieces, (row - 0.4, 0.8), facecolors=shades, edgecolor=figures.PAPER, linewidth=0.6
+        )
     names = [figures.label(holding.client, 14) for holding in holdings]
     axes.set_yticks(range(len(holdings)), names)
     axes.set_ylim(len(holdings) - 0.4, -0.6)
@@ -135,17 +146,21 @@ def _rows(axes: Axes, holdings: Sequence[_Holding], colors: Sequence[str]) -> No
 
 
 def _columns(axes: Axes, holdings: Sequence[_Holding], colors: Sequence[str]) -> None:
-    """A skyline of nameless clients, the largest first."""
-    edges = range(len(holdings) + 1)
-    bottom = [0.0] * len(holdings)
-    for index, color in enumerate(colors):
-        top = [
-            low + (holding.labels[index] if index < len(holding.labels) else 0.0)
-            for low, holding in zip(bottom, holdings, strict=True)
-        ]
-        axes.stairs(top, edges, baseline=bottom, fill=True, color=color, linewidth=0)
-        bottom = top
-    axes.set_xlim(0, len(holdings))
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("clients, the largest first")
+    """A skyline of nameless clients, grouped by their most frequent class.
+
+    It is drawn pixel by pixel, since thousands of clients with a hundred classes would be too many
+    rectangles.
+    """
+    columns = [holdings[index] for index in figures.spread(len(holdings), _MOST_COLUMNS)]
+    top = max(1.0, *(sum(holding.labels) for holding in columns)) * 1.02
+    levels = (np.arange(_PIXELS) + 0.5) * top / _PIXELS
+    shades = np.array([figures.rgb(color) for color in (*colors, figures.PAPER)])
+    pixels = np.empty((_PIXELS, len(columns), 3))
+    for index, holding in enumerate(columns):
+        labels = [*holding.labels, *[0.0] * (len(colors) - len(holding.labels))]
+        pixels[:, index] = shades[np.searchsorted(np.cumsum(labels), levels, side="right")]
+    extent = (0, len(holdings), 0, top)
+    axes.imshow(pixels, extent=extent, origin="lower", aspect="auto", interpolation="nearest")
+    axes.grid(visible=False)
+    axes.set_xlabel("clients, by their most frequent class")
     axes.set_ylabel("examples")

@@ -37,15 +37,15 @@ def stages(run: Run) -> Section | None:
         for (stage, measurement), course in courses.items()
     ]
     head = ("Measurement", "Course", "Least", "Mean", "Most", "Last")
-    return Section(
-        "stages", "Stages of the round", (folded_table(head, rows, "Measurements", (0, 1)),)
-    )
+    return Section("stages", "Stages", (folded_table(head, rows, "Measurements", (0, 1)),))
 
 
 def _courses(run: Run) -> dict[tuple[str, str], _Series]:
     courses: dict[tuple[str, str], _Series] = {}
     for record in run.metrics:
         measured = {"update": {"norm": record.get("update_norm")}}
+        if record.get("capped"):
+            measured["weights"] = {"claims capped": record["capped"]}
         found = record.get("stages")
         if isinstance(found, dict):
             measured |= {stage: m for stage, m in found.items() if isinstance(m, dict)}
@@ -69,7 +69,7 @@ def _spark(course: _Series) -> Html | str:
     first, last = points[0][0], points[-1][0]
     path = " ".join(
         f"{1 + (_WIDTH - 2) * (at - first) / (last - first):.1f},"
-        f"{_HEIGHT - 2 - (_HEIGHT - 4) * (value / 2 - low / 2) / (high / 2 - low / 2):.1f}"
+        f"{_HEIGHT - 2 - (_HEIGHT - 4) * ((value / 2 - low / 2) / (high / 2 - low / 2)):.1f}"
         for at, value in points
     )
     line = element("polyline", points=path, fill="none", stroke="currentColor", stroke_width="1.5")
