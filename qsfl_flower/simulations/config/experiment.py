@@ -21,7 +21,7 @@ from qsfl_flower.simulations.config.sections import (
 from qsfl_flower.simulations.config.strategy import FedAvgSpec, StrategySpec
 
 # Training examples at most; local copies may hold fewer.
-TRAIN_SIZES = {"digits": 1437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
+TRAIN_SIZES = {"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
 _WRONG_CHANNELS = {
     "cifar-cnn": ("digits", "mnist", "fashion-mnist"),
     "mnist-cnn": ("cifar10",),

@@ -20,15 +20,13 @@ from qsfl_flower.simulations.config.tree import (
     to_plain,
 )
 
-_BOOLEAN_WORDS = {"yes": "true", "on": "true", "true": "true", "1": "true"} | {
-    "no": "false",
-    "off": "false",
-    "false": "false",
-    "0": "false",
+_BOOLEAN_WORDS = {
+    **dict.fromkeys(("yes", "on", "true", "1"), "true"),
+    **dict.fromkeys(("no", "off", "false", "0"), "false"),
 }
+_NULL_WORDS = ("none", "null", "nil", "~", "")
 _MOST = 50
 _LAST = 10**9
-_NULL_WORDS = ("none", "null", "nil", "~", "")
 
 
 def explain(error: ValidationError, tree: Node) -> list[Problem]:
@@ -116,7 +114,7 @@ def _suggestion(value: object, words: list[str]) -> str:
 
 def _hint(value: object, schema: shape.Schema) -> str:
     types = shape.types(schema)
-    if isinstance(value, float) and "integer" in types and value.is_integer():
+    if isinstance(value, float) and "integer" in types and value % 1 == 0 and abs(value) < 1e15:
         return f"; write {int(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return "; it must be finite"

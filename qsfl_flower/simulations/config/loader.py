@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
         for each mistake: file and line, key, value, what is allowed.
     """
     tree = _defaults()
-    for layer in _Files(str(path)).layers:
+    for layer in _read_layers(str(path)):
         tree = merge(tree, layer, shape.root())
     return _validated(apply_overrides(tree, overrides))
 
@@ -106,54 +107,60 @@ def _validated(tree: Node) -> Experiment:
         raise config_error(explain(error, tree)) from None
 
 
-class _Files:
-    """Reads a file and what it extends; `layers` has the most basic file first.
+def _read_layers(name: str) -> list[Node]:
+    """Read a file and what it extends, the most basic file first."""
+    place = Place(display(Path(name)))
+    try:
+        path = find_file(name, Path())
+        place = Place(display(path))
+        text = read(path)
+    except Unreadable as error:
+        raise config_error([Problem(place, str(error))]) from None
+    ranks = itertools.count()
+    return _layers_of(path, text, (), next(ranks), ranks)
 
-    Parameters
-    ----------
-    name : str
-        Path or bare name of the file.
-    """
 
-    def __init__(self, name: str) -> None:
-        self.layers: list[Node] = []
-        self._count = 0
-        place = Place(display(Path(name)))
-        try:
-            path = find_file(name, Path())
-            place = Place(display(path))
-            text = read(path)
-        except Unreadable as error:
-            raise config_error([Problem(place, str(error))]) from None
-        self._add(path, text, ())
+def _layers_of(
+    path: Path, text: str, above: tuple[Path, ...], rank: int, ranks: Iterator[int]
+) -> list[Node]:
+    place = Place(display(path), 1, rank, tuple(display(one) for one in reversed(above)))
+    tree = document.parse(text, place)
+    if tree is None:
+        hint = "the file is empty; a first line could be 'extends: quickstart'"
+        raise config_error([Problem(place, hint)])
+    entries = _sections(tree)
+    bases = _bases(entries["extends"]) if "extends" in entries else []
+    layers: list[Node] = []
+    for node in bases:
+        layers += _layers_below(node, (*above, path), ranks)
+    own = {key: one for key, one in entries.items() if key != "extends"}
+    return [*layers, Node(own, tree.place)]
 
-    def _add(self, path: Path, text: str, above: tuple[Path, ...]) -> None:
-        via = tuple(display(one) for one in reversed(above))
-        place = Place(display(path), 1, self._count, via)
-        self._count += 1
-        tree = document.parse(text, place)
-        if tree is None:
-            hint = "the file is empty; a first line could be 'extends: quickstart'"
-            raise config_error([Problem(place, hint)])
-        entries = _sections(tree)
-        extends = entries.pop("extends", None)
-        for node in _names(extends) if extends is not None else ():
-            self._extend(node, path, (*above, path))
-        self.layers.append(tree)
 
-    def _extend(self, node: Node, path: Path, above: tuple[Path, ...]) -> None:
-        name = str(node.value)
-        try:
-            base = find_file(name, path.parent)
-            if any(base.samefile(one) for one in above):
-                circle = " -> ".join(display(one) for one in (*above, base))
-                raise Unreadable(f"goes in a circle: {circle}")
-            if self._count >= _MAX_FILES:
-                raise Unreadable(f"makes more than {_MAX_FILES} files")
-            text = read(base)
-        except (Unreadable, OSError) as error:
-            raise config_error([Problem(node.place, f"extends: {shown(name)}: {error}")]) from None
-        self._add(base, text, above)
+def _layers_below(node: Node, above: tuple[Path, ...], ranks: Iterator[int]) -> list[Node]:
+    name = str(node.value)
+    rank = next(ranks)
+    try:
+        path = find_file(name, above[-1].parent)
+        if any(path.samefile(one) for one in above):
+            circle = " -> ".join(display(one) for one in (*above, path))
+            raise Unreadable(f"goes in a circle: {circle}")
+        if rank >= _MAX_FILES:
+            raise Unreadable(f"makes more than {_MAX_FILES} files")
+        text = read(path)
+    except (Unreadable, OSError) as error:
+        raise config_error([Problem(node.place, f"extends: {shown(name)}: {error}")]) from None
+    return _layers_of(path, text, above, rank, ranks)
+
+
+def _bases(node: Node) -> list[Node]:
+    nodes: list[Node] = node.value if isinstance(node.value, list) else [node]
+    for one in nodes:
+        if not isinstance(one.value, str):
+            wanted = "a path, the name of a configuration, or a list of those"
+            text = f"extends: must be {wanted}, got {shown(to_plain(one))}"
+            raise config_error([Problem(one.place, text)])
+    return nodes
 
 
 def _sections(tree: Node) -> dict[str, Node]:
@@ -162,13 +169,3 @@ def _sections(tree: Node) -> dict[str, Node]:
         text = f"the top level must be a mapping with keys ({keys}), got {shown(to_plain(tree))}"
         raise config_error([Problem(tree.place, text)])
     return tree.value
-
-
-def _names(node: Node) -> list[Node]:
-    nodes: list[Node] = node.value if isinstance(node.value, list) else [node]
-    for one in nodes:
-        if not isinstance(one.value, str):
-            wanted = "a path, the name of a configuration, or a list of those"
-            text = f"extends: must be {wanted}, got {shown(to_plain(one))}"
-            raise config_error([Problem(one.place, text)])
-    return nodes

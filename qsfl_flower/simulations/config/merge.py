@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.config import document, shape
 from qsfl_flower.simulations.config.tree import (
+    Budget,
     Node,
     Place,
     Problem,
@@ -91,6 +92,7 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
         keys = [key.strip() for key in path.split(".")]
         if not equals or not all(keys):
             raise _error(place, "must be key.sub=value, for example clients.count=5")
+        Budget(place).spend(len(keys))
         node = document.parse(value, place, tuple(keys)) or Node(None, place)
         tree = _put(tree, keys, 0, node, shape.root())
     return tree

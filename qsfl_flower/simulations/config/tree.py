@@ -137,28 +137,17 @@ def to_plain(node: Node) -> object:
     return node.value
 
 
-def find(node: Node, path: Path) -> Node | None:
-    """Return the node at a path, or None where there is nothing."""
-    here: Node | None = node
+def deepest(node: Node, path: Path) -> Node:
+    """Return the node at a path or, where there is none, the nearest one above."""
+    here = node
     for key in path:
-        if here is None:
-            return None
-        if isinstance(here.value, dict):
-            here = here.value.get(key)
+        if isinstance(here.value, dict) and key in here.value:
+            here = here.value[key]
         elif isinstance(here.value, list) and key in range(len(here.value)):
             here = here.value[int(key)]
         else:
-            return None
+            break
     return here
-
-
-def deepest(node: Node, path: Path) -> Node:
-    """Return the node at a path or the nearest node above it."""
-    for end in range(len(path), 0, -1):
-        found = find(node, path[:end])
-        if found is not None:
-            return found
-    return node
 
 
 def dotted(path: Iterable[str | int]) -> str:

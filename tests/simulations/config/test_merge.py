@@ -318,3 +318,10 @@ def test_very_many_mistakes_are_counted(write):
     assert len(lines) == 51
     assert lines[0].startswith("case.yaml:1: k0: unknown key")
     assert lines[-1] == "case.yaml: 30 more mistakes are not listed"
+
+
+def test_very_deep_override(write):
+    write(case="rounds: 3\n")
+    override = "a." * 5000 + "a="
+    assert message("case.yaml", override).endswith(": nested deeper than 24 levels")
+    assert len(message("case.yaml", override)) < 200
