@@ -17,10 +17,8 @@ from qsfl_flower.crypto.errors import Reason, Rejected
 from qsfl_flower.crypto.identity import PartyRole, PublicIdentity
 from qsfl_flower.crypto.messages import Instruction, Reply
 from qsfl_flower.crypto.replay import ReplayCache
-from qsfl_flower.crypto.roster import Roster
+from qsfl_flower.crypto.roster import MAX_CLOCK_SKEW, Roster
 from qsfl_flower.crypto.statement import SigningKey, Statement, sign_statement
-
-MAX_CLOCK_SKEW = 300  # seconds by which the clocks of server and client may differ
 
 Content = TypeVar("Content", Instruction, Reply)
 

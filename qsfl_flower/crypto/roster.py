@@ -32,6 +32,9 @@ from qsfl_flower.errors import CryptoError
 MAX_ROSTER = 1 << 28
 WARNING_DAYS = 30
 DAY = 24 * 3600
+# Seconds by which the clock of a reader may be behind that of whoever wrote a time. Keys that were
+# enrolled just now must not be refused for it; ends are taken as they are.
+MAX_CLOCK_SKEW = 300
 _MAGIC = b"QROST\x01"
 _STATUS = ("active", "revoked")
 
@@ -217,7 +220,7 @@ class Roster:
         name = entry.identity.name
         if entry.revoked:
             raise Rejected(Reason.REVOKED, f"key {entry.key_id.hex()} of {name} is revoked")
-        if now < entry.not_before:
+        if now + MAX_CLOCK_SKEW < entry.not_before:
             raise Rejected(
                 Reason.NOT_YET_VALID,
                 f"the key of {name} is valid only in {_days(entry.not_before - now)}",
