@@ -137,6 +137,8 @@ class Run:
         notes = []
         for path in (self.folder / name for name in (_METRICS, _CLIENTS, _EVENTS)):
             if not path.exists():
+                if path.name == _EVENTS:
+                    continue  # a quiet run has no events
                 notes.append(f"{path.name} is absent: nothing was recorded in it.")
             elif _is_cut_off(path):
                 notes.append(f"The last line of {path.name} is cut off and was left out.")

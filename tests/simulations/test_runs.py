@@ -51,7 +51,7 @@ class TestReading:
         assert run.status == "unfinished"
 
     def test_absent_journals_are_empty_and_noted(self, tmp_path: Path) -> None:
-        run = Run.open(make(tmp_path, "a", events=""))
+        run = Run.open(make(tmp_path, "a"))
         assert run.metrics == run.events == ()
         assert list(run.clients()) == []
         assert [note.split()[0] for note in run.notes] == ["metrics.jsonl", "clients.jsonl"]

@@ -212,13 +212,53 @@ def seconds(axis: Axis, most: float) -> None:
 def log_if_wide(axes: Axes, values: Sequence[float]) -> None:
     """Use a logarithmic axis for positive values that span more than a factor of thirty."""
     if values and min(values) > 1 / _LARGEST and max(values) / min(values) > 30:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axes.set_yscale("log")
+        if max(values) / min(values) < 2000:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def series(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """Read one column for drawing: NaN where there is no drawable number."""
     values = (number(record.get(key)) for record in records)
     return [math.nan if value is None or not abs(value) < _LARGEST else value for value in values]
+
+
+def cut_off(
+    axes: Axes, rounds: Sequence[float], heights: Sequence[float], write: Callable[[float], str]
+) -> float:
+    """Cut a bar that dwarfs all others, tell its height, and return the greatest height shown.
+
+    The first round of a simulation also starts the workers; without the cut nothing else is seen.
+    """
+    ordered = sorted(
+        (
+            (height, at)
+            for at, height in zip(rounds, heights, strict=True)
+            if not math.isnan(height)
+        ),
+        reverse=True,
+    )
+    greatest, at = ordered[0]
+    if len(ordered) < 3 or greatest < 5 * ordered[1][0] or ordered[1][0] <= 0:
+        return greatest
+    top = 1.35 * ordered[1][0]
+    axes.set_ylim(0, top)
+    left = at < sum(rounds) / len(rounds)
+    axes.annotate(
+        f"round {at:g}: {write(greatest)} ↑",
+        (at, top),
+        xytext=(10 if left else -10, -4),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="top",
+        fontsize=9.5,
+        color=_INK,
+    )
+    return top
 
 
 def has_data(values: Sequence[float]) -> bool:

@@ -93,3 +93,18 @@ def test_no_global_state_and_no_matplotlib_before_a_picture_is_drawn() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_one_bar_that_dwarfs_the_others_is_cut() -> None:
+    shown = []
+
+    def paint(axes: Axes) -> None:
+        rounds = [1.0, 2.0, 3.0, 4.0]
+        shown.append(figures.cut_off(axes, rounds, [20.0, 2.0, 1.0, math.nan], str))
+        shown.append(len(axes.texts))
+        shown.append(figures.cut_off(axes, rounds, [9.0, 2.0, 1.0, 1.0], str))
+        shown.append(figures.cut_off(axes, rounds, [9.0, 0.0, 0.0, 0.0], str))
+        shown.append(len(axes.texts))
+
+    figures.draw("name", "Title", "alt", paint)
+    assert shown == [pytest.approx(2.7), 1, 9.0, 9.0, 1]

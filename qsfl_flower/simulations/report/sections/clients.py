@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _REASONS_SHOWN = 5
+_ABOUT_REJECTIONS = ("Not used because", "Accepted", "Rejected")
 _HEAD = (
     "Client",
     "Not used because",
@@ -51,10 +52,17 @@ def clients(run: Run) -> Section | None:
         "Clients",
         (
             Row((words, plot)) if plot else words,
-            folded_table(_HEAD, rows, "Clients", (0, 1)),
+            _table(rows, bool(counted.reasons)),
             element("p", note, class_="soft"),
         ),
     )
+
+
+def _table(rows: Sequence[Sequence[object]], with_rejections: bool) -> Html:
+    if with_rejections:
+        return folded_table(_HEAD, rows, "Clients", (0, 1))
+    shown = [i for i, name in enumerate(_HEAD) if name not in _ABOUT_REJECTIONS]
+    return folded_table([_HEAD[i] for i in shown], [[r[i] for i in shown] for r in rows], "Clients")
 
 
 def _frequent(counted: Tally) -> list[tuple[str, ReasonTally]]:

@@ -102,12 +102,15 @@ def _time(metrics: Sequence[Record]) -> Plot | None:
         for all_of_it, *told in zip(whole, *parts.values(), strict=True)
     ]
     sums = {name: _sum(values) for name, values in parts.items()}
-    least = 0.01 * sum(sums.values())
-    parts = {name: values for name, values in parts.items() if sums[name] > least}
+    parts = {
+        name: values
+        for name, values in parts.items()
+        if any(value > 0.01 * all_of_it for value, all_of_it in zip(values, whole, strict=True))
+    }
 
     def paint(axes: Axes) -> None:
         figures.stacked(axes, rounds, parts)
-        figures.seconds(axes.yaxis, max(v for v in whole if not math.isnan(v)))
+        figures.seconds(axes.yaxis, figures.cut_off(axes, rounds, whole, text.duration))
         figures.rounds_axis(axes, rounds)
         figures.legend(axes)
 

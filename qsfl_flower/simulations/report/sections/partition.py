@@ -70,7 +70,9 @@ def _class_names(record: Record, classes: int) -> list[str]:
 
 def _facts(record: Record, holdings: Sequence[_Holding]) -> Html:
     sizes = [holding.examples for holding in holdings]
-    facts = [
+    source = record.get("source")
+    facts = [f"Source: {source}."] if isinstance(source, str) else []
+    facts += [
         f"{text.count(len(holdings), 'client')} share {text.count(sum(sizes), 'training example')} "
         f"({record.get('scheme', 'unknown')} partition).",
         f"A client has {text.decimal(min(sizes))} to {text.decimal(max(sizes))} of them, "
