@@ -1,1 +1,37 @@
-"""TBD."""
+"""Numbers: flat vectors and their layout, compensated sums, norms, and what is believed of clients.
+
+Nothing here knows Flower, torch, or the network.
+"""
+
+from qsfl_flower.numerics.carried import combine_carried
+from qsfl_flower.numerics.layout import CastOverflow, Layout
+from qsfl_flower.numerics.mean import CompensatedSum, weighted_sum
+from qsfl_flower.numerics.monitor import Monitor, MonitorState
+from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, screen
+from qsfl_flower.numerics.npy import view_npy
+from qsfl_flower.numerics.validation import (
+    bounded_weights,
+    check_finite_and_size,
+    example_count,
+)
+from qsfl_flower.numerics.vector import Vector
+
+__all__ = [
+    "CastOverflow",
+    "Clip",
+    "CompensatedSum",
+    "Layout",
+    "Measure",
+    "Monitor",
+    "MonitorState",
+    "Vector",
+    "bounded_weights",
+    "check_finite_and_size",
+    "clip_scale",
+    "combine_carried",
+    "example_count",
+    "measure",
+    "screen",
+    "view_npy",
+    "weighted_sum",
+]

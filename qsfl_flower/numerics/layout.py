@@ -15,6 +15,15 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 
+DTYPES = (
+    "float16",
+    "float32",
+    "float64",
+    "bool",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+)
+"""The number formats that a model may have."""
+
 
 class CastOverflow(QSFLError, OverflowError):
     """A finite result does not fit the number format of the model."""
@@ -24,8 +33,8 @@ class CastOverflow(QSFLError, OverflowError):
 class Layout:
     """Names, shapes and dtypes of a model's arrays, in the model's order.
 
-    Arrays of float16, float32 and float64 form the flat vector, one after the other, each in C order. Every other
-    array (the counters of batch normalisation, boolean masks) is *carried* beside it.
+    Arrays of float16, float32 and float64 form the flat vector, one after the other, each in C
+    order. Every other array (counters of batch normalisation, masks) is *carried* beside it.
 
     Parameters
     ----------
@@ -52,10 +61,8 @@ class Layout:
         if len(set(self.names)) != len(self.names):
             raise ConfigError("a layout needs different names")
         for name, dtype in zip(self.names, self.dtypes, strict=True):
-            if np.dtype(dtype).kind not in "fiub" or np.dtype(dtype).itemsize > 8:
-                raise ConfigError(
-                    f"array {name!r} has dtype {dtype}; allowed are booleans, integers and floats of at most 8 bytes"
-                )
+            if dtype not in DTYPES:
+                raise ConfigError(f"array {name!r} is {dtype}; allowed are {', '.join(DTYPES)}")
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Layout:
@@ -89,7 +96,7 @@ class Layout:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and dtypes as 64 hexadecimal digits: equal exactly for equal layouts."""
+        """SHA-256 over names, shapes and dtypes, as 64 hexadecimal digits."""
         content = json.dumps([self.names, self.shapes, self.dtypes], separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -142,12 +149,15 @@ class Layout:
         }
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Check that arrays fit the layout exactly; their order does not matter, nothing is broadcast.
+        """Check that arrays fit the layout exactly.
+
+        Their order does not matter; nothing is broadcast or cast.
 
         Raises
         ------
         RejectedUpdate
-            With reason ``"missing-array"``, ``"unknown-array"``, ``"wrong-shape"`` or ``"wrong-dtype"``.
+            With reason ``"missing-array"``, ``"unknown-array"``, ``"wrong-shape"`` or
+            ``"wrong-dtype"``.
         """
         _compare(arrays, self._specs)
 

@@ -1,35 +1,32 @@
 """Weighted sums of many vectors with an error that does not grow with their number.
 
-The sum is blocked fast-and-accurate summation: small groups of products are added plainly in float64, and the sums of
-the groups are added with compensation.
+The sum is blocked fast-and-accurate summation: batches of products are added plainly in float64,
+the sums of a few batches form a group, and the groups are added with compensation.
 
 References
 ----------
-P. Blanchard, N. J. Higham, T. Mary, "A class of fast and accurate summation algorithms", SIAM J. Sci. Comput., 2020.
-T. Ogita, S. M. Rump, S. Oishi, "Accurate sum and dot product", SIAM J. Sci. Comput., 2005 (TwoSum cascade).
+P. Blanchard, N. J. Higham, T. Mary, "A class of fast and accurate summation algorithms", SIAM
+Journal on Scientific Computing 42(3), 2020.
+T. Ogita, S. M. Rump, S. Oishi, "Accurate sum and dot product", SIAM Journal on Scientific
+Computing 26(6), 2005.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics.blocks import BLOCK, Floats, blocks, each_range
 from qsfl_flower.numerics.vector import Vector
 
-Floats = NDArray[np.float64]
+BATCH = 8
+"""Products added one after the other."""
 
-BLOCK = 32_768
-"""Coordinates worked on at a time: the buffers of a block (256 KiB each) stay in the cache of a core."""
-
-GROUP = 16
-"""Products added plainly before one compensated addition."""
-
-MAX_THREADS = 4
+GROUP = 32
+"""Vectors between two compensated additions, whose eight operations per coordinate then weigh
+little."""
 
 
 def weighted_sum(
@@ -41,165 +38,167 @@ def weighted_sum(
     threads: int | None = None,
     out: Floats | None = None,
 ) -> Floats:
-    r"""Compute :math:`\sum_i c_i v_i` coordinate by coordinate in float64.
+    r"""Compute :math:`s = \sum_i c_i v_i` coordinate by coordinate in float64.
 
-    With unit round-off :math:`u = 2^{-53}` and groups of :math:`g = 16`, each coordinate satisfies
-    :math:`|\hat s - s| \le (g + 2)\,u \sum_i |c_i v_i| + O(n^2 u^2)`, whatever the number n of vectors.
+    With unit round-off :math:`u = 2^{-53}`, each coordinate obeys
 
-    Every coordinate goes through the same additions and multiplications, all of them correctly rounded, in the order
-    in which the vectors are given. The result therefore has the same bits for any number of threads and on any
-    processor; another order of the vectors may change the last bits, so callers sort by client first.
+    .. math:: |\hat s - s| \le 13\,u \sum_i |c_i v_i| + O(n u^2)
+
+    (one rounding of the product, 7 in a batch of 8, 3 between the 4 batches of a group, 1 at the
+    end, the compensated additions contributing only to the second term)
+    whatever the number n of vectors, as long as no partial sum leaves the range of float64. The
+    bound is relative to the sum of the magnitudes: where terms cancel, no summation in float64
+    promises digits of the small remainder.
+
+    Each coordinate goes through correctly rounded additions and multiplications in the order in
+    which the vectors are given. The result therefore has the same bits on every run, for any
+    number of threads and any range of coordinates, and on every processor for which NumPy was
+    built without fused multiply-add (all of x86-64; elsewhere last bits may differ). Another order
+    of the vectors may change the last bits as well, so callers sort by client first.
+
+    Beside the result, memory for 12 blocks per thread is used, whatever the number of vectors.
 
     Parameters
     ----------
     vectors : sequence of Vector
-        Finite vectors of equal size.
+        At least one; all of the same size.
     coefficients : sequence of float
         One finite factor per vector.
     lo, hi : int
-        Only the coordinates ``lo <= i < hi`` are computed.
+        Compute only the coordinates ``lo <= i < hi``; by default all.
     threads : int, optional
-        Number of threads over disjoint coordinates; by default one per core, at most 4.
+        Threads over disjoint coordinates; by default one per core, at most four.
     out : ndarray of float64, shape (hi - lo,), optional
         Where to put the result.
 
     Returns
     -------
     ndarray of float64, shape (hi - lo,)
-        The sum; infinite where it exceeds the range of float64.
+        The sum. A coordinate is not finite if, and only if, some vector is not finite there or a
+        partial sum leaves the range of float64; so a finite sum proves all vectors finite.
 
     Raises
     ------
     ConfigError
-        If there is no vector, or the sizes do not fit.
+        If sizes or numbers do not fit together.
     """
-    factors = [float(c) for c in coefficients]
-    if not vectors or len(vectors) != len(factors):
-        raise ConfigError(
-            f"{len(vectors)} vectors and {len(factors)} coefficients: one each, at least one, is needed"
-        )
-    size = vectors[0].size
-    if any(vector.size != size for vector in vectors):
-        raise ConfigError(f"the vectors have different sizes: {sorted({v.size for v in vectors})}")
-    hi = size if hi is None else hi
-    if not 0 <= lo <= hi <= size:
-        raise ConfigError(f"coordinates {lo} to {hi} are not within a vector of {size}")
+    hi = _check(vectors, coefficients, lo, hi)
     out = np.empty(hi - lo) if out is None else out
     if out.shape != (hi - lo,) or out.dtype != np.float64:
         raise ConfigError(
-            f"the output needs shape {(hi - lo,)} and float64, it has {out.shape} and {out.dtype}"
+            f"the output needs shape {(hi - lo,)} and float64; it has {out.shape} and {out.dtype}"
         )
+    factors = np.asarray(coefficients, dtype=np.float64)
 
-    blocks = range(lo, hi, BLOCK)
-    workers = max(1, min(len(blocks), _cores() if threads is None else threads))
+    def work(start: int, stop: int) -> None:
+        scratch = np.empty((BATCH + 4, min(stop - start, BLOCK)))
+        # New threads begin with NumPy's default error handling, so this belongs inside.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first, last in blocks(start, stop):
+                _sum_block(vectors, factors, first, last, out[first - lo : last - lo], scratch)
 
-    def work(first: int) -> None:
-        scratch = _Scratch()
-        for start in blocks[first::workers]:
-            stop = min(start + BLOCK, hi)
-            _sum_block(vectors, factors, start, out[start - lo : stop - lo], scratch)
-
-    if workers == 1:
-        work(0)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, range(workers)))
+    each_range(lo, hi, threads, work)
     return out
 
 
 class CompensatedSum:
     r"""A running sum :math:`\sum_i c_i v_i` for callers that see one vector at a time.
 
-    The state is two float64 vectors: the sum and what its roundings lost. The bound of `weighted_sum` holds with
-    :math:`g = 1`.
+    The state is two float64 vectors: the sum, and what its roundings lost. The error bound is
+    even smaller than that of `weighted_sum`, :math:`2u \sum_i |c_i v_i|`; the bits are
+    not those of `weighted_sum`, but as reproducible.
 
     Parameters
     ----------
     size : int
-        Number of coordinates.
+        Number of coordinates, at least 0.
     """
 
     def __init__(self, size: int) -> None:
         self._sum = np.zeros(size)
         self._lost = np.zeros(size)
 
-    def add(self, vector: Vector, coefficient: float) -> None:
-        """Add ``coefficient * vector``; the vector is finite and has the size of the sum."""
+    def add(self, vector: Vector, coefficient: float, *, threads: int | None = None) -> None:
+        """Add ``coefficient * vector``, where the vector has the size of the sum."""
         if vector.size != self._sum.size:
-            raise ConfigError(
-                f"a vector of {vector.size} coordinates does not fit a sum of {self._sum.size}"
-            )
-        scratch = _Scratch()
-        for start in range(0, vector.size, BLOCK):
-            stop = min(start + BLOCK, vector.size)
-            term, spare = scratch.term[: stop - start], scratch.spare[: stop - start]
-            vector.read(start, stop, term)
-            np.multiply(term, coefficient, out=term)
-            _two_sum(
-                self._sum[start:stop],
-                term,
-                self._lost[start:stop],
-                spare,
-                scratch.next[: stop - start],
-            )
+            raise ConfigError(f"a vector of {vector.size} cannot be added to {self._sum.size}")
+
+        def work(start: int, stop: int) -> None:
+            term, spare, rounded = np.empty((3, min(stop - start, BLOCK)))
+            with np.errstate(over="ignore", invalid="ignore"):
+                for first, last in blocks(start, stop):
+                    count = last - first
+                    product = term[:count]
+                    vector.read(first, last, product)
+                    np.multiply(product, coefficient, out=product)
+                    total, lost = self._sum[first:last], self._lost[first:last]
+                    _two_sum(total, product, lost, spare[:count], rounded[:count])
+
+        each_range(0, vector.size, threads, work)
 
     def value(self) -> Floats:
-        """Return the sum as a new vector."""
-        return self._sum + np.where(np.isfinite(self._lost), self._lost, 0.0)
+        """Return the sum so far as a new vector."""
+        return self._sum + self._lost
 
 
-class _Scratch:
-    """The buffers of one thread."""
-
-    def __init__(self) -> None:
-        self.term, self.group, self.spare, self.next, self.lost = (
-            np.empty(BLOCK) for _ in range(5)
+def _check(
+    vectors: Sequence[Vector], coefficients: Sequence[float] | Floats, lo: int, hi: int | None
+) -> int:
+    if not vectors or len(vectors) != len(coefficients):
+        raise ConfigError(
+            f"{len(vectors)} vectors and {len(coefficients)} coefficients were given; "
+            "one of each per client and at least one client are needed"
         )
+    sizes = {vector.size for vector in vectors}
+    if len(sizes) > 1:
+        raise ConfigError(f"vectors of different sizes cannot be added: {sorted(sizes)}")
+    size = sizes.pop()
+    hi = size if hi is None else hi
+    if not 0 <= lo <= hi <= size:
+        raise ConfigError(f"coordinates {lo} to {hi} are not within a vector of {size}")
+    return hi
 
 
 def _sum_block(
     vectors: Sequence[Vector],
-    factors: Sequence[float],
-    start: int,
+    factors: Floats,
+    first: int,
+    last: int,
     total: Floats,
-    scratch: _Scratch,
+    scratch: Floats,
 ) -> None:
-    """Write the sum over all vectors of the coordinates from `start` into `total`."""
-    count = total.size
-    term, group, lost = scratch.term[:count], scratch.group[:count], scratch.lost[:count]
-    for first in range(0, len(vectors), GROUP):
-        target = total if first == 0 else group
-        for position in range(first, min(first + GROUP, len(vectors))):
-            buffer = target if position == first else term
-            vectors[position].read(start, start + count, buffer)
-            np.multiply(buffer, factors[position], out=buffer)
-            if position > first:
-                np.add(target, term, out=target)
-        if first == GROUP:
-            lost.fill(0.0)
-        if first:
-            _two_sum(total, group, lost, scratch.spare[:count], scratch.next[:count])
-    if len(vectors) > GROUP:
-        if not np.isfinite(lost).all():  # the sum itself overflowed; keep its infinity
-            lost[~np.isfinite(lost)] = 0.0
-        np.add(total, lost, out=total)
+    """Write the sum over all vectors of the coordinates ``first <= i < last`` into `total`."""
+    rows = scratch[:BATCH, : total.size]
+    part, group, spare, lost = scratch[BATCH:, : total.size]
+    lost.fill(0.0)
+    for begin in range(0, len(vectors), GROUP):
+        target = group if begin else total
+        end = min(begin + GROUP, len(vectors))
+        for start in range(begin, end, BATCH):
+            count = min(BATCH, end - start)
+            for row, vector in zip(rows, vectors[start : start + count], strict=False):
+                vector.read(first, last, row)
+            # A sum of products in plain loops over the rows, in order: no BLAS, no extra buffer.
+            result = target if start == begin else part
+            np.einsum("i,ij->j", factors[start : start + count], rows[:count], out=result)
+            if start > begin:
+                np.add(target, part, out=target)
+        if begin:
+            _two_sum(total, group, lost, spare, part)
+    np.add(total, lost, out=total)
 
 
 def _two_sum(total: Floats, term: Floats, lost: Floats, spare: Floats, rounded: Floats) -> None:
-    """Add `term` to `total` and the exact rounding error of that addition to `lost` (Knuth's TwoSum)."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        np.add(total, term, out=rounded)
-        np.subtract(rounded, total, out=spare)
-        np.subtract(term, spare, out=term)
-        np.subtract(rounded, spare, out=spare)
-        np.subtract(total, spare, out=spare)
-        np.add(spare, term, out=spare)
-        np.add(lost, spare, out=lost)
-        np.copyto(total, rounded)
+    """Add `term` to `total`, and to `lost` what rounding took away: Knuth's TwoSum.
 
-
-def _cores() -> int:
-    return min(
-        MAX_THREADS,
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    )
+    Unlike Kahan's three operations it is exact also where the term exceeds the total. `term`,
+    `spare` and `rounded` are overwritten.
+    """
+    np.add(total, term, out=rounded)
+    np.subtract(rounded, total, out=spare)  # the part of the term that arrived
+    np.subtract(term, spare, out=term)  # what is missing of the term
+    np.subtract(rounded, spare, out=spare)  # the part of the total that survived
+    np.subtract(total, spare, out=spare)  # what is missing of the total
+    np.add(term, spare, out=term)
+    np.add(lost, term, out=lost)
+    np.copyto(total, rounded)

@@ -1,8 +1,8 @@
 """Read a serialized array without copying it and without trusting it.
 
-Flower carries every array as the bytes that ``np.save`` writes, next to a claimed dtype and shape. ``np.load`` would
-copy the bytes and believe the header; here the header is parsed by a small grammar, compared with the claim, and the
-data are viewed in place.
+Flower carries every array as the bytes that ``np.save`` writes, next to a claimed dtype and shape.
+``np.load`` would copy the bytes and believe the header; here the header is parsed by a small
+grammar and compared with the claim, and the data are viewed in place.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ class Header(NamedTuple):
 def view_npy(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """View the array inside an .npy payload: read-only, C order, native byte order.
 
-    Nothing is allocated for a payload in C order and native byte order; Fortran order and foreign byte order cost one
-    copy of the array, made only after the length of the payload has been found to be exact.
+    Nothing is allocated for a payload in C order and native byte order; Fortran order and foreign
+    byte order cost one copy, made only after the length of the payload has been found to be exact.
 
     Parameters
     ----------
     data : bytes
         A complete payload as written by ``np.save``, format version 1, 2 or 3.
     dtype : str
-        The claimed dtype, for example ``"float32"`` or ``">f4"``: a boolean, integer or float of at most 8 bytes.
+        The claimed dtype, for example ``"float32"`` or ``">f4"``: a boolean, integer or float of
+        at most 8 bytes.
     shape : tuple of int
         The claimed shape; ``()`` is a scalar, and a dimension may be 0.
 
@@ -68,7 +69,8 @@ def view_npy(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     Raises
     ------
     RejectedUpdate
-        With reason ``"malformed"``: the payload is not one complete .npy array of the claimed dtype and shape.
+        With reason ``"malformed"``: the payload is not exactly one .npy array of the claimed dtype
+        and shape.
     """
     claimed = _DTYPES.get(dtype) if isinstance(dtype, str) else None
     if claimed is None:
@@ -95,15 +97,11 @@ def _header(data: bytes) -> tuple[Header, int]:
         raise _malformed("the payload does not begin like an .npy file")
     version = (data[6], data[7])
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise _malformed(
-            f".npy format version {version[0]}.{version[1]} is unknown; 1.0, 2.0 and 3.0 are allowed"
-        )
+        raise _malformed(f".npy format {version[0]}.{version[1]} is not 1.0, 2.0 or 3.0")
     start = 10 if version == (1, 0) else 12
     length = int.from_bytes(data[8:start], "little")
     if length > MAX_HEADER or len(data) < start + length:
-        raise _malformed(
-            f"the header claims {length} bytes; at most {MAX_HEADER} and no more than sent are allowed"
-        )
+        raise _malformed(f"a header of {length} bytes is cut off or beyond {MAX_HEADER} bytes")
     return _parse(bytes(data[start : start + length])), start + length
 
 

@@ -19,7 +19,8 @@ class Vector:
     Parameters
     ----------
     pieces : iterable of ndarray
-        One-dimensional arrays of float16, float32 or float64. They are referred to, not copied, and never written to.
+        One-dimensional arrays of float16, float32 or float64. They are referred to, not copied,
+        and never written to.
     """
 
     __slots__ = ("_pieces", "_starts", "size")
@@ -31,14 +32,18 @@ class Vector:
         for piece in self._pieces:
             if piece.ndim != 1 or piece.dtype.kind != "f":
                 raise ConfigError(
-                    f"a piece of shape {piece.shape} and dtype {piece.dtype} is not a one-dimensional float array"
+                    f"a piece has shape {piece.shape} and dtype {piece.dtype}; "
+                    "allowed are one-dimensional float arrays"
                 )
             self._starts.append(self.size)
             self.size += piece.size
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
-        """Read the float arrays of a model in the layout's order; the arrays have passed `Layout.check`."""
+        """Read the float arrays of a model in the layout's order.
+
+        The arrays are taken as they are: check them with `Layout.check` first.
+        """
         return cls(arrays[name].reshape(-1) for name in layout.slices)
 
     @classmethod
@@ -50,7 +55,8 @@ class Vector:
         """Write the coordinates ``lo <= i < hi`` as float64 into `out`, of shape ``(hi - lo,)``."""
         if not 0 <= lo <= hi <= self.size or out.shape != (hi - lo,):
             raise ConfigError(
-                f"coordinates {lo} to {hi} of a vector of {self.size} do not fit a buffer of shape {out.shape}"
+                f"coordinates {lo} to {hi} of a vector of {self.size} "
+                f"do not fit a buffer of shape {out.shape}"
             )
         position, index = lo, bisect_right(self._starts, lo) - 1
         while position < hi:
@@ -58,3 +64,26 @@ class Vector:
             stop = min(hi, start + piece.size)
             out[position - lo : stop - lo] = piece[position - start : stop - start]
             position, index = stop, index + 1
+
+    def view(self, lo: int, hi: int, spare: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the coordinates ``lo <= i < hi``, not to be written to.
+
+        They are a view if the vector is one piece of float64, else they are read into `spare`.
+        """
+        if len(self._pieces) == 1 and self._pieces[0].dtype == np.float64:
+            return self._pieces[0][lo:hi]
+        self.read(lo, hi, spare)
+        return spare
+
+    def pairs(self, base: Vector | None) -> list[tuple[NDArray[Any], NDArray[Any] | None]] | None:
+        """Pair the pieces with those of `base`; None unless both are float32 cut alike."""
+        others = base._pieces if base is not None else [None] * len(self._pieces)
+        if len(others) != len(self._pieces):
+            return None
+        pairs = list(zip(self._pieces, others, strict=True))
+        for piece, other in pairs:
+            if piece.dtype != np.float32:
+                return None
+            if other is not None and (other.dtype != np.float32 or other.size != piece.size):
+                return None
+        return pairs

@@ -1,0 +1,110 @@
+"""Integer and boolean arrays, such as the counters of batch normalisation.
+
+They are not part of the flat vector: they are never clipped, noised or compressed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics.blocks import blocks
+
+_WEIGHT_BITS = 53
+_WORD_BITS = 62  # a product of this length plus a carry of the same length fits an uint64
+
+
+def combine_carried(arrays: Sequence[NDArray[Any]], weights: Sequence[float]) -> NDArray[Any]:
+    r"""Weighted mean of integers, rounded half to even; weighted majority of booleans.
+
+    .. math:: \mathrm{round}\Bigl(\sum_i w_i x_i \Big/ \sum_i w_i\Bigr)
+
+    The mean is exact before it is rounded, for every value of every integer type: the arithmetic
+    is long division in words of 62 bits. Only weights that need more than 53 bits beside each
+    other are rounded first, to multiples of 2**-52 of their sum.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        One array per client, all of one shape and of one integer or boolean dtype.
+    weights : sequence of float
+        Finite and not negative, with a sum above 0.
+
+    Returns
+    -------
+    ndarray
+        A new array of the same shape and dtype. A boolean tie is False.
+
+    Raises
+    ------
+    ConfigError
+        If arrays and weights do not fit together.
+    """
+    shares = _integers(weights) if len(arrays) == len(weights) else []
+    kinds = {(array.shape, array.dtype) for array in arrays}
+    if not shares or len(kinds) != 1:
+        raise ConfigError(
+            f"{len(arrays)} arrays of {len(kinds)} kinds and {len(weights)} weights cannot be "
+            "combined; one kind and one weight per array, not all zero, are needed"
+        )
+    ((shape, dtype),) = kinds
+    if dtype.kind not in "iub":
+        raise ConfigError(f"{dtype} is not carried; allowed are integers and booleans")
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    if dtype == np.bool_:
+        flat = [array.view(np.uint8) for array in flat]
+    out = np.empty(flat[0].size, flat[0].dtype)
+    for start, stop in blocks(0, out.size):
+        out[start:stop] = _rounded_mean([array[start:stop] for array in flat], shares)
+    return out.astype(dtype).reshape(shape)
+
+
+def _integers(weights: Sequence[float]) -> list[int]:
+    """Return integers in the proportion of the weights, with a sum below 2**53."""
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        return []
+    ratios = [float(weight).as_integer_ratio() for weight in weights]
+    denominator = max(ratio[1] for ratio in ratios)  # a power of two, as all of them
+    shares = [numerator * (denominator // own) for numerator, own in ratios]
+    divisor = math.gcd(*shares)
+    shares = [share // divisor for share in shares]
+    shift = sum(shares).bit_length() - (_WEIGHT_BITS - 1)
+    if shift > 0:
+        shares = [(share + (1 << shift - 1)) >> shift for share in shares]
+    return shares
+
+
+def _rounded_mean(columns: Sequence[NDArray[Any]], shares: Sequence[int]) -> NDArray[Any]:
+    """Divide the weighted sum by the sum of the weights, limb by limb from the top."""
+    least = min(int(column.min()) for column in columns)
+    span = max(int(column.max()) for column in columns) - least
+    offset = np.uint64(least % 2**64)
+    excess = [_as_uint64(column) - offset for column in columns]  # exact: between 0 and span
+    total = np.uint64(sum(shares))
+    limb = _WORD_BITS - sum(shares).bit_length()
+    mask, width = np.uint64((1 << limb) - 1), np.uint64(limb)
+    quotient = np.zeros(columns[0].size, np.uint64)
+    remainder = np.zeros_like(quotient)
+    for shift in reversed(range(0, span.bit_length(), limb)):
+        dividend = remainder << width
+        for share, values in zip(shares, excess, strict=True):
+            dividend += np.uint64(share) * ((values >> np.uint64(shift)) & mask)
+        digit, remainder = np.divmod(dividend, total)
+        quotient = (quotient << width) + digit
+    quotient += offset
+    twice = remainder * np.uint64(2)
+    odd = (quotient & np.uint64(1)).astype(np.bool_)
+    quotient += (twice > total) | ((twice == total) & odd)
+    dtype = columns[0].dtype
+    return (quotient.view(np.int64) if dtype.kind == "i" else quotient).astype(dtype)
+
+
+def _as_uint64(values: NDArray[Any]) -> NDArray[np.uint64]:
+    if values.dtype.kind == "i":
+        return values.astype(np.int64).view(np.uint64)
+    return values.astype(np.uint64)
