@@ -108,7 +108,7 @@ footer { color: var(--soft); font-size: .85rem; padding: 4px; }
   body { font-size: 10pt; } nav { display: none; } main { max-width: none; padding: 0; }
   section { border: 0; padding: 6px 0; }
   .row { grid-template-columns: 1fr 1fr; }
-  figure, .tiles, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  figure, .tiles, tr { break-inside: avoid; } h2, h3, thead { break-after: avoid; }
   .scroll, pre { overflow: visible; border: 0; } pre { white-space: pre-wrap; padding: 0; }
 }
 """

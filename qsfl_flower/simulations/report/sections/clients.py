@@ -111,7 +111,7 @@ def _unused(metrics: Sequence[Record], counts: Mapping[str, int]) -> Plot | None
         figures.stacked(axes, rounds, parts)
         figures.rounds_axis(axes, rounds)
         figures.whole_numbers(axes.yaxis)
-        axes.set_ylabel(f"of {asked:.0f} asked")
+        axes.set_ylabel(f"of {asked:,.0f} asked")
         figures.legend(axes)
 
     told = ", ".join(f"{amount:,} {name}" for name, amount in counts.items())

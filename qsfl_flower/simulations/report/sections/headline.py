@@ -41,7 +41,11 @@ def _sentence(run: Run, result: Outcome) -> Html:
     if result.status == "finished":
         parts = [f"The run finished {done}."]
     elif result.status == "failed":
-        parts = [f"The run failed {done}: ", result.error or "no error was recorded", "."]
+        parts = [
+            f"The run failed {done}: ",
+            (result.error or "no error was recorded").rstrip("."),
+            ".",
+        ]
     elif result.status == UNFINISHED:
         parts = [f"There is no summary {done}: the run still goes on, or it was killed. "]
         parts += ["A killed run continues with ", resume, "."]
@@ -139,7 +143,7 @@ def _per_round(metrics: tuple[Record, ...]) -> str:
     if not selected:
         return ""
     low, high = min(selected), max(selected)
-    amount = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+    amount = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
     return f"{amount} clients asked in each"
 
 

@@ -12,7 +12,8 @@ _MOST_CHARACTERS = 200_000
 
 def configuration(run: Run) -> Section:
     """Show the resolved configuration as it stands in the file."""
-    command = element("code", f"qsfl run {run.name}/config.yaml")
+    folder = run.folder.resolve()
+    command = element("code", f"qsfl run {folder.parent.name}/{folder.name}/config.yaml")
     return Section(
         "configuration",
         "Configuration",
