@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -53,7 +54,7 @@ class HybridPublicKey:
     x25519: bytes
     kem_key: bytes
 
-    @property
+    @cached_property
     def key_id(self) -> bytes:
         """16-byte name of this key."""
         return key_id("encryption", self.kem, self.x25519 + self.kem_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -14,12 +15,27 @@ NONCE_SIZE = 16
 _MAGIC = b"QRPLY\x01"
 
 _Senders = Mapping[str, tuple[int, frozenset[bytes]]]  # signer -> (node, nonces)
+_NOBODY: _Senders = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class _Round:
+    """The messages of one round; split by signer, so that adding one copies little."""
+
     count: int = 0
-    senders: _Senders = field(default_factory=lambda: MappingProxyType({}))
+    parts: Mapping[int, _Senders] = field(default_factory=lambda: MappingProxyType({}))
+
+    def part(self, signer: str) -> tuple[int, _Senders]:
+        index = zlib.crc32(signer.encode()) % 256
+        return index, self.parts.get(index, _NOBODY)
+
+    def add(self, signer: str, node: int, nonces: frozenset[bytes], new: int = 1) -> _Round:
+        index, senders = self.part(signer)
+        part = MappingProxyType({**senders, signer: (node, nonces)})
+        return _Round(self.count + new, MappingProxyType({**self.parts, index: part}))
+
+    def senders(self) -> _Senders:
+        return {signer: held for part in self.parts.values() for signer, held in part.items()}
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,9 @@ class ReplayCache:
         if self.window < 1 or self.capacity < 1:
             raise CryptoError("the window and the capacity of a replay cache must be at least 1")
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Number of messages remembered."""
         return sum(held.count for held in self.rounds.values())
 
     def admit(self, round: int, signer: str, node: int, nonce: bytes) -> ReplayCache:
@@ -77,7 +95,7 @@ class ReplayCache:
                 f"{self.window} round(s) are accepted",
             )
         held = self.rounds.get(round, _Round())
-        owner, nonces = held.senders.get(signer, (node, frozenset()))
+        owner, nonces = held.part(signer)[1].get(signer, (node, frozenset()))
         if owner != node:
             raise Rejected(
                 Reason.WRONG_NODE,
@@ -89,10 +107,9 @@ class ReplayCache:
             )
         first = max(newest, round) - self.window
         kept = {number: other for number, other in self.rounds.items() if number > first}
-        senders = {**held.senders, signer: (node, nonces | {nonce})}
-        kept[round] = _Round(held.count + 1, MappingProxyType(senders))
+        kept[round] = held.add(signer, node, nonces | {nonce})
         cache = replace(self, rounds=MappingProxyType(kept))
-        if len(cache) > self.capacity:
+        if cache.count > self.capacity:
             raise Rejected(
                 Reason.REPLAY, f"{self.capacity} messages are remembered, no more can be checked"
             )
@@ -102,7 +119,7 @@ class ReplayCache:
         """Return the canonical encoding, to save the cache."""
         out = Writer(_MAGIC).uint(self.window, 4).uint(self.capacity, 8).uint(len(self.rounds), 4)
         for number in sorted(self.rounds):
-            senders = self.rounds[number].senders
+            senders = self.rounds[number].senders()
             out.uint(number, 8).uint(len(senders), 4)
             for signer in sorted(senders):
                 node, nonces = senders[signer]
@@ -120,13 +137,12 @@ class ReplayCache:
         rounds: dict[int, _Round] = {}
         for _ in range(reader.uint(4)):
             number = reader.uint(8)
-            senders: dict[str, tuple[int, frozenset[bytes]]] = {}
+            held = _Round()
             for _ in range(reader.uint(4)):
                 signer, node = reader.identifier("signer"), reader.uint(8)
                 nonces = [reader.fixed(NONCE_SIZE) for _ in range(reader.uint(4))]
-                senders[signer] = (node, frozenset(nonces))
-            count = sum(len(nonces) for _, nonces in senders.values())
-            rounds[number] = _Round(count, MappingProxyType(senders))
+                held = held.add(signer, node, frozenset(nonces), len(nonces))
+            rounds[number] = held
         reader.finish()
         if window < 1 or capacity < 1:
             raise reader.fail("window or capacity is 0")

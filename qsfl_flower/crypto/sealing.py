@@ -54,6 +54,9 @@ def sealing_overhead(kem: str) -> int:
 def seal(recipient: HybridPublicKey, payload: Buffer, binding: Binding) -> bytes:
     """Encrypt `payload` so that only the owner of `recipient` can read it, and only here.
 
+    For many megabytes, `seal_into` with a buffer that is used again is several times faster: the
+    time goes into fresh memory, not into the cipher.
+
     Parameters
     ----------
     recipient : HybridPublicKey
@@ -69,8 +72,9 @@ def seal(recipient: HybridPublicKey, payload: Buffer, binding: Binding) -> bytes
         The payload plus `sealing_overhead` bytes.
     """
     payload = byte_view(payload, "payload")
-    header, cipher, data = _sender(recipient, payload, binding)
-    return b"".join((header, cipher.encrypt(_NONCE, payload, data)))
+    out = bytearray(len(payload) + sealing_overhead(recipient.kem))
+    seal_into(out, recipient, payload, binding)
+    return bytes(out)
 
 
 def seal_into(

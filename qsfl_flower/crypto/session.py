@@ -205,7 +205,10 @@ class Sealer:
             self._number += 1
             self._bytes += len(view)
         opening = Writer().uint(_FRAME_VERSION, 1).fixed(salt, SALT_SIZE).uint(number, 4).done()
-        return b"".join((opening, cipher.encrypt(_nonce(number), view, data)))
+        frame = bytearray(len(view) + FRAME_OVERHEAD)
+        frame[: len(opening)] = opening
+        cipher.encrypt_into(_nonce(number), view, data, memoryview(frame)[len(opening) :])
+        return bytes(frame)
 
     def _rekey(self) -> None:
         self._process = os.getpid()

@@ -10,6 +10,7 @@ which key signed, so that an old and a new key can be valid side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from qsfl_flower.crypto.algorithms import find_signature
 from qsfl_flower.crypto.codec import Reader, Writer, check_identifier
@@ -38,7 +39,7 @@ class VerifyKey:
     algorithm: str
     public: bytes
 
-    @property
+    @cached_property
     def key_id(self) -> bytes:
         """16-byte name of this key."""
         return key_id("signing", self.algorithm, self.public)

@@ -63,8 +63,8 @@ def test_a_round(world: World) -> None:
         reply, cache = world.check_reply(message, {message_digest(asked): instruction}, cache)
         assert reply.signer.name == name
         assert reply.content.content == UPDATE
-    assert len(cache) == 3
-    assert len(seen) == 1
+    assert cache.count == 3
+    assert seen.count == 1
 
 
 def test_bytes_added_to_a_message_stay_below_6_kb(world: World) -> None:
