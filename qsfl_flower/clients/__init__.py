@@ -1,1 +1,31 @@
-"""TBD."""
+"""Flower clients and mods (the client's side of a round).
+
+Names are loaded on first use: a ClientApp process lives for one message, and torch is slow to load.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsfl_flower.clients.bridge import numpy_client_app
+    from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
+    from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
+
+_WHERE = {
+    "TrainConfig": "trainer",
+    "TrainingClient": "trainer",
+    "legacy_mod": "mods",
+    "numpy_client_app": "bridge",
+    "qsfl_mod": "mods",
+}
+
+__all__ = ["TrainConfig", "TrainingClient", "legacy_mod", "numpy_client_app", "qsfl_mod"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

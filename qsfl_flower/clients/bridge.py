@@ -13,7 +13,7 @@ from flwr.clientapp.typing import Mod
 
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.wire import from_record, to_record
+from qsfl_flower.wire import from_record, numbers_only, to_record
 
 NUM_EXAMPLES = "num-examples"
 
@@ -77,5 +77,4 @@ def _config(message: Message) -> dict[str, Any]:
 
 
 def _metrics(examples: int, metrics: Mapping[str, Any]) -> MetricRecord:
-    numbers = {k: v for k, v in metrics.items() if type(v) in (int, float)}
-    return MetricRecord({NUM_EXAMPLES: examples, **numbers})
+    return MetricRecord({**numbers_only(metrics), NUM_EXAMPLES: examples})

@@ -117,7 +117,7 @@ class RunFolder:
 
     def rewind(self, server_round: int) -> None:
         """Forget the records of rounds after `server_round`, for a run that is resumed there."""
-        for name in ("metrics.jsonl", "clients.jsonl"):
+        for name in ("metrics.jsonl", "clients.jsonl", "events.jsonl"):
             path = self.path / name
             if not path.exists():
                 continue
@@ -127,7 +127,7 @@ class RunFolder:
                     record = json.loads(line)
                 except ValueError:
                     continue  # the last line of a killed run
-                if record["round"] <= server_round:
+                if record.get("round", 0) <= server_round:
                     kept.append(line)
                     if name == "metrics.jsonl":
                         self._count(record)
@@ -151,9 +151,10 @@ class RunFolder:
                     reason=row.status,
                 )
         if record.skipped:
-            self.event("skipped", f"round {record.round}: model unchanged: {record.skipped}")
+            text = f"round {record.round}: model unchanged: {record.skipped}"
+            self.event("skipped", text, round=record.round)
         if record.alarm:
-            self.event("alarm", f"round {record.round}: {record.alarm}")
+            self.event("alarm", f"round {record.round}: {record.alarm}", round=record.round)
         for logger in self._loggers:
             logger.log(values)
 

@@ -118,8 +118,13 @@ def backend_config(experiment: Experiment) -> dict[str, dict[str, Any]]:
             "log_to_driver": False,
         },
         # Without restarts, an actor that died goes back into Flower's pool and fails everything
-        # that it is given from then on.
-        "client_resources": {"num_cpus": spec.cpus_per_client, "num_gpus": 0, "max_restarts": -1},
+        # that it is given from then on; without a retry, so does one that is still restarting.
+        "client_resources": {
+            "num_cpus": spec.cpus_per_client,
+            "num_gpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": 1,
+        },
     }
 
 

@@ -188,7 +188,7 @@ def _outcome(
         return sender, Rejection(sender, "no-reply", "no reply before the time-out")
     if reply.has_error():
         reason = _ERROR_REASONS.get(reply.error.code, "client-error")
-        detail = _last_line(reply.error.reason or f"error code {reply.error.code}")
+        detail = _cause(reply.error.reason or f"error code {reply.error.code}")
         return sender, Rejection(sender, reason, detail)
     return asked.sender(node, _name(reply.content)), reply.content
 
@@ -200,6 +200,8 @@ def _name(content: RecordDict) -> str | None:
     return None
 
 
-def _last_line(text: str) -> str:
-    lines: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else text)[:300]
+def _cause(text: str) -> str:
+    """Return the exception's own words out of the layers that Flower wraps around it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = (lines or [text])[-1]
+    return last.rpartition("Message: ")[2].removesuffix("'>")[:300]

@@ -102,8 +102,9 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
         )
         for r in cohort.rejections
     ]
-    ranks = [e.sender.rank for e in (*cohort.updates, *cohort.rejections)]
-    return tuple(row for _, row in sorted(zip(ranks, rows, strict=True), key=lambda pair: pair[0]))
+    senders = [u.sender for u in cohort.updates] + [r.sender for r in cohort.rejections]
+    order = sorted(range(len(rows)), key=lambda i: senders[i].rank)
+    return tuple(rows[i] for i in order)
 
 
 def first(metrics: Mapping[str, Any], *names: str) -> float | None:

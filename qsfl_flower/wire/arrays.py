@@ -56,9 +56,20 @@ def content_bytes(content: RecordDict) -> int:
         Bytes of payload. Flower's framing (object ids, headers, protobuf) comes on top.
     """
     total = sum(len(a.data) for r in content.array_records.values() for a in r.values())
-    for record in (*content.config_records.values(), *content.metric_records.values()):
-        total += sum(len(key) + _value_bytes(value) for key, value in record.items())
+    for texts in content.config_records.values():
+        total += sum(len(key) + _value_bytes(value) for key, value in texts.items())
+    for numbers in content.metric_records.values():
+        total += sum(len(key) + _value_bytes(value) for key, value in numbers.items())
     return total
+
+
+def numbers_only(values: Mapping[str, object]) -> dict[str, int | float | list[int] | list[float]]:
+    """Return the plain numbers of a mapping: what fits into a Flower ``MetricRecord``."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _value_bytes(value: object) -> int:

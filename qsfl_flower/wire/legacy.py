@@ -15,6 +15,7 @@ from flwr.compat.common.recorddict_compat import EMPTY_TENSOR_KEY
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.wire.arrays import numbers_only
 
 _INSTRUCTION = {"train": "fitins", "evaluate": "evaluateins"}
 _REPLY = {"train": "fitres", "evaluate": "evaluateres"}
@@ -58,9 +59,7 @@ def from_legacy_reply(
         ) from None
     if status.get("code") != 0:
         raise RejectedUpdate("client-error", f"the app reports: {status.get('message', '')!s:.200}")
-    metrics: dict[str, int | float | list[int] | list[float]] = {
-        k: v for k, v in extra.items() if type(v) in (int, float)
-    }
+    metrics = numbers_only(extra)
     metrics[NUM_EXAMPLES] = examples
     if kind == "evaluate":
         metrics["loss"] = content.metric_records[f"{prefix}.loss"]["loss"]

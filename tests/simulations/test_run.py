@@ -101,8 +101,8 @@ def test_clients_that_fail_lie_or_die_do_not_end_the_run(tmp_path):
     assert summary["rejected"] == {
         "client-crashed": 1,
         "client-error": 1,
+        "missing-array": 3,
         "not-finite": 3,
-        "unknown-array": 3,
     }
     rounds = lines(summary, "metrics.jsonl")
     assert [r["capped"] for r in rounds[1:]] == [1, 1, 1]
@@ -127,7 +127,7 @@ def test_a_slow_client_is_left_behind(tmp_path):
             tmp_path,
             rounds=1,
             faults=[{"client": 2, "kind": "slow"}],
-            simulation={"round_timeout": 12.0, "actors": 4},
+            simulation={"round_timeout": 30.0, "actors": 2},
         )
     )
     assert summary["rejected"] == {"no-reply": 1}

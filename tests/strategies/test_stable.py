@@ -112,7 +112,9 @@ def test_a_bad_reply_is_rejected_and_the_round_goes_on(
 
 def test_errors_silence_and_strange_bytes_have_reasons(fake_grid, trained):
     def fails(message):
-        return Message(Error(2, "ClientAppException:\nboom"), reply_to=message)
+        return Message(
+            Error(2, "<class 'X'>:<'\nException X occurred. Message: boom'>"), reply_to=message
+        )
 
     def silent(message):
         return None
