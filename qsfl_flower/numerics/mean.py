@@ -91,7 +91,8 @@ def weighted_sum(
     factors = np.asarray(coefficients, dtype=np.float64)
 
     def work(start: int, stop: int) -> None:
-        scratch = np.empty((BATCH + 4, min(stop - start, BLOCK)))
+        # Rows are wider than one number, or einsum would add along the column in its own order.
+        scratch = np.empty((BATCH + 4, max(16, min(stop - start, BLOCK))))
         # New threads begin with NumPy's default error handling, so this belongs inside.
         with np.errstate(over="ignore", invalid="ignore"):
             for first, last in blocks(start, stop):
