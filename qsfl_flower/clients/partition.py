@@ -184,13 +184,22 @@ def _apply(
 ) -> tuple[Indices, ...]:
     from datasets import Dataset, disable_progress_bars
 
+    class Table(Dataset):  # type: ignore[misc]
+        """Has its labels at hand; flwr-datasets would read the column value by value."""
+
+        def __getitem__(self, key: Any) -> Any:
+            return labels if key == "label" else super().__getitem__(key)
+
     disable_progress_bars()
-    table = Dataset.from_dict({"label": labels, "row": rows}).with_format("numpy")
+    table = Table.from_dict({"label": labels, "row": rows}).with_format("arrow")
     partitioner.dataset = table
+    parts: list[Indices] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one warning per rejected Dirichlet draw
-        parts = [partitioner.load_partition(client)[:]["row"] for client in range(num_partitions)]
-    return tuple(np.sort(np.asarray(part, dtype=np.int64)) for part in parts)
+        for client in range(num_partitions):
+            part = partitioner.load_partition(client)[:]
+            parts.append(np.sort(part.column("row").to_numpy()))
+    return tuple(parts)
 
 
 def _check_enough(num_examples: int, num_partitions: int, scheme: Partition) -> None:
