@@ -103,7 +103,10 @@ def enrol(
     name, entries = request.identity.name, list(roster.entries)
     own = [entry for entry in entries if entry.identity.name == name]
     if request.rotation is not None:
-        old = roster.find(name, request.rotation.key_id, request.identity.role, now)
+        # Which suites are good enough is for the readers to say, not for the authority's default.
+        suites = tuple({entry.identity.suite for entry in own})
+        known = replace(roster, accepted=suites, not_after=max(roster.not_after, now))
+        old = known.find(name, request.rotation.key_id, request.identity.role, now)
         request.rotation.verify(old.signing)
     elif any(not entry.revoked for entry in own):
         raise CryptoError(
@@ -118,6 +121,11 @@ def enrol(
         for entry in entries
     ]
     return _next(roster, now, [*entries, Entry(request.identity, now, not_after)])
+
+
+def renew(roster: Roster, *, now: int, not_after: int) -> Roster:
+    """Return the next roster with the same entries, usable until `not_after` (Unix time)."""
+    return replace(_next(roster, now, list(roster.entries)), not_after=not_after)
 
 
 def revoke(roster: Roster, name: str, *, now: int) -> Roster:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from qsfl_flower.crypto.errors import Reason, Rejected
-from qsfl_flower.crypto.identity import PartyRole, PublicIdentity
+from qsfl_flower.crypto.identity import PublicIdentity
 from qsfl_flower.crypto.messages import Instruction, Reply
 from qsfl_flower.crypto.replay import ReplayCache
 from qsfl_flower.crypto.roster import MAX_CLOCK_SKEW, Roster
@@ -89,7 +89,7 @@ def verify_instruction(
         With the reason of the first check that fails: form, signer, key, signature, content
         (``bad-signature``), run, time (``expired``, ``not-yet-valid``), round, replay.
     """
-    statement, signer = _signer(message, "instruction", "server", roster, now)
+    statement, signer = roster.verify(message, "instruction", "server", now)
     instruction = Instruction.decode(statement.body)
     _same_content(instruction.content, content, statement)
     if instruction.run != run:
@@ -145,7 +145,7 @@ def verify_reply(
         With the reason of the first check that fails: form, signer, key, signature, content
         (``bad-signature``), node, run, round, instruction (``replay``), replay.
     """
-    statement, signer = _signer(message, "reply", "client", roster, now)
+    statement, signer = roster.verify(message, "reply", "client", now)
     reply = Reply.decode(statement.body)
     _same_content(reply.content, content, statement)
     if reply.node != node:
@@ -165,15 +165,6 @@ def verify_reply(
         )
     seen = seen.admit(reply.round, signer.name, node, reply.nonce)
     return Authentic(reply, signer, message_digest(message)), seen
-
-
-def _signer(
-    message: bytes, kind: str, role: PartyRole, roster: Roster, now: int
-) -> tuple[Statement, PublicIdentity]:
-    statement = Statement.read(message, kind)
-    signer = roster.find(statement.signer, statement.key_id, role, now)
-    statement.verify(signer.signing)
-    return statement, signer
 
 
 def _same_content(signed: bytes, received: bytes, statement: Statement) -> None:

@@ -7,6 +7,7 @@ for signing, one for receiving encrypted payloads, and one for encrypting its ow
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -58,6 +59,13 @@ class PublicIdentity:
     def suite(self) -> Suite:
         """The algorithms of its keys."""
         return Suite(self.encryption.kem, self.signing.algorithm)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits over name, role and keys, to compare over the telephone."""
+        out = Writer()
+        self.write(out)
+        return _grouped(hashlib.sha256(out.done()).hexdigest())
 
     def write(self, out: Writer) -> None:
         """Append the canonical encoding."""
@@ -120,9 +128,9 @@ class Identity:
             raise CryptoError(f"identity {self.name} has no keys")
         self.public()  # checks name, role and organisation
 
-    def public(self, index: int = 0) -> PublicIdentity:
-        """Return the public half with the keys of one generation (0 is the newest)."""
-        keys = self.keys[index]
+    def public(self, keys: KeySet | None = None) -> PublicIdentity:
+        """Return the public half with the keys of one generation (the newest by default)."""
+        keys = keys or self.keys[0]
         return PublicIdentity(
             self.name, self.role, self.organisation, keys.signing.public, keys.encryption.public
         )
@@ -161,6 +169,13 @@ class AuthorityKey:
     name: str
     key: VerifyKey
 
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits over name and key, to compare over the telephone."""
+        out = Writer().text(self.name)
+        self.key.write(out)
+        return _grouped(hashlib.sha256(out.done()).hexdigest())
+
 
 @dataclass(frozen=True)
 class Authority:
@@ -181,3 +196,7 @@ class Authority:
 def create_authority(name: str, algorithm: str = DEFAULT_SUITE.signature) -> Authority:
     """Return a new authority with a fresh key of the named signature scheme."""
     return Authority(name, SigningKey.generate(algorithm))
+
+
+def _grouped(digits: str) -> str:
+    return " ".join(digits[at : at + 8] for at in range(0, len(digits), 8))

@@ -46,8 +46,8 @@ def save_identity(
 ) -> None:
     """Write a party's secret keys to a file of mode 0600, encrypted if a passphrase is given."""
     out = Writer().uint(len(identity.keys), 1)
-    for index, keys in enumerate(identity.keys):
-        identity.public(index).write(out)
+    for keys in identity.keys:
+        identity.public(keys).write(out)
         for secret in (
             keys.signing.secret,
             keys.encryption.x25519,

@@ -158,6 +158,32 @@ class Roster:
         self._check_usable(entry, now)
         return entry.identity
 
+    def verify(
+        self, message: bytes, kind: str, role: PartyRole, now: int
+    ) -> tuple[Statement, PublicIdentity]:
+        """Return a signed statement and who signed it, if that party may sign such a thing now.
+
+        Parameters
+        ----------
+        message : bytes
+            What `sign_statement` returned.
+        kind : str
+            The kind of statement that is expected.
+        role : {"client", "server"}
+            Who may make it.
+        now : int
+            Unix time, seconds.
+
+        Raises
+        ------
+        Rejected
+            ``malformed``, ``bad-signature``, or as `find`.
+        """
+        statement = Statement.read(message, kind)
+        signer = self.find(statement.signer, statement.key_id, role, now)
+        statement.verify(signer.signing)
+        return statement, signer
+
     def encryption_key(self, name: str, now: int) -> HybridPublicKey:
         """Return the newest usable key to encrypt to the party of this name.
 
@@ -284,7 +310,7 @@ def open_roster(
             f"the roster is signed by {statement.signer}, trusted is {authority.name}",
         )
     statement.verify(authority.key)
-    roster = _decode(statement.body, accepted)
+    roster = decode_roster(statement, accepted)
     if seen is not None and roster.seen != seen and roster.serial <= seen.serial:
         raise Rejected(
             Reason.ROLLED_BACK,
@@ -294,8 +320,9 @@ def open_roster(
     return roster
 
 
-def _decode(body: bytes, accepted: tuple[Suite, ...]) -> Roster:
-    data = Reader(body, "roster")
+def decode_roster(statement: Statement, accepted: tuple[Suite, ...] = (DEFAULT_SUITE,)) -> Roster:
+    """Return the content of a roster whose signature has NOT been checked, to look at it."""
+    data = Reader(statement.body, "roster")
     data.expect(_MAGIC)
     serial, issued_at, not_after, count = data.uint(8), data.uint(8), data.uint(8), data.uint(4)
     entries = []
@@ -313,7 +340,7 @@ def _decode(body: bytes, accepted: tuple[Suite, ...]) -> Roster:
 
 
 def _ends(when: int, now: int) -> str:
-    return f"ended {_days(now - when)} ago" if when < now else f"end(s) in {_days(when - now)}"
+    return f"ended {_days(now - when)} ago" if when < now else f"will end in {_days(when - now)}"
 
 
 def _days(seconds: int) -> str:

@@ -124,10 +124,10 @@ def test_own_keys_are_the_newest_that_the_roster_knows() -> None:
 def test_warnings_before_something_ends() -> None:
     assert list(CONTENT.expiring(NOW)) == ["the keys of old ended 1.0 days ago: rotate them"]
     later = list(CONTENT.expiring(NOW + 61 * DAY))
-    assert any(text.startswith("the roster end(s) in 29.0 days") for text in later)
+    assert any(text.startswith("the roster will end in 29.0 days") for text in later)
     # 30 days before alice's newest keys end, and not when her replaced ones do
     assert not any("alice" in text for text in CONTENT.expiring(NOW + 335 * DAY))
-    assert any("alice end(s) in 29.0 days" in text for text in CONTENT.expiring(NOW + 337 * DAY))
+    assert any("alice will end in 29.0 days" in text for text in CONTENT.expiring(NOW + 337 * DAY))
     assert not any("mallory" in text for text in CONTENT.expiring(NOW + 999 * DAY))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from qsfl_flower.crypto.algorithms.composite import with_ed25519
 from qsfl_flower.crypto.algorithms.interface import (
     Kem,
     KemFunctions,
@@ -41,9 +42,11 @@ _PQCRYPTO_SIGNATURES = (
     ),
 )
 
+COMPOSITE = "ml-dsa-65+ed25519"
+
 KEM_NAMES = {"cryptography": tuple(_CRYPTOGRAPHY_KEMS), "pqcrypto": _PQCRYPTO_KEMS}
 SIGNATURE_NAMES = {
-    "cryptography": tuple(_CRYPTOGRAPHY_SIGNATURES),
+    "cryptography": (*_CRYPTOGRAPHY_SIGNATURES, COMPOSITE),
     "pqcrypto": _PQCRYPTO_SIGNATURES,
 }
 
@@ -55,6 +58,8 @@ def load_kem(name: str, provider: str) -> Kem:
 
 def load_signature(name: str, provider: str) -> Signature:
     """Return a built-in signature scheme; see `load_kem`."""
+    if name == COMPOSITE:
+        return with_ed25519(_cryptography_signature("ml-dsa-65"))
     if provider == "cryptography":
         return _cryptography_signature(name)
     return _pqcrypto_signature(name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import importlib
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from qsfl_flower.crypto.algorithms import (
     kem_names,
     register_kem,
     register_signature,
+    registry,
     signature_names,
 )
 from qsfl_flower.crypto.algorithms.providers import load_kem, load_signature
@@ -131,3 +133,8 @@ def test_failing_entry_point_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     importlib.invalidate_caches()
     with pytest.raises(CryptoError, match="entry point 'bad'"):
         kem_names()
+
+
+def test_documented_example() -> None:
+    failures, examples = doctest.testmod(registry)
+    assert (failures, examples) == (0, 6)
