@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,8 +131,12 @@ def backend_config(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Send the logs of Flower, Ray and the suite to a file instead of the terminal."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Send the logs of Flower, Ray and the suite to a file instead of the terminal.
+
+    The standard error of the process goes there too: Ray's core and its processes write to it.
+    """
+    file = path.open("a", encoding="utf-8")
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
     logging.captureWarnings(True)
@@ -140,14 +145,20 @@ def _logging_to(path: Path) -> Iterator[None]:
         before.append((logger, logger.handlers[:], logger.level, logger.propagate))
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    os.dup2(file.fileno(), 2)
     try:
         yield
     finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
         for logger, handlers, level, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)
         logging.captureWarnings(False)
-        handler.close()
+        file.close()
 
 
 @contextmanager
