@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qsfl_flower.crypto.codec import Reader, Writer
-from qsfl_flower.crypto.errors import Malformed, Reason, Rejected
+from qsfl_flower.crypto.errors import InvalidKey, Malformed, Reason, Rejected
+from qsfl_flower.crypto.hybrid import encapsulate
 from qsfl_flower.crypto.identity import Identity, PublicIdentity
 from qsfl_flower.crypto.roster import DAY, Entry, Roster
 from qsfl_flower.crypto.statement import Statement, sign_statement
@@ -68,6 +69,11 @@ def read_request(data: bytes) -> Request:
     if statement.signer != identity.name or (rotation and rotation.signer != identity.name):
         raise Rejected(Reason.WRONG_KEY, f"the request for {identity.name} is signed by another")
     statement.verify(identity.signing)
+    try:
+        encapsulate(identity.encryption, b"")
+    except InvalidKey as error:
+        # Else everybody who encrypts to this party would stumble over it.
+        raise Malformed(f"the encryption key of {identity.name} is not usable: {error}") from None
     return Request(identity, rotation)
 
 

@@ -81,7 +81,7 @@ def verify_instruction(
     now : int
         Unix time, seconds.
     seen : ReplayCache
-        The client's memory, to be kept between messages.
+        The client's memory, to be kept between the messages of one run.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def verify_reply(
     now : int
         Unix time, seconds.
     seen : ReplayCache
-        What was accepted so far.
+        What was accepted so far in this run.
 
     Raises
     ------

@@ -41,10 +41,8 @@ _FIELDS = {"format", "version", "kind", "name", "protection", "payload"}
 _MAX_SECRET = 1 << 16
 
 
-def save_identity(
-    path: Path, identity: Identity, passphrase: Secret | None = None, *, overwrite: bool = False
-) -> None:
-    """Write a party's secret keys to a file of mode 0600, encrypted if a passphrase is given."""
+def pack_identity(identity: Identity) -> Secret:
+    """Return a party with its secret keys as bytes: what its key file holds."""
     out = Writer().uint(len(identity.keys), 1)
     for keys in identity.keys:
         identity.public(keys).write(out)
@@ -56,18 +54,12 @@ def save_identity(
         ):
             out.blob(secret.reveal())
         out.uint(keys.created_at, 8)
-    _save_secret(path, "identity", identity.name, out.done(), passphrase, overwrite)
+    return Secret(out.done())
 
 
-def load_identity(path: Path, passphrase: Secret | None = None) -> Identity:
-    """Return the party whose secret keys are in `path`.
-
-    Raises
-    ------
-    KeyFileError
-        If the file is missing, damaged, readable by others, or its passphrase missing or wrong.
-    """
-    data = Reader(_load_secret(path, "identity", passphrase), "identity file")
+def unpack_identity(packed: Secret) -> Identity:
+    """Return the party that `pack_identity` has packed; anything else is `Malformed`."""
+    data = Reader(packed.reveal(), "packed identity")
     generations, party = [], None
     for _ in range(data.uint(1)):
         party = PublicIdentity.read(data)
@@ -80,8 +72,27 @@ def load_identity(path: Path, passphrase: Secret | None = None) -> Identity:
         )
     data.finish()
     if party is None:
-        raise KeyFileError(f"{path} holds no keys")
+        raise data.fail("no keys")
     return Identity(party.name, party.role, party.organisation, tuple(generations))
+
+
+def save_identity(
+    path: Path, identity: Identity, passphrase: Secret | None = None, *, overwrite: bool = False
+) -> None:
+    """Write a party's secret keys to a file of mode 0600, encrypted if a passphrase is given."""
+    packed = pack_identity(identity)
+    _save_secret(path, "identity", identity.name, packed, passphrase, overwrite)
+
+
+def load_identity(path: Path, passphrase: Secret | None = None) -> Identity:
+    """Return the party whose secret keys are in `path`.
+
+    Raises
+    ------
+    KeyFileError
+        If the file is missing, damaged, readable by others, or its passphrase missing or wrong.
+    """
+    return unpack_identity(Secret(_load_secret(path, "identity", passphrase)))
 
 
 def save_authority(
@@ -91,7 +102,7 @@ def save_authority(
     out = Writer().text(authority.name)
     authority.signing.public.write(out)
     out.blob(authority.signing.secret.reveal())
-    _save_secret(path, "authority", authority.name, out.done(), passphrase, overwrite)
+    _save_secret(path, "authority", authority.name, Secret(out.done()), passphrase, overwrite)
 
 
 def load_authority(path: Path, passphrase: Secret | None = None) -> Authority:
@@ -132,10 +143,10 @@ def is_encrypted(path: Path) -> bool:
 
 
 def _save_secret(
-    path: Path, kind: str, name: str, plain: bytes, passphrase: Secret | None, overwrite: bool
+    path: Path, kind: str, name: str, plain: Secret, passphrase: Secret | None, overwrite: bool
 ) -> None:
     if passphrase is None:
-        header, payload = _header(kind, name, "none"), plain
+        header, payload = _header(kind, name, "none"), plain.reveal()
     else:
         if not len(passphrase):
             raise KeyFileError("an empty passphrase protects nothing")
@@ -144,7 +155,7 @@ def _save_secret(
         header = _header(kind, name, protection)
         # The salt is fresh, so the key is used for this one encryption and the nonce may be fixed.
         cipher = AESGCM(_stretch(passphrase, salt, SCRYPT_N))
-        payload = cipher.encrypt(bytes(12), plain, _canonical(header))
+        payload = cipher.encrypt(bytes(12), plain.reveal(), _canonical(header))
     write_file(path, _document(header, payload), private=True, overwrite=overwrite)
 
 
@@ -197,7 +208,7 @@ def _document(header: dict[str, Any], payload: bytes) -> bytes:
 def _read(path: Path, *, private: bool, kind: str | None) -> dict[str, Any]:
     try:
         document = json.loads(read_file(path, private=private))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise KeyFileError(f"{path} is not a key file: not JSON") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise KeyFileError(f"{path} is not a key file: 'format' is not {FORMAT!r}")

@@ -79,6 +79,8 @@ def authority(
         save_authority_key(public, made.public)
         _wrote(secret, public)
         _say(f"fingerprint  {made.public.fingerprint}")
+        if not is_encrypted(secret):
+            _say(f"note: {secret} has no passphrase (--encrypt): who copies it can enrol anybody")
 
 
 @keys_app.command()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.crypto.codec import Reader, Writer, byte_view, check_identifier, check_text
@@ -11,6 +11,7 @@ from qsfl_flower.errors import CryptoError
 
 
 @given(st.integers(0, 2**64 - 1), st.binary(max_size=64), st.binary(min_size=3, max_size=3))
+@settings(deadline=None)
 def test_round_trip(number: int, data: bytes, fixed: bytes) -> None:
     encoded = Writer(b"MAGIC").uint(number, 8).blob(data).fixed(fixed, 3).text("é-1").done()
     reader = Reader(encoded, "test")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.crypto.digest import Item, content_digest
@@ -38,6 +38,7 @@ def test_value_by_hand() -> None:
 
 
 @given(items, items)
+@settings(deadline=None)
 def test_different_contents_have_different_digests(one: list[Item], other: list[Item]) -> None:
     assert (content_digest(one) == content_digest(other)) == (one == other)
 

@@ -105,6 +105,16 @@ def test_a_request_proves_possession_of_its_key() -> None:
         read_request(sign_statement("enrolment", "alice", BOB.keys[0].signing, out.done()))
 
 
+def test_an_encryption_key_that_nobody_could_use_is_refused() -> None:
+    for change in ({"x25519": bytes(32)}, {"kem_key": b"\xff" * 1184}, {"kem_key": b"short"}):
+        bad = dataclasses.replace(ALICE.public().encryption, **change)
+        out = Writer()
+        dataclasses.replace(ALICE.public(), encryption=bad).write(out)
+        message = sign_statement("enrolment", "alice", ALICE.keys[0].signing, out.done())
+        with pytest.raises(Malformed, match="encryption key of alice is not usable"):
+            read_request(message)
+
+
 def test_requests_decode_strictly() -> None:
     for request in (make_request(ALICE), make_request(ALICE.rotated(NOW))):
         for at in range(0, len(request), 11):

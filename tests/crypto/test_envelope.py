@@ -309,6 +309,7 @@ def test_random_damage_ends_in_our_error(world: World, data: st.DataObject) -> N
 
 
 @given(st.binary(max_size=300))
+@settings(deadline=None)
 def test_rubbish_is_malformed(rubbish: bytes) -> None:
     for decode in (Instruction.decode, Reply.decode):
         with pytest.raises(Malformed):
@@ -320,6 +321,7 @@ def test_rubbish_is_malformed(rubbish: bytes) -> None:
     blob=st.binary(max_size=100),
     fixed=st.binary(min_size=32, max_size=32),
 )
+@settings(deadline=None)
 def test_bodies_round_trip(numbers: list[int], blob: bytes, fixed: bytes) -> None:
     run, round_, version, issued, expires = numbers
     instruction = Instruction(run, round_, version, "train", fixed, issued, expires, blob)

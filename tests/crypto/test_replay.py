@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.crypto.errors import Malformed, Rejected
@@ -67,6 +67,7 @@ messages = st.lists(
 
 
 @given(messages, st.integers(1, 3))
+@settings(deadline=None)
 def test_nothing_is_ever_accepted_twice(sent: list[tuple[int, str, int, int]], window: int) -> None:
     cache, accepted = ReplayCache(window=window, capacity=10), set()
     for round_, name, node, number in sent:
