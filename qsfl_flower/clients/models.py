@@ -31,22 +31,39 @@ def mlp(input_shape: Sequence[int], num_classes: int, hidden: int = 128) -> nn.M
     )
 
 
-def mnist_cnn(input_shape: Sequence[int], num_classes: int, dropout: float = 0.0) -> nn.Module:
-    """Return two convolutions and two dense layers, for small pictures."""
-    channels, height, width = _picture("mnist-cnn", input_shape, 8)
+def mnist_cnn(
+    input_shape: Sequence[int], num_classes: int, norm: str = "none", dropout: float = 0.0
+) -> nn.Module:
+    """Return two convolutions and two dense layers (46,730 parameters for 1 x 28 x 28, 10 classes).
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        (channels, height, width), at least 16 x 16 pixels.
+    num_classes : int
+        Number of logits.
+    norm : {"none", "group", "batch"}
+        Normalisation after each convolution.
+    dropout : float
+        Share of features dropped before the last layer, 0 <= dropout < 1.
+    """
+    channels, height, width = _picture("mnist-cnn", input_shape, 16)
+    features = 32 * ((height - 12) // 4) * ((width - 12) // 4)
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 5, padding=2),
+        nn.Conv2d(channels, 16, 5),
         nn.MaxPool2d(2),
+        _norm(norm, 16),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 5, padding=2),
+        nn.Conv2d(16, 32, 5),
         nn.MaxPool2d(2),
+        _norm(norm, 32),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(32 * (height // 4) * (width // 4), 64),
+        nn.Linear(features, 64),
         nn.ReLU(),
+        nn.Dropout(dropout),
         nn.Linear(64, num_classes),
-    )
+    ).to(memory_format=torch.channels_last)
 
 
 def cifar_cnn(
@@ -214,4 +231,6 @@ def _norm(kind: str, channels: int) -> nn.Module:
         return nn.GroupNorm(8, channels)
     if kind == "batch":
         return nn.BatchNorm2d(channels)
-    raise ConfigError(f"norm must be 'group' or 'batch', found {kind!r}")
+    if kind == "none":
+        return nn.Identity()
+    raise ConfigError(f"norm must be 'group', 'batch' or 'none', found {kind!r}")

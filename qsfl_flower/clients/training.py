@@ -144,7 +144,11 @@ def train(
     ----------
     T. Li et al., "Federated Optimization in Heterogeneous Networks", 2020.
     """
+    if len(y) == 0:
+        return TrainResult(0, 0.0, 0.0, 0)
     images, labels = torch.tensor(x), torch.tensor(y)
+    # Looked at before the forward pass, which would carry a NaN into batch norm's statistics.
+    usable = images.flatten(1).isfinite().all(dim=1)
     shuffle = torch.Generator().manual_seed(seed)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     anchor = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
@@ -158,6 +162,9 @@ def train(
         for _ in range(config.epochs):
             order = torch.randperm(len(labels), generator=shuffle)
             for rows in torch.split(order, config.batch_size):
+                if not usable[rows].all():
+                    skipped += 1
+                    continue
                 batch, target = images[rows], labels[rows]
                 if config.augment and batch.dim() == 4:
                     batch = _augmented(batch, shuffle)
