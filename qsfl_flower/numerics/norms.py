@@ -215,16 +215,18 @@ class Clip:
 def _square_sums(
     vector: Vector, base: Vector | None, spans: Sequence[tuple[int, int]], scale: float
 ) -> list[float]:
-    """Return the sum of squares of ``scale * (v - b)`` over each span of coordinates."""
-    sums = []
+    """Return the sum of squares of ``scale * (v - b)`` over consecutive spans of coordinates."""
+    sums, current = [0.0] * len(spans), 0
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for span in spans:
-            total = 0.0
-            for delta in _differences(vector, base, span):
-                if scale != 1.0:
-                    np.multiply(delta, scale, out=delta)
-                total += _square_sum(delta)
-            sums.append(total)
+        for start, delta in _differences(vector, base):
+            if scale != 1.0:
+                np.multiply(delta, scale, out=delta)
+            position, stop = start, start + delta.size
+            while position < stop:
+                end = min(stop, spans[current][1])
+                sums[current] += _square_sum(delta[position - start : end - start])
+                position = end
+                current += end == spans[current][1]
     return sums
 
 
@@ -232,7 +234,7 @@ def _largest(vector: Vector, base: Vector | None) -> float:
     """Return the largest ``|v - b|``; NaN or infinity if not all are finite."""
     largest = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        for delta in _differences(vector, base, (0, vector.size)):
+        for _, delta in _differences(vector, base):
             np.abs(delta, out=delta)
             largest = max(float(delta.max()), largest)  # in this order, a NaN stays
             if not math.isfinite(largest):
@@ -240,17 +242,15 @@ def _largest(vector: Vector, base: Vector | None) -> float:
     return largest
 
 
-def _differences(
-    vector: Vector, base: Vector | None, span: tuple[int, int]
-) -> Iterator[NDArray[np.float64]]:
-    """Yield ``v - b`` block by block in one buffer, which the caller may overwrite."""
-    values, other = np.empty((2, min(span[1] - span[0], _BLOCK)))
-    for start, stop in blocks(*span, _BLOCK):
+def _differences(vector: Vector, base: Vector | None) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield ``v - b`` block by block, in one buffer that the caller may overwrite."""
+    values, other = np.empty((2, min(vector.size, _BLOCK)))
+    for start, stop in blocks(0, vector.size, _BLOCK):
         delta = values[: stop - start]
         vector.read(start, stop, delta)
         if base is not None:
             np.subtract(delta, base.view(start, stop, other[: stop - start]), out=delta)
-        yield delta
+        yield start, delta
 
 
 def _screen_piece(values: NDArray[np.float32], base: NDArray[np.float32] | None) -> float:
@@ -265,6 +265,8 @@ def _screen_piece(values: NDArray[np.float32], base: NDArray[np.float32] | None)
 
 
 def _square_sum(values: NDArray[Any]) -> float:
+    if values.size <= _ROW:
+        return float(np.vecdot(values, values))
     cut = values.size - values.size % _ROW
     rows, rest = values[:cut].reshape(-1, _ROW), values[cut:]
     return float(np.vecdot(rows, rows).sum(dtype=np.float64) + np.vecdot(rest, rest))

@@ -1,0 +1,57 @@
+"""Memory over many rounds: nothing may pile up."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import psutil
+from flwr.app import ConfigRecord
+
+from benchmarks.replies import StubGrid, make_model, number, to_arrays, trained
+from qsfl_flower.strategies import StableFedAvg
+
+NAME = "memory"
+DESCRIPTION = "resident memory over 50 rounds of 3 clients (QSFL_BENCH_PARAMETERS=100000000)"
+
+CLIENTS = 3
+WARM_UP = 5
+MAX_GROWTH = 0.25  # of one float32 model of at least 10 million parameters
+
+Row = dict[str, Any]
+
+
+def run(quick: bool) -> list[Row]:
+    """Return one row per few rounds: resident memory after the round."""
+    size = int(os.environ.get("QSFL_BENCH_PARAMETERS", 1_000_000 if quick else 10_000_000))
+    rounds = 15 if quick else 50
+    process, model_mb = psutil.Process(), 4 * size / 1e6
+    strategy = StableFedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, seed=0)
+    start = make_model(size)
+    arrays, reference, rows = to_arrays(start), 0.0, []
+    grid: Any = StubGrid(CLIENTS)
+    for turn in range(1, rounds + 1):
+        sent = number(strategy.configure_train(turn, arrays, ConfigRecord(), grid))
+        # Every round has its own replies, as in a federation, and lets go of them.
+        replies = [trained(message, start, seed) for seed, message in enumerate(sent)]
+        result, _ = strategy.aggregate_train(turn, replies)
+        if result is None:
+            raise RuntimeError("the round was skipped")
+        arrays = result
+        del replies, sent, result
+        resident = process.memory_info().rss / 1e6
+        reference = resident if turn == WARM_UP else reference
+        if turn in (1, WARM_UP) or turn % 10 == 0 or turn == rounds:
+            growth = (resident - reference) / model_mb if turn > WARM_UP else 0.0
+            rows.append(
+                {
+                    "parameters": size,
+                    "round": turn,
+                    "resident MB": round(resident),
+                    "growth in models": round(growth, 3),
+                    "limit": "" if quick else f"<= {MAX_GROWTH}",
+                    # A small model drowns in what the allocator keeps for later.
+                    "ok": quick or growth <= MAX_GROWTH,
+                }
+            )
+    return rows

@@ -1,0 +1,1 @@
+"""Demonstrations and experiments that tell one story each."""
