@@ -26,6 +26,7 @@ class FakeGrid:
     pushed: list = field(default_factory=list)
     _ready: dict = field(default_factory=dict)
     _count: int = 0
+    run = SimpleNamespace(run_id=1)
 
     def get_nodes(self):
         order = self.ranks or list(self.clients)

@@ -49,8 +49,8 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
     if message.metadata.message_type != "train":
         return call_next(message, context)
     content = message.content
-    asked = content.config_records.get(QSFL_RECORD)
-    steps = _steps(Plan.decode(asked.get(PLAN_KEY))) if asked is not None else ()
+    asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    steps = _steps(Plan.decode(asked[PLAN_KEY])) if PLAN_KEY in asked else ()
     model = from_record(_only(content.array_records, "instruction")) if steps else {}
     message.content = RecordDict({k: v for k, v in content.items() if k != QSFL_RECORD})
     try:

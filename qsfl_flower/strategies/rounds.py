@@ -193,7 +193,7 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
     return Snapshot(
         record.round,
         from_record(result.arrays),
-        strategy.states,
+        strategy.chain.saved(strategy.states),
         {
             "monitor": progress.monitor.to_dict(),
             "failed": progress.failed,

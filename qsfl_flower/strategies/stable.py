@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
-from qsfl_flower.numerics import Monitor, bounded_weights, example_count
+from qsfl_flower.numerics import Layout, Monitor, bounded_weights, example_count
 from qsfl_flower.strategies.admission import (
     Asked,
     ReplyReader,
@@ -27,7 +28,7 @@ from qsfl_flower.strategies.combine import mean_metrics
 from qsfl_flower.strategies.exchange import wait_for_nodes
 from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.rounds import Job, run_rounds
-from qsfl_flower.strategies.stages import Chain, Stage, State, Validate
+from qsfl_flower.strategies.stages import Chain, Exchange, Stage, State, Validate
 from qsfl_flower.strategies.update import Rejection, Sender, Update
 from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
@@ -165,6 +166,7 @@ class StableFedAvg(FedAvg):
         self._model: GlobalModel | None = None
         self._sent: list[Message] = []
         self._ranks: dict[int, int] = {}
+        self._exchange = Exchange("train", 0, 0, self.timeout)
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -179,8 +181,6 @@ class StableFedAvg(FedAvg):
         if self.fraction_train == 0.0:
             return []
         self._model = GlobalModel.of(from_record(arrays))
-        if not self.states:
-            self.states = self.chain.init(self._model.layout)
         return self._instruct(
             "train", server_round, arrays, config, grid, self.fraction_train, self.min_train_nodes
         )
@@ -223,9 +223,11 @@ class StableFedAvg(FedAvg):
             contents[sender.node_id] = content
             return reader.read(sender, content)
 
-        cohort = admit(match(replies, self._asked()), read)
-        self.outcome = aggregate(
-            cohort,
+        entries, self.states, admitted = self.chain.admit(
+            match(replies, self._asked()), self.states, self._exchange
+        )
+        outcome = aggregate(
+            admit(entries, read),
             self._model,
             self.chain,
             self.states,
@@ -233,7 +235,8 @@ class StableFedAvg(FedAvg):
             self.weighting,
             self.min_replies,
         )
-        self.states = self.outcome.states
+        self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
+        self.states = outcome.states
         for rejection in self.outcome.cohort.rejections:
             log.info(
                 "round %d: %s from client %s: %s",
@@ -258,7 +261,10 @@ class StableFedAvg(FedAvg):
     ) -> MetricRecord | None:
         """Average the clients' evaluation metrics with bounded weights."""
         kept: list[tuple[float, dict[str, float], RecordDict]] = []
-        for sender, content in match(replies, self._asked()):
+        entries, self.states, _ = self.chain.admit(
+            match(replies, self._asked()), self.states, self._exchange
+        )
+        for sender, content in entries:
             try:
                 if isinstance(content, Rejection):
                     raise RejectedUpdate(content.reason, content.detail)
@@ -355,9 +361,13 @@ class StableFedAvg(FedAvg):
             plan = self.chain.plan()
             if kind == "train" and plan.items:
                 content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
-        self._sent = [
-            Message(content, nodes[rank], kind, ttl=max(self.timeout, 1.0)) for rank in ranks
-        ]
+        self._exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout)
+        self.states = self.chain.init(Layout.of(from_record(arrays)), self.states)
+        contents, self.states = self.chain.instruct(
+            content, list(self._ranks), self.states, self._exchange
+        )
+        ttl = max(self.timeout, 1.0)
+        self._sent = [Message(contents[node], node, kind, ttl=ttl) for node in self._ranks]
         return self._sent
 
     def _asked(self) -> Asked:

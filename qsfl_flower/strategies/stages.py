@@ -4,9 +4,9 @@ A stage is pure: state goes in and comes out as a value, so that it can be saved
 Stages of a `Chain` are put into the canonical order of their phases whatever the order in which
 they were given; a single-purpose strategy is the chain with one stage.
 
-There are two kinds. A `CohortStage` works on single updates and comes before the round is
-combined; a `VectorStage` works on the combined difference and comes after it. The combination
-between them is the only crossing.
+There are three kinds. A `MessageStage` works on whole messages, before anything in them is read. A
+`CohortStage` works on single updates and comes before the round is combined; a `VectorStage` works
+on the combined difference and comes after it. The combination between them is the only crossing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from enum import IntEnum
 from typing import Any, ClassVar
 
 import numpy as np
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout, check_finite_and_size
-from qsfl_flower.strategies.update import Cohort, Update
-from qsfl_flower.wire import Plan, PlanItem
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
+from qsfl_flower.wire import Plan, PlanItem, content_bytes
 
 State = Mapping[str, Any]
 """A stage's state: names to arrays or JSON values. Stages without state use an empty mapping."""
@@ -35,10 +36,33 @@ Measurements = Mapping[str, float]
 class Phase(IntEnum):
     """Where in the server's side of a round a stage stands."""
 
+    AUTHENTICATE = 10
     ADMIT = 20
     BOUND = 40
     PRIVATIZE = 70
     UPDATE = 80
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One exchange of messages with the clients.
+
+    Parameters
+    ----------
+    kind : str
+        ``"train"`` or ``"evaluate"``.
+    server_round : int
+        The round it belongs to.
+    run_id : int
+        Flower's id of the run.
+    timeout : float
+        Seconds for which replies are waited for.
+    """
+
+    kind: str
+    server_round: int
+    run_id: int
+    timeout: float
 
 
 @dataclass(frozen=True)
@@ -50,10 +74,12 @@ class RoundContext:
 
 
 class Stage(ABC):
-    """Common part of both kinds; subclass `CohortStage` or `VectorStage`."""
+    """Common part; subclass `MessageStage`, `CohortStage` or `VectorStage`."""
 
     name: ClassVar[str]
     phase: ClassVar[Phase]
+    volatile: ClassVar[bool] = False
+    """True if the state must not be written to a checkpoint; it starts anew after a restart."""
 
     def client_step(self) -> PlanItem | None:
         """Return what the clients' mod has to do for this stage, or None if nothing."""
@@ -62,6 +88,33 @@ class Stage(ABC):
     def init(self, layout: Layout) -> State:
         """Return the state before the first round."""
         del layout
+        return {}
+
+
+class MessageStage(Stage):
+    """A stage on whole messages: what leaves the server and what is let in."""
+
+    @abstractmethod
+    def instruct(
+        self, content: RecordDict, nodes: Sequence[int], state: State, exchange: Exchange
+    ) -> tuple[dict[int, RecordDict], State]:
+        """Return what each node is sent, and the next state."""
+
+    @abstractmethod
+    def admit(
+        self, sender: Sender, content: RecordDict, state: State, exchange: Exchange
+    ) -> tuple[Sender, RecordDict, State]:
+        """Return who really sent a reply, its content, and the next state.
+
+        Raises
+        ------
+        RejectedUpdate
+            If the reply is not let in.
+        """
+
+    def measure(self, state: State) -> Measurements:
+        """Return what there is to tell about the last exchange."""
+        del state
         return {}
 
 
@@ -176,7 +229,7 @@ class Chain:
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
-            if not isinstance(stage, CohortStage | VectorStage):
+            if not isinstance(stage, MessageStage | CohortStage | VectorStage):
                 raise ConfigError(
                     f"stages: {stage!r} is not a stage; give objects such as Clip(clip_norm=1.0)"
                 )
@@ -196,9 +249,55 @@ class Chain:
         steps = (stage.client_step() for stage in self.stages)
         return Plan(tuple(step for step in steps if step is not None))
 
-    def init(self, layout: Layout) -> dict[str, State]:
-        """Return the states of all stages before the first round."""
-        return {stage.name: stage.init(layout) for stage in self.stages}
+    def init(self, layout: Layout, known: Mapping[str, State]) -> dict[str, State]:
+        """Return the states of all stages: the known ones, and those before the first round."""
+        return {s.name: known[s.name] if s.name in known else s.init(layout) for s in self.stages}
+
+    def saved(self, states: Mapping[str, State]) -> dict[str, State]:
+        """Return the states that belong into a checkpoint."""
+        return {s.name: states[s.name] for s in self.stages if not s.volatile and s.name in states}
+
+    def instruct(
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        states: Mapping[str, State],
+        exchange: Exchange,
+    ) -> tuple[dict[int, RecordDict], dict[str, State]]:
+        """Return what each node is sent."""
+        states = dict(states)
+        contents = dict.fromkeys(nodes, content)
+        for stage in self.stages:
+            if isinstance(stage, MessageStage):
+                contents, states[stage.name] = stage.instruct(
+                    content, nodes, states[stage.name], exchange
+                )
+        return contents, states
+
+    def admit(
+        self,
+        matched: Sequence[tuple[Sender, RecordDict | Rejection]],
+        states: Mapping[str, State],
+        exchange: Exchange,
+    ) -> tuple[
+        list[tuple[Sender, RecordDict | Rejection]], dict[str, State], dict[str, Measurements]
+    ]:
+        """Let replies in, one after the other in canonical order."""
+        states, entries = dict(states), list(matched)
+        gates = [stage for stage in self.stages if isinstance(stage, MessageStage)]
+        for gate in gates:
+            for index, (sender, content) in enumerate(entries):
+                if isinstance(content, Rejection):
+                    continue
+                try:
+                    sender, content, states[gate.name] = gate.admit(
+                        sender, content, states[gate.name], exchange
+                    )
+                except RejectedUpdate as error:
+                    size = content_bytes(content)
+                    content = Rejection(sender, error.reason, error.detail, size)
+                entries[index] = sender, content
+        return entries, states, {gate.name: gate.measure(states[gate.name]) for gate in gates}
 
     def on_cohort(
         self, cohort: Cohort, states: Mapping[str, State], context: RoundContext

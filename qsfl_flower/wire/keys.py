@@ -25,3 +25,19 @@ class Form(StrEnum):
 
     DELTA = "delta"
     """Model after training minus model before: what the mod sends."""
+
+
+ENCRYPT_KEY = "encrypt"
+"""In an instruction: True if the arrays of the reply have to be encrypted."""
+
+INSTRUCTION_KEY = "instruction"
+"""In the authentication record of an instruction: the signed message of the server."""
+
+TICKET_KEY = "ticket"
+"""Beside it: the proof that the server has the session with this client."""
+
+REPLY_KEY = "reply"
+"""In the authentication record of a reply: the signed message of the client."""
+
+UPDATE_PURPOSE = "update"
+"""Purpose that encrypted arrays of a reply are bound to."""

@@ -1,0 +1,198 @@
+"""The server's half of authentication: signed instructions out, only signed replies in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.envelope import (
+    Authentic,
+    message_digest,
+    sign_instruction,
+    verify_reply,
+)
+from qsfl_flower.crypto.errors import DecryptionFailed
+from qsfl_flower.crypto.handshake import Offer, complete, make_offer, make_ticket
+from qsfl_flower.crypto.messages import Instruction, Reply
+from qsfl_flower.crypto.replay import ReplayCache
+from qsfl_flower.crypto.session import Session
+from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.numerics import Layout
+from qsfl_flower.strategies.stages import Exchange, Measurements, MessageStage, Phase, State
+from qsfl_flower.strategies.update import Sender
+from qsfl_flower.wire import QSFL_RECORD
+from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_of, unpack_arrays
+from qsfl_flower.wire.keys import (
+    ENCRYPT_KEY,
+    INSTRUCTION_KEY,
+    REPLY_KEY,
+    TICKET_KEY,
+    UPDATE_PURPOSE,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class _Gate:
+    """What the server remembers of an exchange and of its clients."""
+
+    outstanding: Mapping[bytes, Instruction] = field(default_factory=dict)
+    offer: Offer | None = None
+    encrypted: bool = False
+    handshakes: int = 0
+    seen: ReplayCache = field(default_factory=ReplayCache)
+    sessions: Mapping[int, Session] = field(default_factory=dict)
+
+
+class Authenticate(MessageStage):
+    """Let in only replies that an enrolled client signed, for this run, round, node and request.
+
+    One ML-DSA signature per exchange covers the instruction to all clients, so that they train for
+    nobody else; every reply is signed over the digest of its content and of the instruction. A
+    hybrid handshake (X25519 and ML-KEM) rides on the first exchange; its session is renewed when it
+    expires, or when either side has lost it. Clients need `qsfl_flower.clients.auth_mod`.
+
+    Parameters
+    ----------
+    credentials : Credentials
+        The server's keys and roster.
+    encrypt : bool
+        Ask the clients to encrypt their arrays under the session, and reject replies that are not.
+    clock : Callable[[], float]
+        Unix time in seconds.
+
+    Notes
+    -----
+    Who sees what: the server sees every update in the clear. On the wire, models, updates and
+    metrics are visible to whoever can read Flower's transport; with `encrypt`, the arrays of the
+    replies are not, even to an adversary who records them today and owns a quantum computer later.
+
+    References
+    ----------
+    NIST: FIPS 203 (ML-KEM) and FIPS 204 (ML-DSA), 2024.
+    """
+
+    name = "authenticate"
+    phase = Phase.AUTHENTICATE
+    volatile = True
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        encrypt: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.credentials = credentials
+        self.encrypt = encrypt
+        self._clock = clock
+
+    def init(self, layout: Layout) -> State:
+        """Start without sessions: they are made anew after a restart."""
+        del layout
+        return {"gate": _Gate()}
+
+    def instruct(
+        self, content: RecordDict, nodes: Sequence[int], state: State, exchange: Exchange
+    ) -> tuple[dict[int, RecordDict], State]:
+        """Sign the instruction once, and add each client's ticket."""
+        gate: _Gate = state["gate"]
+        identity, now = self.credentials.identity, int(self._clock())
+        encrypt = self.encrypt and exchange.kind == "train"
+        if encrypt:
+            suite = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+            content = RecordDict(
+                {**content, QSFL_RECORD: ConfigRecord({**suite, ENCRYPT_KEY: True})}
+            )
+        offer = make_offer(identity.public().suite)
+        instruction = Instruction(
+            run=exchange.run_id,
+            round=exchange.server_round,
+            model_version=exchange.server_round,
+            purpose=exchange.kind,
+            content=digest_of(content),
+            issued_at=now,
+            expires_at=now + int(exchange.timeout) + 1,
+            offer=offer.encode(),
+        )
+        keys = self.credentials.roster.own_keys(identity, now)
+        signed = sign_instruction(instruction, identity.name, keys.signing)
+        digest = message_digest(signed)
+        sessions = {n: s for n, s in gate.sessions.items() if now <= s.expires_at}
+        contents = {}
+        for node in nodes:
+            told = ConfigRecord({INSTRUCTION_KEY: signed})
+            if node in sessions:
+                told[TICKET_KEY] = make_ticket(sessions[node], digest)
+            contents[node] = RecordDict({**content, AUTH_RECORD: told})
+        gate = replace(
+            gate,
+            outstanding={digest: instruction},
+            offer=offer,
+            encrypted=encrypt,
+            handshakes=0,
+            sessions=sessions,
+        )
+        return contents, {"gate": gate}
+
+    def admit(
+        self, sender: Sender, content: RecordDict, state: State, exchange: Exchange
+    ) -> tuple[Sender, RecordDict, State]:
+        """Verify one reply and, if it is encrypted, open it."""
+        del exchange
+        gate: _Gate = state["gate"]
+        signed = (content.config_records.get(AUTH_RECORD) or ConfigRecord()).get(REPLY_KEY)
+        if not isinstance(signed, bytes):
+            raise RejectedUpdate("unsigned", "the reply is not signed; the client needs auth_mod")
+        now = int(self._clock())
+        reply, seen = verify_reply(
+            signed,
+            digest_of(content),
+            node=sender.node_id,
+            outstanding=gate.outstanding,
+            roster=self.credentials.roster,
+            now=now,
+            seen=gate.seen,
+        )
+        # Whatever follows, this reply has been used up.
+        sender = replace(sender, name=reply.signer.name)
+        gate = self._session(replace(gate, seen=seen), reply, sender.node_id, now)
+        if gate.encrypted:
+            content = _opened(content, gate.sessions.get(sender.node_id), reply)
+        return sender, content, {"gate": gate}
+
+    def measure(self, state: State) -> Measurements:
+        """Tell how many sessions there are, and how many the last exchange made."""
+        gate: _Gate = state["gate"]
+        return {"sessions": len(gate.sessions), "handshakes": gate.handshakes}
+
+    def _session(self, gate: _Gate, reply: Authentic[Reply], node: int, now: int) -> _Gate:
+        if gate.offer is None or not reply.content.acceptance:
+            return gate
+        identity = self.credentials.identity
+        keys = self.credentials.roster.own_keys(identity, now)
+        session = complete(gate.offer, reply, identity.public(keys), now=now)
+        sessions = {**gate.sessions, node: session}
+        return replace(gate, sessions=sessions, handshakes=gate.handshakes + 1)
+
+
+def _opened(content: RecordDict, session: Session | None, reply: Authentic[Reply]) -> RecordDict:
+    if session is None or session.client != reply.signer.name:
+        raise RejectedUpdate("no-session", f"{reply.signer.name} has no session to encrypt under")
+    opened = RecordDict({**content})
+    for name, record in content.array_records.items():
+        frame = frame_of(record)
+        if frame is None:
+            raise RejectedUpdate(
+                "not-encrypted", f"{reply.signer.name} sent its arrays in the clear"
+            )
+        try:
+            arrays: ArrayRecord = unpack_arrays(
+                session.open(frame, reply.content.round, UPDATE_PURPOSE)
+            )
+        except DecryptionFailed as error:
+            raise RejectedUpdate("wrong-key", str(error)) from None
+        opened[name] = arrays
+    return opened
