@@ -7,6 +7,7 @@ for run folders. ``qsfl run`` hands the experiment over directly.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -22,6 +23,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.build import Owners, client_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.faults import fault_mod
+from qsfl_flower.simulations.progress import LogDisplay
 from qsfl_flower.simulations.serve import Job, prepare, serve
 
 
@@ -104,5 +106,11 @@ server_app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run config and leave a run folder."""
     job = prepare(experiment_from_run_config(context.run_config))
-    serve(job, grid)
+    job.display = LogDisplay()
+    try:
+        serve(job, grid)
+    except Exception as error:
+        job.finish("failed", str(error))
+        raise
     job.finish("finished", None)
+    logging.getLogger("flwr").info("report: %s", job.folder.path / "report.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from types import TracebackType
 from typing import Self
@@ -70,6 +71,14 @@ class TerminalDisplay(Display):
             self._console.print(describe(record, rounds), highlight=False)
             if self._progress:
                 self._progress.update(self._rounds, completed=record.round)
+
+
+class LogDisplay(Display):
+    """One line per round in Flower's log, which ``flwr run`` shows."""
+
+    def round_over(self, record: RoundRecord, rounds: int) -> None:
+        """Log the line of a round."""
+        logging.getLogger("flwr").info(describe(record, rounds))
 
 
 def describe(record: RoundRecord, rounds: int) -> str:
