@@ -90,3 +90,9 @@ def test_byte_view_of_arrays() -> None:
         byte_view(array[::2], "array")
     with pytest.raises(CryptoError, match="the payload must be"):
         byte_view("text", "payload")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [b"", b"QTES", b"QTEST\x02", b"other!"])
+def test_another_format_or_version_is_malformed(data: bytes) -> None:
+    with pytest.raises(Malformed, match="not with b'QTEST"):
+        Reader(data, "test").expect(b"QTEST\x01")

@@ -137,3 +137,13 @@ def test_bad_parties_are_refused() -> None:
         create_identity("dave", now=NOW, suite=Suite(signature="ecdsa"))
     with pytest.raises(CryptoError, match="no keys"):
         dataclasses.replace(ALICE, keys=())
+
+
+def test_an_unknown_role_is_malformed() -> None:
+    out = Writer()
+    ALICE.public().write(out)
+    body = bytearray(out.done())
+    body[len("alice") + 1] = 7
+    message = sign_statement("enrolment", "alice", ALICE.keys[0].signing, bytes(body))
+    with pytest.raises(Malformed, match="role 7"):
+        read_request(message)

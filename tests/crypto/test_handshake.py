@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.envelope import Authentic, message_digest
 from qsfl_flower.crypto.errors import Rejected
 from qsfl_flower.crypto.handshake import (
@@ -242,3 +243,17 @@ def test_an_offer_may_use_any_kem_of_the_servers_suite(world: World) -> None:
     server = complete(offer, Authentic(content, alice, bytes(32)), hub, now=NOW)
     assert server.root == client.root
     assert isinstance(server.root, Secret)
+
+
+def test_an_acceptance_with_a_short_ciphertext_is_malformed(world: World) -> None:
+    done = exchange(world)
+    reader = Reader(done.reply.content.acceptance, "acceptance")
+    magic, kem = reader.fixed(6), reader.identifier("KEM name")
+    ciphertext, proof = reader.blob(5_000), reader.fixed(32)
+    short = Writer(magic).text(kem).blob(ciphertext[:-1]).fixed(proof, 32).done()
+    content = dataclasses.replace(done.reply.content, acceptance=short)
+    with pytest.raises(Rejected) as caught:
+        finish(
+            world, dataclasses.replace(done, reply=dataclasses.replace(done.reply, content=content))
+        )
+    assert caught.value.reason == "malformed"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qsfl_flower.crypto import keyfile
-from qsfl_flower.crypto.errors import KeyFileError
+from qsfl_flower.crypto.errors import KeyFileError, Malformed
 from qsfl_flower.crypto.identity import create_authority, create_identity
 from qsfl_flower.crypto.keyfile import (
     describe_key_file,
@@ -14,9 +14,11 @@ from qsfl_flower.crypto.keyfile import (
     load_authority,
     load_authority_key,
     load_identity,
+    pack_identity,
     save_authority,
     save_authority_key,
     save_identity,
+    unpack_identity,
 )
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import CryptoError
@@ -110,3 +112,11 @@ def test_damaged_payloads_end_in_our_error(tmp_path: Path) -> None:
         path.write_text(json.dumps({**document, "payload": document["payload"][:size]}))
         with pytest.raises(CryptoError):
             load_identity(path)
+
+
+def test_packed_identity() -> None:
+    packed = pack_identity(ALICE)
+    assert unpack_identity(packed) == ALICE
+    for bad in (b"", b"\0", packed.reveal()[:-1], packed.reveal() + b"\0"):
+        with pytest.raises(Malformed):
+            unpack_identity(Secret(bad))

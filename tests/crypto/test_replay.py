@@ -96,3 +96,10 @@ def test_decoding_is_strict() -> None:
         ReplayCache.decode(data + b"\0")
     with pytest.raises(CryptoError, match="at least 1"):
         ReplayCache(window=0)
+
+
+def test_a_cache_without_window_or_capacity_is_malformed() -> None:
+    data = ReplayCache().encode()
+    for start, size in ((6, 4), (10, 8)):
+        with pytest.raises(Malformed, match="is 0"):
+            ReplayCache.decode(data[:start] + bytes(size) + data[start + size :])

@@ -224,3 +224,9 @@ def test_identity_keys_have_separate_purposes() -> None:
     with pytest.raises(Rejected):
         CONTENT.find("alice", keys.encryption.public.key_id, "client", NOW)
     assert isinstance(keys.encryption, HybridKey)
+
+
+def test_the_authority_is_known_by_name_and_key() -> None:
+    renamed = dataclasses.replace(AUTHORITY.public, name="other")
+    with pytest.raises(Rejected, match="signed by authority, trusted is other"):
+        open_roster(SIGNED, renamed)

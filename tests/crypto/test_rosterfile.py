@@ -50,3 +50,11 @@ def test_a_damaged_or_foreign_memory_gives_no_roster(tmp_path: Path) -> None:
         memory.write_text(content)
         with pytest.raises(KeyFileError, match="is not a roster memory"):
             accept_roster(signed(9), AUTHORITY.public, memory)
+
+
+def test_a_file_of_another_format_is_no_memory(tmp_path: Path) -> None:
+    memory = tmp_path / "seen.json"
+    accept_roster(signed(3), AUTHORITY.public, memory)
+    memory.write_text(memory.read_text().replace("roster memory", "something else"))
+    with pytest.raises(KeyFileError, match="is not a roster memory"):
+        accept_roster(signed(4), AUTHORITY.public, memory)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsfl_flower.crypto import sealing
 from qsfl_flower.crypto.binding import Binding
-from qsfl_flower.crypto.errors import DecryptionFailed, Rejected
+from qsfl_flower.crypto.errors import DecryptionFailed, Malformed, Rejected
 from qsfl_flower.crypto.hybrid import HybridKey
 from qsfl_flower.crypto.sealing import (
     open_into,
@@ -103,3 +104,15 @@ def test_misuse_is_named() -> None:
         seal(KEY.public, np.arange(8)[::2], BINDING)
     with pytest.raises(CryptoError, match="purpose"):
         dataclasses.replace(BINDING, purpose="a b")
+
+
+def test_a_payload_over_the_limit_and_a_cut_tag_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sealed = seal(KEY.public, b"", BINDING)
+    for size in (len(sealed) - 1, len(sealed) - 16):
+        with pytest.raises(Malformed, match="the tag alone has 16"):
+            open_sealed([KEY], sealed[:size], BINDING)
+    monkeypatch.setattr(sealing, "MAX_PAYLOAD", 3)
+    with pytest.raises(CryptoError, match="at most 3 can be sealed"):
+        seal(KEY.public, b"four", BINDING)

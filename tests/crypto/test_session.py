@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from qsfl_flower.crypto import session as module
-from qsfl_flower.crypto.errors import DecryptionFailed, Rejected
+from qsfl_flower.crypto.errors import DecryptionFailed, Malformed, Rejected
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import FRAME_OVERHEAD, Session
 from qsfl_flower.crypto.suite import DEFAULT_SUITE
@@ -163,3 +163,16 @@ def test_a_payload_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "MAX_PAYLOAD", 3)
     with pytest.raises(CryptoError, match="at most 3 per frame"):
         CLIENT.sealer("update").seal(b"four", 1)
+
+
+def test_a_frame_without_its_tag_is_malformed() -> None:
+    frame = CLIENT.sealer("update").seal(b"", 1)
+    for size in range(len(frame)):
+        with pytest.raises(Malformed):
+            SERVER.open(frame[:size], 1, "update")
+
+
+def test_a_saved_session_has_one_of_two_roles() -> None:
+    odd = dataclasses.replace(CLIENT, role="observer")
+    with pytest.raises(Malformed, match="role 'observer'"):
+        Session.restore(odd.save(STORAGE), STORAGE)
