@@ -11,18 +11,22 @@ import logging
 from collections.abc import Mapping
 from functools import lru_cache
 
-from flwr.app import Context
+from flwr.app import Context, Message
+from flwr.client.mod.utils import make_ffn
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
+from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid, ServerApp
 
+from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.trainer import TrainingClient
+from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.build import Owners, client_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.faults import fault_mod
+from qsfl_flower.simulations.federation import authenticates, client_credentials
 from qsfl_flower.simulations.progress import LogDisplay
 from qsfl_flower.simulations.serve import Job, prepare, serve
 
@@ -41,10 +45,23 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
     def client_fn(context: Context) -> TrainingClient:
         return client_of(experiment, owners, int(context.node_config["partition-id"]))
 
+    return numpy_client_app(client_fn, mods=mods_of(experiment))
+
+
+def mods_of(experiment: Experiment) -> list[Mod]:
+    """Return the mods of an experiment's clients, the outermost first."""
     mods: list[Mod] = [qsfl_mod]
+    if authenticates(experiment):
+        mods.insert(0, auth_mod(lambda context: _credentials(experiment, context)))
     if experiment.faults:
         mods.insert(0, fault_mod(experiment))
-    return numpy_client_app(client_fn, mods=mods)
+    return mods
+
+
+def _credentials(experiment: Experiment, context: Context) -> Credentials:
+    client = int(context.node_config["partition-id"])
+    impostor = any(f.client == client and f.kind == "impostor" for f in experiment.faults)
+    return client_credentials(experiment, context, impostor)
 
 
 def make_server_app(job: Job) -> ServerApp:
@@ -85,10 +102,13 @@ def _cached(items: tuple[tuple[str, object], ...]) -> tuple[Experiment, Owners]:
     return experiment, owners_of(experiment)
 
 
-def _client_of_context(context: Context) -> TrainingClient:
+def _of_context(context: Context) -> tuple[Experiment, Owners]:
     keys = ("config", "set", "output")
-    settings = tuple((k, context.run_config[k]) for k in keys if k in context.run_config)
-    experiment, owners = _cached(settings)
+    return _cached(tuple((k, context.run_config[k]) for k in keys if k in context.run_config))
+
+
+def _client_of_context(context: Context) -> TrainingClient:
+    experiment, owners = _of_context(context)
     if int(context.node_config["num-partitions"]) != experiment.clients.count:
         raise ConfigError(
             f"the federation has {context.node_config['num-partitions']} SuperNodes, clients.count "
@@ -98,7 +118,12 @@ def _client_of_context(context: Context) -> TrainingClient:
     return client_of(experiment, owners, int(context.node_config["partition-id"]))
 
 
-client_app = numpy_client_app(_client_of_context)
+def _mods_of_context(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    experiment, _ = _of_context(context)
+    return make_ffn(call_next, mods_of(experiment))(message, context)
+
+
+client_app = numpy_client_app(_client_of_context, mods=[_mods_of_context])
 server_app = ServerApp()
 
 

@@ -26,6 +26,7 @@ from qsfl_flower.clients.partition import (
 )
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
 from qsfl_flower.simulations.config import (
+    AuthenticateSpec,
     ClipSpec,
     DirichletSpec,
     Experiment,
@@ -35,7 +36,9 @@ from qsfl_flower.simulations.config import (
     FedYogiSpec,
     IidSpec,
 )
+from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.strategies import (
+    Authenticate,
     CheckpointStore,
     Clip,
     FedAdam,
@@ -160,6 +163,8 @@ def stages_of(experiment: Experiment) -> Sequence[Stage]:
     for item in spec.stages:
         if isinstance(item, ClipSpec):
             stages.append(Clip(item.clip_norm, item.per_layer))
+        elif isinstance(item, AuthenticateSpec):
+            stages.append(Authenticate(server_credentials(experiment), item.encrypt))
         else:
             stages.append(Validate() if item.max_norm is None else Validate(item.max_norm))
     if isinstance(spec, FedAvgMSpec):

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from qsfl_flower import __version__
 from qsfl_flower.errors import ConfigError, QSFLError, RunInterrupted
 from qsfl_flower.simulations.config import dump_experiment, json_schema, load_experiment
+from qsfl_flower.simulations.keys_cli import keys_app
 from qsfl_flower.simulations.runs import find_run, list_runs
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys_app, name="keys")
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
 
@@ -40,6 +43,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key; may be repeated."),
 ]
+
+
+class Scenario(StrEnum):
+    """Demonstrations under ``simulations/scenarios``."""
+
+    DRIFT = "drift"
+
+
 JSON_KEYS = (
     "run", "rounds", "accuracy", "loss", "bytes_up", "bytes_down", "seconds", "epsilon", "rejected",
 )  # fmt: skip
@@ -157,6 +168,20 @@ def list_command(folder: RunsFolder = Path("runs")) -> None:
                 str(row.started or ""),
             )
         _out.print(table, highlight=False)
+
+
+@app.command()
+def scenario(
+    name: Annotated[Scenario, typer.Argument(help="Which one.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("scenario"),
+) -> None:
+    """Show one effect as a picture and print its numbers."""
+    with _errors():
+        from importlib import import_module
+
+        out.mkdir(parents=True, exist_ok=True)
+        module = import_module(f"qsfl_flower.simulations.scenarios.{name}")
+        sys.stdout.write(json.dumps(module.run(out), indent=2) + "\n")
 
 
 @app.command()

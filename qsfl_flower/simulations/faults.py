@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from qsfl_flower.errors import QSFLError
@@ -24,6 +24,7 @@ def fault_mod(experiment: Experiment) -> Mod:
         "garbage": _garbage,
         "nan": _nan,
         "huge-claim": _huge_claim,
+        "tamper": _tamper,
     }
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -37,6 +38,8 @@ def fault_mod(experiment: Experiment) -> Mod:
             time.sleep(experiment.simulation.round_timeout + 1.0)
         if kind in after and not reply.has_error():
             after[kind](reply.content)
+        if kind == "replay" and not reply.has_error():
+            reply.content = _first(reply.content, context)
         return reply
 
     return mod
@@ -72,6 +75,29 @@ def _nan(content: RecordDict) -> None:
             }
         ),
     )
+
+
+def _tamper(content: RecordDict) -> None:
+    _each(
+        content,
+        lambda record: ArrayRecord(
+            {
+                name: Array(a.dtype, a.shape, a.stype, a.data[:-1] + bytes([a.data[-1] ^ 1]))
+                for name, a in record.items()
+            }
+        ),
+    )
+
+
+def _first(content: RecordDict, context: Context) -> RecordDict:
+    """Return the client's first reply, kept in its state."""
+    prefix = "qsfl-fault/"
+    kept = {k: v for k, v in context.state.items() if k.startswith(prefix)}
+    if not kept:
+        for name, record in content.items():
+            context.state[prefix + name] = record
+        return content
+    return RecordDict({name.removeprefix(prefix): record for name, record in kept.items()})
 
 
 def _huge_claim(content: RecordDict) -> None:

@@ -22,6 +22,7 @@ from qsfl_flower.simulations.config.sections import (
     SimulationSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
+    AuthenticateSpec,
     ClipSpec,
     FedAdamSpec,
     FedAvgMSpec,
@@ -32,6 +33,7 @@ from qsfl_flower.simulations.config.strategy import (
 )
 
 __all__ = [
+    "AuthenticateSpec",
     "ClientsSpec",
     "ClipSpec",
     "DataSpec",

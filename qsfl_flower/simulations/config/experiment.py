@@ -93,12 +93,25 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             "clients have nothing to evaluate on while data.test_fraction is 0; "
             "set data.test_fraction above 0 or clients.fraction_evaluate to 0",
         )
+    yield from _impostors(exp)
     for index, fault in enumerate(exp.faults):
         if fault.client >= exp.clients.count:
             yield Contradiction(
                 (f"faults.{index}.client", "clients.count"),
                 f"there is no client {fault.client}; with clients.count {exp.clients.count} "
                 f"the clients are 0 to {exp.clients.count - 1}",
+            )
+
+
+def _impostors(exp: Experiment) -> Iterator[Contradiction]:
+    if any(stage.stage == "authenticate" for stage in exp.strategy.stages):
+        return
+    for index, fault in enumerate(exp.faults):
+        if fault.kind == "impostor":
+            yield Contradiction(
+                (f"faults.{index}.kind", "strategy.stages"),
+                "there are no keys to lack, so an 'impostor' is like any other client; "
+                "add stage authenticate to strategy.stages or choose another kind",
             )
 
 

@@ -32,7 +32,16 @@ class ClipSpec(Section):
     )
 
 
-StageSpec = Annotated[ValidateSpec | ClipSpec, Field(discriminator="stage")]
+class AuthenticateSpec(Section):
+    """Lets in only what enrolled clients have signed; clients obey only the server's signature."""
+
+    stage: Literal["authenticate"] = Field(description="Name of the stage.")
+    encrypt: bool = Field(
+        False, description="Encrypt the arrays of the replies under the session with the server."
+    )
+
+
+StageSpec = Annotated[AuthenticateSpec | ValidateSpec | ClipSpec, Field(discriminator="stage")]
 
 
 class CommonStrategySpec(Section):
