@@ -40,21 +40,19 @@ Row = dict[str, Any]
 
 
 def run(quick: bool) -> list[Row]:
-    """Return one row per measurement; CPU time of this process, best of several repetitions."""
+    """Return one row per measurement; CPU time of this process, best of several repetitions.
+
+    With `quick`, speed has no limits; bytes always have.
+    """
     return [*_providers(quick), *_messages(quick), *_payloads(quick)]
 
 
-def _row(
-    what: str, value: float, unit: str, provider: str = "", limit: str = "", ok: bool = True
-) -> Row:
-    return {
-        "measurement": what,
-        "provider": provider,
-        "value": round(value, 4),
-        "unit": unit,
-        "limit": limit,
-        "ok": ok,
-    }
+def _row(what: str, value: float, unit: str, provider: str = "") -> Row:
+    return {"measurement": what, "provider": provider, "value": round(value, 4), "unit": unit}
+
+
+def _limited(row: Row, limit: str, ok: bool) -> Row:
+    return {**row, "limit": limit, "ok": ok}
 
 
 def _seconds(work: Callable[[], object], quick: bool) -> float:
@@ -153,12 +151,10 @@ def _messages(quick: bool) -> list[Row]:
         quick,
     )
     rows = [
-        _row(
-            "replies verified (without hashing)",
-            per_second,
-            "1/s",
-            limit=f">= {MIN_VERIFIES_PER_S}",
-            ok=per_second >= MIN_VERIFIES_PER_S,
+        _limited(
+            _row("replies verified (without hashing)", per_second, "1/s"),
+            f">= {MIN_VERIFIES_PER_S}",
+            quick or per_second >= MIN_VERIFIES_PER_S,
         ),
         _row(
             "sign a reply",
@@ -186,8 +182,8 @@ def _messages(quick: bool) -> list[Row]:
         ("reply in a session", replies[0]),
     ):
         size = len(message)
-        limit = f"<= {MAX_ADDED_BYTES}"
-        rows.append(_row(what, size, "bytes", limit=limit, ok=size <= MAX_ADDED_BYTES))
+        row = _row(what, size, "bytes")
+        rows.append(_limited(row, f"<= {MAX_ADDED_BYTES}", size <= MAX_ADDED_BYTES))
     return rows
 
 
@@ -226,11 +222,9 @@ def _payloads(quick: bool) -> list[Row]:
         _row(f"seal {megabytes:.1f} MB", megabytes / seal_s, "MB/s"),
         _row(f"seal {megabytes:.1f} MB into a buffer", megabytes / into_s, "MB/s"),
         _row(f"open {megabytes:.1f} MB", megabytes / open_s, "MB/s"),
-        _row(
-            "hash one million parameters",
-            hash_ms,
-            "ms",
-            limit=f"< {MAX_SERVER_MS:g} with verification",
-            ok=hash_ms < MAX_SERVER_MS - 1e3 / MIN_VERIFIES_PER_S,
+        _limited(
+            _row("hash one million parameters", hash_ms, "ms"),
+            f"< {MAX_SERVER_MS:g} with verification",
+            quick or hash_ms < MAX_SERVER_MS - 1e3 / MIN_VERIFIES_PER_S,
         ),
     ]

@@ -43,6 +43,11 @@ class Rejected(RejectedUpdate, CryptoError):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason.value, detail)
 
+    def __reduce__(self) -> tuple[type[Rejected], tuple[Reason, str]]:
+        # Exceptions are rebuilt from `args`, which is the finished text; simulations send them
+        # from one process to another.
+        return Rejected, (Reason(self.reason), self.detail)
+
 
 class Malformed(Rejected):
     """Bytes that are not a message of the expected format and version."""

@@ -29,19 +29,18 @@ from dataclasses import dataclass
 
 from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.envelope import Authentic
-from qsfl_flower.crypto.errors import Reason, Rejected
+from qsfl_flower.crypto.errors import InvalidKey, Malformed, Reason, Rejected
 from qsfl_flower.crypto.hybrid import (
     KEY_ID_SIZE,
     PROTOCOL,
     HybridKey,
     HybridPublicKey,
-    ciphertext_size,
     decapsulate,
     derive,
     encapsulate,
 )
 from qsfl_flower.crypto.identity import PublicIdentity
-from qsfl_flower.crypto.messages import Instruction, Reply
+from qsfl_flower.crypto.messages import MAX_HANDSHAKE, Instruction, Reply
 from qsfl_flower.crypto.replay import NONCE_SIZE
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import DEFAULT_IDLE, DEFAULT_LIFETIME, Role, Session
@@ -132,7 +131,10 @@ def accept_offer(
         )
     run = instruction.content.run
     context = _context(instruction.digest, run, node, client, server, nonce)
-    ciphertext, root = encapsulate(public, context)
+    try:
+        ciphertext, root = encapsulate(public, context)
+    except InvalidKey as error:
+        raise Malformed(f"the offer of {server.name}: {error}") from None
     proof = derive(root, b"client proof").reveal()
     acceptance = Writer(_ACCEPT).text(public.kem).blob(ciphertext).fixed(proof, _PROOF_SIZE).done()
     return acceptance, _session("client", root, run, node, client, server, now, lifetime)
@@ -175,15 +177,15 @@ def complete(
         raise Rejected(
             Reason.DOWNGRADED, f"{client.name} used {kem}, offered was {offer.key.public.kem}"
         )
-    size = ciphertext_size(kem)
-    ciphertext, proof = reader.blob(size), reader.fixed(_PROOF_SIZE)
+    ciphertext, proof = reader.blob(MAX_HANDSHAKE), reader.fixed(_PROOF_SIZE)
     reader.finish()
-    if len(ciphertext) != size:
-        raise reader.fail(f"ciphertext of {len(ciphertext)} bytes, {size} expected")
     context = _context(
         content.instruction, content.run, content.node, client, server, content.nonce
     )
-    root = decapsulate(offer.key, ciphertext, context)
+    try:
+        root = decapsulate(offer.key, ciphertext, context)
+    except InvalidKey as error:
+        raise Malformed(f"the acceptance of {client.name}: {error}") from None
     if not hmac.compare_digest(proof, derive(root, b"client proof").reveal()):
         raise Rejected(
             Reason.WRONG_KEY, f"{client.name} does not have the secret that it should have sent"

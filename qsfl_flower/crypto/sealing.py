@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from qsfl_flower.crypto.binding import Binding
 from qsfl_flower.crypto.codec import Reader, Writer, byte_view
-from qsfl_flower.crypto.errors import DecryptionFailed, Reason, Rejected
+from qsfl_flower.crypto.errors import DecryptionFailed, InvalidKey, Reason, Rejected
 from qsfl_flower.crypto.hybrid import (
     KEY_ID_SIZE,
     HybridKey,
@@ -182,7 +182,10 @@ def _receiver(
     body = view[reader.position :]
     if len(body) < TAG_SIZE:
         raise reader.fail(f"{len(body)} bytes left, the tag alone has {TAG_SIZE}")
-    root = decapsulate(key, ciphertext, binding.encode())
+    try:
+        root = decapsulate(key, ciphertext, binding.encode())
+    except InvalidKey as error:
+        raise reader.fail(str(error)) from None
     return _cipher(root), binding.encode() + header, body
 
 

@@ -308,6 +308,25 @@ def test_random_damage_ends_in_our_error(world: World, data: st.DataObject) -> N
         reason_of_reply(world, altered, {message_digest(asked): instruction})
 
 
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_an_enrolled_client_that_signs_rubbish_is_rejected_too(
+    world: World, data: st.DataObject
+) -> None:
+    asked, instruction = world.ask()
+    body = bytearray(Reply(RUN, 5, 5, NODE, message_digest(asked), UPDATE).encode())
+    at = data.draw(st.integers(0, len(body) - 21))  # all but the nonce, which is free
+    body[at : at + data.draw(st.integers(1, 20))] = data.draw(st.binary(max_size=20))
+    key = world.federation.clients["alice"].keys[0].signing
+    message = sign_statement("reply", "alice", key, bytes(body))
+    try:
+        reply, _ = world.check_reply(message, {message_digest(asked): instruction})
+    except Rejected:
+        return
+    assert reply.content.encode() == bytes(body)  # nothing but a well-formed reply gets in
+    assert (reply.content.run, reply.content.node) == (RUN, NODE)
+
+
 @given(st.binary(max_size=300))
 @settings(deadline=None)
 def test_rubbish_is_malformed(rubbish: bytes) -> None:

@@ -245,15 +245,25 @@ def test_an_offer_may_use_any_kem_of_the_servers_suite(world: World) -> None:
     assert isinstance(server.root, Secret)
 
 
-def test_an_acceptance_with_a_short_ciphertext_is_malformed(world: World) -> None:
+@pytest.mark.parametrize("change", ["short", "small order"])
+def test_an_unusable_acceptance_is_malformed(world: World, change: str) -> None:
     done = exchange(world)
     reader = Reader(done.reply.content.acceptance, "acceptance")
     magic, kem = reader.fixed(6), reader.identifier("KEM name")
     ciphertext, proof = reader.blob(5_000), reader.fixed(32)
-    short = Writer(magic).text(kem).blob(ciphertext[:-1]).fixed(proof, 32).done()
-    content = dataclasses.replace(done.reply.content, acceptance=short)
-    with pytest.raises(Rejected) as caught:
-        finish(
-            world, dataclasses.replace(done, reply=dataclasses.replace(done.reply, content=content))
-        )
+    bad = ciphertext[:-1] if change == "short" else bytes(32) + ciphertext[32:]
+    acceptance = Writer(magic).text(kem).blob(bad).fixed(proof, 32).done()
+    content = dataclasses.replace(done.reply.content, acceptance=acceptance)
+    reply = dataclasses.replace(done.reply, content=content)
+    with pytest.raises(Rejected, match="the acceptance of alice") as caught:
+        finish(world, dataclasses.replace(done, reply=reply))
+    assert caught.value.reason == "malformed"
+
+
+@pytest.mark.parametrize("change", [{"x25519": bytes(32)}, {"kem_key": b"\xff" * 1184}])
+def test_an_unusable_offer_is_malformed(world: World, change: dict[str, bytes]) -> None:
+    public = dataclasses.replace(OFFER.key.public, **change)
+    bad = Offer(dataclasses.replace(OFFER.key, public=public))
+    with pytest.raises(Rejected, match="the offer of hub") as caught:
+        exchange(world, offer=bad)
     assert caught.value.reason == "malformed"

@@ -116,3 +116,10 @@ def test_a_payload_over_the_limit_and_a_cut_tag_are_refused(
     monkeypatch.setattr(sealing, "MAX_PAYLOAD", 3)
     with pytest.raises(CryptoError, match="at most 3 can be sealed"):
         seal(KEY.public, b"four", BINDING)
+
+
+def test_a_point_of_small_order_is_malformed() -> None:
+    sealed = seal(KEY.public, b"payload", BINDING)
+    start = sealed.index(b"ml-kem-768") + 10
+    with pytest.raises(Malformed, match="small order"):
+        open_sealed([KEY], sealed[:start] + bytes(32) + sealed[start + 32 :], BINDING)
