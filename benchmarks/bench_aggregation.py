@@ -12,7 +12,15 @@ from flwr.serverapp.strategy import FedAvg
 
 from benchmarks.replies import StubGrid, make_model, number, to_arrays, trained
 from benchmarks.timing import alternate
-from qsfl_flower.numerics import Layout, Vector, measure, screen, view_npy, weighted_sum
+from qsfl_flower.numerics import (
+    Layout,
+    Vector,
+    measure,
+    screen,
+    sum_and_measure,
+    view_npy,
+    weighted_sum,
+)
 from qsfl_flower.strategies import StableFedAvg
 
 NAME = "aggregation"
@@ -24,6 +32,7 @@ SIZES = ((100, 1_000_000), (10, 10_000_000), (10, 1_000_000))
 QUICK_SIZES = ((10, 100_000),)
 
 Row = dict[str, Any]
+Way = Callable[[], object]
 
 
 def run(quick: bool) -> list[Row]:
@@ -55,7 +64,7 @@ def run(quick: bool) -> list[Row]:
     return rows
 
 
-def _ways(clients: int, size: int) -> dict[str, Callable[[], object]]:
+def _ways(clients: int, size: int) -> dict[str, Way]:
     model = make_model(size)
     ours = StableFedAvg(min_train_nodes=clients, min_available_nodes=clients, seed=0)
     grid: Any = StubGrid(clients)
@@ -66,14 +75,26 @@ def _ways(clients: int, size: int) -> dict[str, Callable[[], object]]:
     base = Vector.of(model, layout)
     dense = Vector.dense(np.concatenate([value.astype(np.float64) for value in model.values()]))
 
-    def numerics(look: Callable[[Vector], object]) -> Callable[[], object]:
+    def numerics(combine: Callable[[list[Vector], np.ndarray], np.ndarray]) -> Way:
         def way() -> object:
             vectors, weights = _read(replies, layout)
-            for vector in vectors:
-                look(vector)
-            return layout.unpack(weighted_sum(vectors, weights), {})
+            return layout.unpack(combine(vectors, weights), {})
 
         return way
+
+    def screen_first(vectors: list[Vector], weights: np.ndarray) -> np.ndarray:
+        for vector in vectors:
+            screen(vector, base)
+        return weighted_sum(vectors, weights)
+
+    def measure_first(vectors: list[Vector], weights: np.ndarray) -> np.ndarray:
+        for vector in vectors:
+            measure(vector, dense)
+        return weighted_sum(vectors, weights)
+
+    def at_once(vectors: list[Vector], weights: np.ndarray) -> np.ndarray:
+        total, _ = sum_and_measure(vectors, weights, [dense] * len(vectors))
+        return total
 
     def stable() -> object:
         result = ours.aggregate_train(1, replies)
@@ -84,9 +105,10 @@ def _ways(clients: int, size: int) -> dict[str, Callable[[], object]]:
     return {
         "Flower FedAvg": lambda: flower.aggregate_train(1, replies),
         "StableFedAvg": stable,
-        "read and sum only": numerics(lambda vector: None),
-        "read, screen, sum": numerics(lambda vector: screen(vector, base)),
-        "read, measure, sum": numerics(lambda vector: measure(vector, dense)),
+        "read, sum": numerics(weighted_sum),
+        "read, sum and measure": numerics(at_once),
+        "read, screen, sum": numerics(screen_first),
+        "read, measure, sum": numerics(measure_first),
     }
 
 
@@ -104,7 +126,7 @@ def _read(replies: list[Message], layout: Layout) -> tuple[list[Vector], np.ndar
     return vectors, np.array(weights) / np.sum(weights)
 
 
-def _extra(way: Callable[[], object]) -> int:
+def _extra(way: Way) -> int:
     """Return the peak of the memory that a way allocates, in bytes, its result included."""
     tracemalloc.start()
     way()

@@ -5,7 +5,7 @@ Nothing here knows Flower, torch, or the network.
 
 from qsfl_flower.numerics.carried import combine_carried
 from qsfl_flower.numerics.layout import CastOverflow, Layout
-from qsfl_flower.numerics.mean import CompensatedSum, weighted_sum
+from qsfl_flower.numerics.mean import CompensatedSum, sum_and_measure, weighted_sum
 from qsfl_flower.numerics.monitor import Monitor, MonitorState
 from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, screen
 from qsfl_flower.numerics.npy import view_npy
@@ -32,6 +32,7 @@ __all__ = [
     "example_count",
     "measure",
     "screen",
+    "sum_and_measure",
     "view_npy",
     "weighted_sum",
 ]

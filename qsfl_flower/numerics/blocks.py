@@ -18,6 +18,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+ROW = 8192
+"""Coordinates whose squares are added up by one dot product.
+
+Cuts are made at multiples of this number, so that it does not depend on the cut which squares come
+together. BLAS may split longer products over its own threads, and then the last bits would depend
+on their number.
+"""
+
 BLOCK = 1 << 16
 """Most coordinates that are added up at a time: 512 KiB per buffer of float64.
 
@@ -44,18 +52,28 @@ def default_threads() -> int:
 
 
 def blocks(lo: int, hi: int, most: int = BLOCK) -> Iterator[tuple[int, int]]:
-    """Cut the coordinates ``lo <= i < hi`` into equal runs of at most `most`."""
+    """Cut the coordinates ``lo <= i < hi`` into runs of similar length.
+
+    A run has at most `most` coordinates, a multiple of `ROW`; all but the last one have a multiple
+    of `ROW`.
+    """
     if hi > lo:
-        step = math.ceil((hi - lo) / math.ceil((hi - lo) / most))
+        step = _rows(hi - lo, math.ceil((hi - lo) / most))
         for start in range(lo, hi, step):
             yield start, min(start + step, hi)
 
 
 def each_range(lo: int, hi: int, threads: int | None, work: Callable[[int, int], None]) -> None:
-    """Call ``work(start, stop)`` on one run of coordinates per thread."""
+    """Call ``work(start, stop)`` on one run of coordinates per thread, cut as by `blocks`."""
     count = threads_for((hi - lo) // BLOCK, threads)
-    bounds = [lo + (hi - lo) * part // count for part in range(count + 1)]
+    step = _rows(hi - lo, count)
+    bounds = [min(lo + step * part, hi) for part in range(count + 1)]
     map_threads(lambda part: work(bounds[part], bounds[part + 1]), range(count), count)
+
+
+def _rows(length: int, parts: int) -> int:
+    """Return a length in whole rows of which so many parts cover everything."""
+    return ROW * math.ceil(length / (parts * ROW))
 
 
 def map_threads(

@@ -14,11 +14,13 @@ Computing 26(6), 2005.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics.blocks import BLOCK, Floats, blocks, each_range
+from qsfl_flower.numerics.blocks import BLOCK, ROW, Floats, blocks, each_range
+from qsfl_flower.numerics.norms import Measure, from_square, square_rows
 from qsfl_flower.numerics.vector import Vector
 
 BATCH = 8
@@ -32,23 +34,24 @@ little."""
 def weighted_sum(
     vectors: Sequence[Vector],
     coefficients: Sequence[float] | Floats,
+    bases: Sequence[Vector | None] | None = None,
     *,
     lo: int = 0,
     hi: int | None = None,
     threads: int | None = None,
     out: Floats | None = None,
 ) -> Floats:
-    r"""Compute :math:`s = \sum_i c_i v_i` coordinate by coordinate in float64.
+    r"""Compute :math:`s = \sum_i c_i (v_i - b_i)` coordinate by coordinate in float64.
 
     With unit round-off :math:`u = 2^{-53}`, each coordinate obeys
 
-    .. math:: |\hat s - s| \le 13\,u \sum_i |c_i v_i| + O(n u^2)
+    .. math:: |\hat s - s| \le 14\,u \sum_i |c_i (v_i - b_i)| + O(n u^2)
 
-    (one rounding of the product, 7 in a batch of 8, 3 between the 4 batches of a group, 1 at the
-    end, the compensated additions contributing only to the second term)
-    whatever the number n of vectors, as long as no partial sum leaves the range of float64. The
-    bound is relative to the sum of the magnitudes: where terms cancel, no summation in float64
-    promises digits of the small remainder.
+    whatever the number n of vectors, as long as no partial sum leaves the range of float64: one
+    rounding of the difference (none without a base), one of the product, 7 in a batch of 8, 3
+    between the 4 batches of a group, 1 at the end, while the compensated additions contribute only
+    to the second term. The bound is relative to the sum of the magnitudes: where terms cancel, no
+    summation in float64 promises digits of the small remainder.
 
     Each coordinate goes through correctly rounded additions and multiplications in the order in
     which the vectors are given. The result therefore has the same bits on every run, for any
@@ -56,7 +59,7 @@ def weighted_sum(
     built without fused multiply-add (all of x86-64; elsewhere last bits may differ). Another order
     of the vectors may change the last bits as well, so callers sort by client first.
 
-    Beside the result, memory for 12 blocks per thread is used, whatever the number of vectors.
+    Beside the result, memory for 13 blocks per thread is used, whatever the number of vectors.
 
     Parameters
     ----------
@@ -64,6 +67,9 @@ def weighted_sum(
         At least one; all of the same size.
     coefficients : sequence of float
         One finite factor per vector.
+    bases : sequence of Vector or None, optional
+        What to subtract from each vector before the multiplication: for a client's model the
+        global model, for an update None.
     lo, hi : int
         Compute only the coordinates ``lo <= i < hi``; by default all.
     threads : int, optional
@@ -82,24 +88,55 @@ def weighted_sum(
     ConfigError
         If sizes or numbers do not fit together.
     """
-    hi = _check(vectors, coefficients, lo, hi)
+    terms = _Terms.of(vectors, coefficients, bases)
+    size = vectors[0].size
+    hi = size if hi is None else hi
+    if not 0 <= lo <= hi <= size:
+        raise ConfigError(f"coordinates {lo} to {hi} are not within a vector of {size}")
     out = np.empty(hi - lo) if out is None else out
     if out.shape != (hi - lo,) or out.dtype != np.float64:
         raise ConfigError(
             f"the output needs shape {(hi - lo,)} and float64; it has {out.shape} and {out.dtype}"
         )
-    factors = np.asarray(coefficients, dtype=np.float64)
-
-    def work(start: int, stop: int) -> None:
-        # Rows are wider than one number, or einsum would add along the column in its own order.
-        scratch = np.empty((BATCH + 4, max(16, min(stop - start, BLOCK))))
-        # New threads begin with NumPy's default error handling, so this belongs inside.
-        with np.errstate(over="ignore", invalid="ignore"):
-            for first, last in blocks(start, stop):
-                _sum_block(vectors, factors, first, last, out[first - lo : last - lo], scratch)
-
-    each_range(lo, hi, threads, work)
+    _sum(terms, lo, hi, out, None, threads)
     return out
+
+
+def sum_and_measure(
+    vectors: Sequence[Vector],
+    coefficients: Sequence[float] | Floats,
+    bases: Sequence[Vector | None] | None = None,
+    *,
+    threads: int | None = None,
+) -> tuple[Floats, list[Measure]]:
+    """Compute `weighted_sum` and the norm of every ``v - b`` while it is in the cache.
+
+    Much cheaper than measuring first and adding up then. The bits are those of `weighted_sum` and
+    `measure`. A caller whose factors depend on the norms computes with the factors that it
+    expects, and adds up again only if a vector turns out to be unacceptable.
+
+    Parameters
+    ----------
+    vectors, coefficients, bases, threads
+        As for `weighted_sum`.
+
+    Returns
+    -------
+    total : ndarray of float64, shape (size,)
+        The sum; not finite where some vector is not.
+    measures : list of Measure
+        One per vector, without layer norms.
+    """
+    terms = _Terms.of(vectors, coefficients, bases)
+    size = vectors[0].size
+    out = np.empty(size)
+    squares = np.zeros((len(vectors), -(-size // ROW)))
+    _sum(terms, 0, size, out, squares, threads)
+    measures = [
+        from_square(float(square.sum()), vector, base)
+        for square, vector, base in zip(squares, vectors, terms.bases, strict=True)
+    ]
+    return out, measures
 
 
 class CompensatedSum:
@@ -142,46 +179,71 @@ class CompensatedSum:
         return self._sum + self._lost
 
 
-def _check(
-    vectors: Sequence[Vector], coefficients: Sequence[float] | Floats, lo: int, hi: int | None
-) -> int:
-    if not vectors or len(vectors) != len(coefficients):
-        raise ConfigError(
-            f"{len(vectors)} vectors and {len(coefficients)} coefficients were given; "
-            "one of each per client and at least one client are needed"
-        )
-    sizes = {vector.size for vector in vectors}
-    if len(sizes) > 1:
-        raise ConfigError(f"vectors of different sizes cannot be added: {sorted(sizes)}")
-    size = sizes.pop()
-    hi = size if hi is None else hi
-    if not 0 <= lo <= hi <= size:
-        raise ConfigError(f"coordinates {lo} to {hi} are not within a vector of {size}")
-    return hi
+@dataclass(frozen=True)
+class _Terms:
+    """What is added up: ``factors[i] * (vectors[i] - bases[i])``, of equal sizes."""
+
+    vectors: Sequence[Vector]
+    factors: Floats
+    bases: Sequence[Vector | None]
+
+    @classmethod
+    def of(
+        cls,
+        vectors: Sequence[Vector],
+        coefficients: Sequence[float] | Floats,
+        bases: Sequence[Vector | None] | None,
+    ) -> _Terms:
+        bases = [None] * len(vectors) if bases is None else bases
+        if not vectors or not len(vectors) == len(coefficients) == len(bases):
+            raise ConfigError(
+                f"{len(vectors)} vectors, {len(coefficients)} coefficients and {len(bases)} bases "
+                "were given; one of each per client and at least one client are needed"
+            )
+        sizes = {vector.size for vector in (*vectors, *bases) if vector is not None}
+        if len(sizes) > 1:
+            raise ConfigError(f"vectors of different sizes cannot be added: {sorted(sizes)}")
+        return cls(vectors, np.asarray(coefficients, dtype=np.float64), bases)
+
+
+def _sum(
+    terms: _Terms, lo: int, hi: int, out: Floats, squares: Floats | None, threads: int | None
+) -> None:
+    def work(start: int, stop: int) -> None:
+        # Rows are wider than one number, or einsum would add along the column in its own order.
+        scratch = np.empty((BATCH + 5, max(16, min(stop - start, BLOCK))))
+        # New threads begin with NumPy's default error handling, so this belongs inside.
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for first, last in blocks(start, stop):
+                _sum_block(terms, first, out[first - lo : last - lo], squares, scratch)
+
+    each_range(lo, hi, threads, work)
 
 
 def _sum_block(
-    vectors: Sequence[Vector],
-    factors: Floats,
-    first: int,
-    last: int,
-    total: Floats,
-    scratch: Floats,
+    terms: _Terms, first: int, total: Floats, squares: Floats | None, scratch: Floats
 ) -> None:
-    """Write the sum over all vectors of the coordinates ``first <= i < last`` into `total`."""
+    """Write the sum over all terms of the coordinates from `first` on into `total`."""
     rows = scratch[:BATCH, : total.size]
-    part, group, spare, lost = scratch[BATCH:, : total.size]
+    part, group, spare, lost, spare_base = scratch[BATCH:, : total.size]
     lost.fill(0.0)
-    for begin in range(0, len(vectors), GROUP):
+    count = len(terms.vectors)
+    known: tuple[Vector | None, Floats] = (None, spare_base)
+    for begin in range(0, count, GROUP):
         target = group if begin else total
-        end = min(begin + GROUP, len(vectors))
-        for start in range(begin, end, BATCH):
-            count = min(BATCH, end - start)
-            for row, vector in zip(rows, vectors[start : start + count], strict=False):
-                vector.read(first, last, row)
+        for start in range(begin, min(begin + GROUP, count), BATCH):
+            stop = min(start + BATCH, begin + GROUP, count)
+            for row, index in zip(rows, range(start, stop), strict=False):
+                terms.vectors[index].read(first, first + total.size, row)
+                if (base := terms.bases[index]) is not None:
+                    if base is not known[0]:  # read once a block if all have the same base
+                        known = base, base.view(first, first + total.size, spare_base)
+                    np.subtract(row, known[1], out=row)
+            if squares is not None:
+                square_rows(rows[: stop - start], squares[start:stop, first // ROW :])
             # A sum of products in plain loops over the rows, in order: no BLAS, no extra buffer.
             result = target if start == begin else part
-            np.einsum("i,ij->j", factors[start : start + count], rows[:count], out=result)
+            np.einsum("i,ij->j", terms.factors[start:stop], rows[: stop - start], out=result)
             if start > begin:
                 np.add(target, part, out=target)
         if begin:

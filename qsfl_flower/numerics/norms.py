@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,13 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
-from qsfl_flower.numerics.blocks import blocks
+from qsfl_flower.numerics.blocks import ROW, Floats, blocks
 from qsfl_flower.numerics.layout import Layout
 from qsfl_flower.numerics.vector import Vector
-
-_ROW = 8192
-"""Longest dot product handed to BLAS: longer ones it may split over its own threads, and then the
-last bits would depend on their number."""
 
 _BLOCK = 1 << 18
 """Coordinates measured at a time; one or two buffers of 2 MiB."""
@@ -82,18 +78,42 @@ def measure(vector: Vector, base: Vector | None = None, layout: Layout | None = 
         raise ConfigError(f"a vector of {size} cannot be compared with one of {base.size}")
     if layout is not None and layout.size != size:
         raise ConfigError(f"a vector of {size} does not fit a layout of {layout.size}")
-    spans = [(0, size)] if layout is None else [(s.start, s.stop) for s in layout.slices.values()]
-    scale, squares = 1.0, _square_sums(vector, base, spans, 1.0)
-    if not _SMALL < sum(squares) < math.inf:
+    scale = 1.0
+    rows, layers = _squares(vector, base, layout, scale)
+    if not _SMALL < rows.sum() < math.inf:
         largest = _largest(vector, base)
         if not math.isfinite(largest):
             return Measure(math.nan, False)
-        if largest:
-            scale = math.ldexp(1.0, max(-1022, min(1022, -math.frexp(largest)[1])))
-            squares = _square_sums(vector, base, spans, scale)
-    norms = tuple(math.sqrt(square) / scale for square in squares)
-    norm = math.sqrt(float(np.sum(squares))) / scale
+        scale = math.ldexp(1.0, max(-1022, min(1022, -math.frexp(largest)[1])))
+        rows, layers = _squares(vector, base, layout, scale)
+    norms = tuple(math.sqrt(square) / scale for square in layers)
+    norm = math.sqrt(rows.sum()) / scale
     return Measure(norm, layer_norms=None if layout is None else norms)
+
+
+def from_square(square: float, vector: Vector, base: Vector | None) -> Measure:
+    """Turn a sum of squares into what `measure` finds, measuring again where squares fail."""
+    return Measure(math.sqrt(square)) if _SMALL < square < math.inf else measure(vector, base)
+
+
+def square_rows(values: Floats, out: Floats) -> None:
+    """Write the sums of squares of every `ROW` coordinates.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (vectors, coordinates)
+        Beginning at a multiple of `ROW`.
+    out : ndarray of float64, shape (vectors, at least coordinates / ROW)
+        Only as many columns as needed are written.
+    """
+    count, size = values.shape
+    cut = size - size % ROW
+    if cut:
+        rows = values[:, :cut].reshape(count, -1, ROW)
+        np.vecdot(rows, rows, out=out[:, : cut // ROW])
+    if cut < size:
+        rest = values[:, cut:]
+        np.vecdot(rest, rest, out=out[:, cut // ROW])
 
 
 def screen(vector: Vector, base: Vector | None = None) -> Measure:
@@ -212,22 +232,25 @@ class Clip:
         return bound
 
 
-def _square_sums(
-    vector: Vector, base: Vector | None, spans: Sequence[tuple[int, int]], scale: float
-) -> list[float]:
-    """Return the sum of squares of ``scale * (v - b)`` over consecutive spans of coordinates."""
-    sums, current = [0.0] * len(spans), 0
+def _squares(
+    vector: Vector, base: Vector | None, layout: Layout | None, scale: float
+) -> tuple[Floats, Floats]:
+    """Return the sums of squares of ``scale * (v - b)`` over each row and over each layer."""
+    ends = [] if layout is None else [span.stop for span in layout.slices.values()]
+    rows, layers = np.zeros(-(-vector.size // ROW)), np.zeros(len(ends))
+    current = 0
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for start, delta in _differences(vector, base):
             if scale != 1.0:
                 np.multiply(delta, scale, out=delta)
+            square_rows(delta[np.newaxis], rows[np.newaxis, start // ROW :])
             position, stop = start, start + delta.size
-            while position < stop:
-                end = min(stop, spans[current][1])
-                sums[current] += _square_sum(delta[position - start : end - start])
+            while position < stop and current < len(ends):
+                end = min(stop, ends[current])
+                layers[current] += _square_sum(delta[position - start : end - start])
                 position = end
-                current += end == spans[current][1]
-    return sums
+                current += end == ends[current]
+    return rows, layers
 
 
 def _largest(vector: Vector, base: Vector | None) -> float:
@@ -265,8 +288,9 @@ def _screen_piece(values: NDArray[np.float32], base: NDArray[np.float32] | None)
 
 
 def _square_sum(values: NDArray[Any]) -> float:
-    if values.size <= _ROW:
-        return float(np.vecdot(values, values))
-    cut = values.size - values.size % _ROW
-    rows, rest = values[:cut].reshape(-1, _ROW), values[cut:]
-    return float(np.vecdot(rows, rows).sum(dtype=np.float64) + np.vecdot(rest, rest))
+    cut = values.size - values.size % ROW
+    rest = float(np.vecdot(values[cut:], values[cut:]))
+    if not cut:
+        return rest
+    rows = values[:cut].reshape(-1, ROW)
+    return float(np.vecdot(rows, rows).sum(dtype=np.float64)) + rest

@@ -78,7 +78,7 @@ def view_npy(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
             f"dtype {dtype!r:.40} is not a boolean, integer or float of at most 8 bytes"
         )
     header, start = _header(data)
-    if header.dtype.newbyteorder("=") != claimed.newbyteorder("="):
+    if header.dtype.newbyteorder("=") != claimed.newbyteorder("="):  # byte order may differ
         raise _malformed(f"the payload holds {header.dtype}, the record claims {claimed}")
     if header.shape != tuple(shape):
         raise _malformed(f"the payload has shape {header.shape}, the record claims {tuple(shape)}")
@@ -140,7 +140,9 @@ def _view(data: bytes, start: int, header: Header) -> NDArray[Any]:
         array = flat.reshape(header.shape, order="F" if header.fortran_order else "C")
     except (ValueError, OverflowError) as error:
         raise _malformed(f"shape {header.shape} is not possible: {error}") from None
-    array = np.require(array, dtype=header.dtype.newbyteorder("="), requirements=["C", "A"])
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
+        array = np.require(array, header.dtype.newbyteorder("="), ["C", "A"])
     array.flags.writeable = False
     return array
 

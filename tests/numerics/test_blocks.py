@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qsfl_flower.numerics.blocks import (
     BLOCK,
+    ROW,
     blocks,
     default_threads,
     each_range,
@@ -17,15 +18,17 @@ from qsfl_flower.numerics.blocks import (
 )
 
 
-@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 100))
-def test_blocks_cover_a_range_once_in_order(lo, length, most):
-    runs = list(blocks(lo, lo + length, most))
-    assert [i for start, stop in runs for i in range(start, stop)] == list(range(lo, lo + length))
-    assert all(0 < stop - start <= most for start, stop in runs)
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 20))
+def test_blocks_cover_a_range_once_in_order_in_whole_rows(lo, length, rows):
+    runs = list(blocks(lo, lo + length, rows * ROW))
+    assert [start for start, _ in runs] == [lo, *(stop for _, stop in runs)][: len(runs)]
+    assert runs[-1][1] == lo + length if length else not runs
+    assert all(0 < stop - start <= rows * ROW for start, stop in runs)
+    assert all((stop - start) % ROW == 0 for start, stop in runs[:-1])
 
 
-def test_blocks_are_of_even_size():
-    assert [stop - start for start, stop in blocks(0, 101, 100)] == [51, 50]
+def test_blocks_are_of_similar_size():
+    assert [stop - start for start, stop in blocks(0, 5 * ROW, 4 * ROW)] == [3 * ROW, 2 * ROW]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8, None])

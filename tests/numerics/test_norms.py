@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.numerics import norms
+from qsfl_flower.numerics.blocks import ROW
 from qsfl_flower.numerics.layout import Layout
 from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, screen
 from qsfl_flower.numerics.vector import Vector
@@ -36,7 +37,7 @@ def test_layer_norms_follow_the_layout_and_add_up():
 
 def test_long_vectors_in_pieces_match_an_exact_sum():
     rng = np.random.default_rng(0)
-    size = 2 * norms._BLOCK + norms._ROW + 77
+    size = 2 * norms._BLOCK + ROW + 77
     values, base = rng.standard_normal((2, size), dtype=np.float32)
     delta = values.astype(np.float64) - base
     exact = math.sqrt(math.fsum((delta * delta).tolist()))
