@@ -34,6 +34,10 @@ class RejectedUpdate(QSFLError):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[RejectedUpdate], tuple[str, str]]:
+        """Let the error travel between processes."""
+        return type(self), (self.reason, self.detail)
+
 
 class CompositionError(ConfigError):
     """Two stages cannot be combined with their guarantees intact."""

@@ -22,6 +22,7 @@ from qsfl_flower.crypto.envelope import (
     verify_instruction,
 )
 from qsfl_flower.crypto.errors import Reason, Rejected
+from qsfl_flower.crypto.files import read_file
 from qsfl_flower.crypto.handshake import accept_offer, ticket_fits
 from qsfl_flower.crypto.identity import KeySet
 from qsfl_flower.crypto.messages import Instruction, Reply, fresh_nonce
@@ -131,7 +132,9 @@ def credentials_from_node_config(context: Context) -> Credentials:
             )
         paths[name] = Path(value)
     secret = config.get("qsfl-passphrase-file")
-    passphrase = Secret(Path(str(secret)).read_bytes().strip()) if secret else None
+    passphrase = None
+    if secret:
+        passphrase = Secret(read_file(Path(str(secret)), private=True).rstrip(b"\r\n"))
     return Credentials.load(
         paths["qsfl-key"], paths["qsfl-roster"], paths["qsfl-authority"], passphrase=passphrase
     )
@@ -194,6 +197,7 @@ class _Party:
         nonce = fresh_nonce()
         known = self._restored()
         if known is not None and ticket_fits(known, ticket, instruction.digest):
+            self.remember(_SESSION, known.save(self.keys.storage))
             return known, b"", nonce
         identity = self.credentials.identity
         acceptance, session = accept_offer(

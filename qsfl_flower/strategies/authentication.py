@@ -15,7 +15,7 @@ from qsfl_flower.crypto.envelope import (
     sign_instruction,
     verify_reply,
 )
-from qsfl_flower.crypto.errors import DecryptionFailed
+from qsfl_flower.crypto.errors import DecryptionFailed, Rejected
 from qsfl_flower.crypto.handshake import Offer, complete, make_offer, make_ticket
 from qsfl_flower.crypto.messages import Instruction, Reply
 from qsfl_flower.crypto.replay import ReplayCache
@@ -120,7 +120,7 @@ class Authenticate(MessageStage):
         keys = self.credentials.roster.own_keys(identity, now)
         signed = sign_instruction(instruction, identity.name, keys.signing)
         digest = message_digest(signed)
-        sessions = {n: s for n, s in gate.sessions.items() if now <= s.expires_at}
+        sessions = _usable(gate.sessions, set(nodes), now)
         contents = {}
         for node in nodes:
             told = ConfigRecord({INSTRUCTION_KEY: signed})
@@ -176,6 +176,18 @@ class Authenticate(MessageStage):
         session = complete(gate.offer, reply, identity.public(keys), now=now)
         sessions = {**gate.sessions, node: session}
         return replace(gate, sessions=sessions, handshakes=gate.handshakes + 1)
+
+
+def _usable(sessions: Mapping[int, Session], nodes: set[int], now: int) -> dict[int, Session]:
+    """Return the sessions that have not ended, marked as used where a node is about to be asked."""
+    usable = {}
+    for node, session in sessions.items():
+        try:
+            used = session.used(now)
+            usable[node] = used if node in nodes else session
+        except Rejected:
+            continue  # its time is over: the client accepts the offer and there is a new one
+    return usable
 
 
 def _opened(content: RecordDict, session: Session | None, reply: Authentic[Reply]) -> RecordDict:

@@ -39,11 +39,13 @@ class AddOne(NumPyClient):
 class Device:
     """A client with its own keys and its own Flower state; `attack` changes what it sends."""
 
-    def __init__(self, name, node, identity, roster, attack=None, clock=lambda: NOW):
+    def __init__(self, name, node, identity, roster, attack=None, now=NOW):
+        self.now = now
         self.context = Context(1, node, {"partition-id": int(name)}, RecordDict(), {})
         credentials = Credentials(identity, roster)
         self.app = numpy_client_app(
-            lambda context: AddOne(), mods=[auth_mod(lambda context: credentials, clock), qsfl_mod]
+            lambda context: AddOne(),
+            mods=[auth_mod(lambda context: credentials, lambda: self.now), qsfl_mod],
         )
         self.attack = attack
         self.replies = []
@@ -99,7 +101,7 @@ def federation(fake_grid, keys, roster):
         result = strategy.start(grid, to_record(MODEL), num_rounds=rounds, timeout=2)
         return SimpleNamespace(
             result=result, rounds=recorder.rounds, rows=recorder.rows, grid=grid, devices=devices,
-            strategy=strategy,
+            strategy=strategy, gate=gate,
         )  # fmt: skip
 
     return run
@@ -256,7 +258,7 @@ def test_expired_keys_and_weak_algorithms_are_refused(federation, keys, roster, 
     devices = {
         100 + int(n): Device(
             n, 100 + int(n), keys.clients[n], Unchecked(longer) if n == "1" else longer,
-            clock=lambda: late,
+            now=late,
         )
         for n in NAMES
     }  # fmt: skip
@@ -340,7 +342,7 @@ def test_a_client_obeys_an_instruction_once_in_its_run_and_in_time(federation, k
     device = run.devices[node]
     assert "accepted already" in device(sent).error.reason
     name = str(node - 100)
-    late = Device(name, node, keys.clients[name], roster, clock=lambda: NOW + 3600)
+    late = Device(name, node, keys.clients[name], roster, now=NOW + 3600)
     assert "ended" in late(sent).error.reason
     elsewhere = Device(name, node, keys.clients[name], roster)
     elsewhere.context.run_id = 2
@@ -380,12 +382,18 @@ def test_sessions_are_made_anew_when_either_side_forgets(federation, keys, roste
         return strategy.outcome.measured["authenticate"]["handshakes"]
 
     assert handshakes(run.strategy, 2) == 0
+    later = NOW + 5 * 3600  # longer than a session may idle
+    for device in run.devices.values():
+        device.now = later
+    run.gate._clock = lambda: later
+    assert handshakes(run.strategy, 3) == 3
+    assert handshakes(run.strategy, 4) == 0
     run.devices[101].context.state.clear()  # a restarted SuperNode
-    assert handshakes(run.strategy, 3) == 1
-    gate = Authenticate(Credentials(keys.server, roster), True, lambda: NOW)
+    assert handshakes(run.strategy, 5) == 1
+    gate = Authenticate(Credentials(keys.server, roster), True, lambda: later)
     restarted = StableFedAvg(stages=[gate], fraction_evaluate=0.0)
-    assert handshakes(restarted, 4) == 3
-    assert handshakes(restarted, 5) == 0
+    assert handshakes(restarted, 6) == 3
+    assert handshakes(restarted, 7) == 0
 
 
 def test_state_holds_no_secret_in_the_clear(federation, keys):
