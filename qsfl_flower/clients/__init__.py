@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qsfl_flower.clients.authentication import auth_mod, credentials_from_node_config
     from qsfl_flower.clients.bridge import numpy_client_app
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
@@ -16,12 +17,22 @@ if TYPE_CHECKING:
 _WHERE = {
     "TrainConfig": "trainer",
     "TrainingClient": "trainer",
+    "auth_mod": "authentication",
+    "credentials_from_node_config": "authentication",
     "legacy_mod": "mods",
     "numpy_client_app": "bridge",
     "qsfl_mod": "mods",
 }
 
-__all__ = ["TrainConfig", "TrainingClient", "legacy_mod", "numpy_client_app", "qsfl_mod"]
+__all__ = [
+    "TrainConfig",
+    "TrainingClient",
+    "auth_mod",
+    "credentials_from_node_config",
+    "legacy_mod",
+    "numpy_client_app",
+    "qsfl_mod",
+]
 
 
 def __getattr__(name: str) -> Any:

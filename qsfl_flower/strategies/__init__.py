@@ -1,6 +1,7 @@
 """Flower strategies and the stages they are made of (the server's side of a round)."""
 
 from qsfl_flower.strategies.aggregate import Outcome
+from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
@@ -21,6 +22,7 @@ from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
 
 __all__ = [
     "Authenticate",
+    "AuthenticatedFedAvg",
     "Chain",
     "CheckpointStore",
     "ClientRow",

@@ -1,0 +1,44 @@
+"""Ready strategy: federated averaging among enrolled clients only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.stable import StableFedAvg
+from qsfl_flower.strategies.stages import Stage
+
+
+class AuthenticatedFedAvg(StableFedAvg):
+    """`StableFedAvg` with the stage `Authenticate`.
+
+    Parameters
+    ----------
+    *args
+        Arguments of Flower's ``FedAvg``.
+    credentials : Credentials
+        The server's keys and roster.
+    encrypt : bool
+        Encrypt the arrays of the replies under the session with each client.
+    stages : Sequence[Stage]
+        Further stages.
+    **options
+        Further keyword arguments of `StableFedAvg`.
+
+    Notes
+    -----
+    Who sees what: see `Authenticate`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        credentials: Credentials,
+        encrypt: bool = False,
+        stages: Sequence[Stage] = (),
+        **options: Any,
+    ) -> None:
+        gate = Authenticate(credentials, encrypt)
+        super().__init__(*args, stages=[gate, *stages], **options)
