@@ -8,7 +8,7 @@ from qsfl_flower.numerics.layout import CastOverflow, Layout
 from qsfl_flower.numerics.mean import CompensatedSum, sum_and_measure, weighted_sum
 from qsfl_flower.numerics.monitor import Monitor, MonitorState
 from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, screen
-from qsfl_flower.numerics.npy import view_npy
+from qsfl_flower.numerics.npy import dump_npy, view_npy
 from qsfl_flower.numerics.validation import (
     bounded_weights,
     check_finite_and_size,
@@ -29,6 +29,7 @@ __all__ = [
     "check_finite_and_size",
     "clip_scale",
     "combine_carried",
+    "dump_npy",
     "example_count",
     "measure",
     "screen",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qsfl_flower.errors import RejectedUpdate
-from qsfl_flower.numerics.npy import MAX_HEADER, view_npy
+from qsfl_flower.numerics.npy import MAX_HEADER, dump_npy, view_npy
 
 DTYPES = ["f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 
@@ -53,6 +53,24 @@ def test_reads_back_what_numpy_wrote(array, version, fortran):
     assert view.dtype.isnative
     assert view.flags.c_contiguous
     assert not view.flags.writeable
+
+
+@given(arrays, st.booleans())
+def test_dumps_what_numpy_saves(array, fortran):
+    if fortran:
+        array = np.asfortranarray(array)
+    data = dump_npy(array)
+    assert data == saved(np.require(array, requirements="C"))
+    np.testing.assert_array_equal(view_npy(data, str(array.dtype), array.shape), array)
+
+
+def test_a_dump_copies_once():
+    array = np.zeros(1_000_000, np.float32)
+    tracemalloc.start()
+    dump_npy(array)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < array.nbytes + 20_000
 
 
 def test_a_view_copies_nothing():
