@@ -226,8 +226,9 @@ def _sum_block(
     """Write the sum over all terms of the coordinates from `first` on into `total`."""
     rows = scratch[:BATCH, : total.size]
     part, group, spare, lost, spare_base = scratch[BATCH:, : total.size]
-    lost.fill(0.0)
     count = len(terms.vectors)
+    if count > GROUP:
+        lost.fill(0.0)
     known: tuple[Vector | None, Floats] = (None, spare_base)
     for begin in range(0, count, GROUP):
         target = group if begin else total
@@ -248,7 +249,8 @@ def _sum_block(
                 np.add(target, part, out=target)
         if begin:
             _two_sum(total, group, lost, spare, part)
-    np.add(total, lost, out=total)
+    if count > GROUP:
+        np.add(total, lost, out=total)
 
 
 def _two_sum(total: Floats, term: Floats, lost: Floats, spare: Floats, rounded: Floats) -> None:
