@@ -8,6 +8,7 @@ the model's layout. What does not fit is rejected with a name and a sentence, an
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from qsfl_flower.errors import RejectedUpdate
-from qsfl_flower.numerics import Layout, Vector, example_count, measure
+from qsfl_flower.numerics import Layout, Vector, example_count
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
 from qsfl_flower.wire import CLIENT_KEY, FORM_KEY, QSFL_RECORD, Form, content_bytes, from_record
 
@@ -61,14 +62,11 @@ class ReplyReader:
     ----------
     layout : Layout
         Names, shapes and dtypes that an update must have.
-    model : Vector
-        The model that the clients were given, shape (d,).
     arrayrecord_key, weighted_by_key : str
         Flower's keys: preferred record of arrays, and the metric that counts the examples.
     """
 
     layout: Layout
-    model: Vector
     arrayrecord_key: str
     weighted_by_key: str
 
@@ -87,15 +85,11 @@ class ReplyReader:
             raise RejectedUpdate(
                 "bad-num-examples", f"the metrics have no {self.weighted_by_key!r}"
             )
-        form = _form(content)
-        vector = Vector.of(arrays, self.layout)
-        base = self.model if form is Form.PARAMETERS else None
         return Update(
             sender=sender,
             num_examples=example_count(metrics[self.weighted_by_key]),
-            vector=vector,
-            form=form,
-            measure=measure(vector, base, self.layout),
+            vector=Vector.of(arrays, self.layout),
+            form=_form(content),
             carried={name: arrays[name] for name in self.layout.carried},
             metrics=finite_metrics(metrics, self.weighted_by_key),
             bytes_up=content_bytes(content),
@@ -203,5 +197,5 @@ def _name(content: RecordDict) -> str | None:
 def _cause(text: str) -> str:
     """Return the exception's own words out of the layers that Flower wraps around it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = (lines or [text])[-1]
+    last = re.sub(r"^<class '[^']*'>:<'", "", (lines or [text])[-1])
     return last.rpartition("Message: ")[2].removesuffix("'>")[:300]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.strategies.combine import carry, mean_difference, weigh
+from qsfl_flower.numerics import Layout, Vector, measure
+from qsfl_flower.strategies.combine import carry, mean_difference, measure_and_sum, weigh
 from qsfl_flower.strategies.stages import Chain, Measurements, RoundContext, State
 from qsfl_flower.strategies.update import Cohort
+
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,49 @@ def aggregate(
     A round with fewer than `min_replies` usable updates, or without a single training example,
     leaves the model and every state as they were.
     """
-    context = RoundContext(server_round, model.layout)
-    cohort, new_states, measured = chain.on_cohort(cohort, states, context)
+    context = RoundContext(server_round, model.layout, model.vector)
+    cohort, capped = _weigh(cohort, weighting)
+    admitted, total = cohort.updates, None
+    if admitted:
+        admitted, total = measure_and_sum(admitted, model.vector)
+    cohort, new_states, measured = chain.on_cohort(
+        replace(cohort, updates=admitted), states, context
+    )
     if (usable := len(cohort.updates)) < min_replies:
         return Outcome(
             cohort, states, skipped=f"{usable} usable replies, at least {min_replies} needed"
         )
-    cohort, capped = weigh(
+    if usable < len(admitted):
+        cohort, capped = _weigh(cohort, weighting)
+    if not any(u.weight > 0 for u in cohort.updates):
+        return Outcome(cohort, states, skipped="no client trained on any example")
+    unscaled = all(np.ndim(u.scale) == 0 and u.scale == 1.0 for u in cohort.updates)
+    if total is not None and unscaled and usable == len(admitted):
+        step = total
+    else:
+        step = mean_difference(cohort.updates, model.layout, model.vector)
+    step, new_states, after = chain.on_vector(step, new_states, context)
+    norm = measure(Vector.dense(step)).norm
+    _add(model.vector, step)
+    try:
+        arrays = model.layout.unpack(step, carry(cohort.updates, model.layout))
+    except QSFLError as error:
+        return Outcome(cohort, states, skipped=str(error), capped=capped)
+    return Outcome(cohort, new_states, arrays, None, capped, norm, {**measured, **after})
+
+
+def _add(model: Vector, step: NDArray[np.float64]) -> None:
+    """Add the model to the step in place, a block at a time."""
+    scratch = np.empty(min(_BLOCK, step.size))
+    for lo in range(0, step.size, _BLOCK):
+        part = step[lo : lo + _BLOCK]
+        model.read(lo, lo + part.size, scratch[: part.size])
+        part += scratch[: part.size]
+
+
+def _weigh(cohort: Cohort, weighting: Weighting) -> tuple[Cohort, int]:
+    return weigh(
         cohort,
         max_num_examples=weighting.max_num_examples,
         max_weight_ratio=weighting.max_weight_ratio,
     )
-    if not any(u.weight > 0 for u in cohort.updates):
-        return Outcome(cohort, states, skipped="no client trained on any example")
-    step = mean_difference(cohort.updates, model.layout, model.vector)
-    step, new_states, after = chain.on_vector(step, new_states, context)
-    norm = float(np.linalg.norm(step))
-    values = np.empty_like(step)
-    model.vector.read(0, step.size, values)
-    values += step
-    try:
-        arrays = model.layout.unpack(values, carry(cohort.updates, model.layout))
-    except QSFLError as error:
-        return Outcome(cohort, states, skipped=str(error), capped=capped)
-    return Outcome(cohort, new_states, arrays, None, capped, norm, {**measured, **after})

@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.numerics import Layout, Vector, bounded_weights, combine_carried, weighted_sum
+from qsfl_flower.numerics import (
+    Layout,
+    Vector,
+    bounded_weights,
+    combine_carried,
+    sum_and_measure,
+    weighted_sum,
+)
 from qsfl_flower.strategies.update import Cohort, Update
-from qsfl_flower.wire import Form
+
+Floats = NDArray[np.float64]
 
 
 def weigh(
@@ -52,15 +60,12 @@ def weigh(
     return replace(cohort, updates=updates), int(np.sum(capped))
 
 
-def mean_difference(
-    updates: Sequence[Update], layout: Layout, model: Vector
-) -> NDArray[np.float64]:
-    r"""Return the weighted mean of the (scaled) differences to the model, in float64.
+def mean_difference(updates: Sequence[Update], layout: Layout, model: Vector) -> Floats:
+    r"""Return the weighted mean of the scaled differences to the model, in float64.
 
     .. math:: \sum_i w_i s_i \Delta_i, \quad \Delta_i = x_i - g \text{ or as sent}
 
-    It is computed as :math:`\sum_i w_i s_i x_i - (\sum_i w_i s_i) g` in one compensated pass, so
-    that no difference of a single client is ever stored.
+    One compensated pass; no difference of a single client is ever stored.
 
     Parameters
     ----------
@@ -76,26 +81,29 @@ def mean_difference(
     numpy.ndarray
         Shape (d,), float64.
     """
-    vectors = [u.vector for u in updates] + [model]
-    whole = [u.form is Form.PARAMETERS for u in updates]
-
-    def coefficients(scales: Sequence[float]) -> list[float]:
-        c = [u.weight * s for u, s in zip(updates, scales, strict=True)]
-        return [*c, -math.fsum(ci for ci, is_whole in zip(c, whole, strict=True) if is_whole)]
-
+    vectors = [u.vector for u in updates]
+    bases = [u.base(model) for u in updates]
     if all(np.ndim(u.scale) == 0 for u in updates):
-        return weighted_sum(vectors, coefficients([float(u.scale) for u in updates]))
+        return weighted_sum(vectors, [u.weight * float(u.scale) for u in updates], bases)
     out = np.empty(layout.size)
     for index, part in enumerate(layout.slices.values()):
-        scales = [float(np.broadcast_to(u.scale, (len(layout.slices),))[index]) for u in updates]
-        weighted_sum(
-            vectors,
-            coefficients(scales),
-            lo=part.start,
-            hi=part.stop,
-            out=out[part.start : part.stop],
-        )
+        factors = [
+            u.weight * float(np.ravel(u.scale)[min(index, np.size(u.scale) - 1)]) for u in updates
+        ]
+        target = out[part.start : part.stop]
+        weighted_sum(vectors, factors, bases, lo=part.start, hi=part.stop, out=target)
     return out
+
+
+def measure_and_sum(updates: Sequence[Update], model: Vector) -> tuple[tuple[Update, ...], Floats]:
+    """Measure every update, and return the mean difference if all of them count unscaled.
+
+    Adding up while measuring costs little; the sum is thrown away if a stage rejects or scales an
+    update, which is rare, or usual only where clipping is tight.
+    """
+    bases = [u.base(model) for u in updates]
+    total, sizes = sum_and_measure([u.vector for u in updates], [u.weight for u in updates], bases)
+    return tuple(replace(u, measure=m) for u, m in zip(updates, sizes, strict=True)), total
 
 
 def carry(updates: Sequence[Update], layout: Layout) -> dict[str, NDArray[Any]]:

@@ -214,9 +214,7 @@ class StableFedAvg(FedAvg):
         if self._model is None:
             raise ConfigError("aggregate_train: no model yet; call configure_train first")
         contents: dict[int, RecordDict] = {}
-        reader = ReplyReader(
-            self._model.layout, self._model.vector, self.arrayrecord_key, self.weighted_by_key
-        )
+        reader = ReplyReader(self._model.layout, self.arrayrecord_key, self.weighted_by_key)
 
         def read(sender: Sender, content: RecordDict) -> Update:
             content = self._translate("train", content)
@@ -238,7 +236,7 @@ class StableFedAvg(FedAvg):
         self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
         self.states = outcome.states
         for rejection in self.outcome.cohort.rejections:
-            log.info(
+            log.warning(
                 "round %d: %s from client %s: %s",
                 server_round,
                 rejection.reason,
@@ -273,7 +271,7 @@ class StableFedAvg(FedAvg):
                 claim = example_count(metrics.get(self.weighted_by_key))
                 kept.append((claim, finite_metrics(metrics, self.weighted_by_key), content))
             except RejectedUpdate as error:
-                log.info(
+                log.warning(
                     "round %d: no evaluation from client %s: %s", server_round, sender.name, error
                 )
         if not kept:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Clip as ClipParameters
-from qsfl_flower.numerics import Layout, check_finite_and_size
+from qsfl_flower.numerics import Layout, Vector, check_finite_and_size, measure
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
 from qsfl_flower.wire import Plan, PlanItem, content_bytes
 
@@ -71,6 +71,7 @@ class RoundContext:
 
     server_round: int
     layout: Layout
+    model: Vector
 
 
 class Stage(ABC):
@@ -135,7 +136,10 @@ class VectorStage(Stage):
     def apply(
         self, vector: NDArray[np.float64], state: State, context: RoundContext
     ) -> tuple[NDArray[np.float64], State, Measurements]:
-        """Return the changed vector (in place is fine), the next state and what was measured."""
+        """Return the changed vector, the next state and what was measured.
+
+        The vector may be changed in place, and what is returned will be: keep no reference to it.
+        """
 
 
 class Validate(CohortStage):
@@ -166,7 +170,7 @@ class Validate(CohortStage):
         """Drop what is not finite or larger than `max_norm`."""
 
         def check(update: Update) -> Update:
-            check_finite_and_size(update.measure, self.max_norm)
+            check_finite_and_size(update.measured(), self.max_norm)
             return update
 
         return cohort.each(check), state, {}
@@ -207,7 +211,14 @@ class Clip(CohortStage):
         self, cohort: Cohort, state: State, context: RoundContext
     ) -> tuple[Cohort, State, Measurements]:
         """Set the scale of every update."""
-        clipped = cohort.each(lambda u: replace(u, scale=self.parameters.scales(u.measure)))
+
+        def clip(update: Update) -> Update:
+            size = update.measured()
+            if self.parameters.per_layer:
+                size = measure(update.vector, update.base(context.model), context.layout)
+            return replace(update, scale=self.parameters.scales(size))
+
+        clipped = cohort.each(clip)
         changed = sum(bool(np.any(np.asarray(u.scale) < 1.0)) for u in clipped.updates)
         share = changed / len(clipped.updates) if clipped.updates else 0.0
         return clipped, state, {"clipped_share": share}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Measure, Vector
 from qsfl_flower.wire import Form
 
@@ -49,8 +49,8 @@ class Update:
         The floating-point parameters as one flat vector, without a copy.
     form : Form
         Whether `vector` is a whole model or a difference to the round's model.
-    measure : Measure
-        Norms of the difference to the round's model (float64).
+    measure : Measure or None
+        Norm of the difference to the round's model (float64); set before the stages see it.
     carried : Mapping[str, numpy.ndarray]
         Integer and boolean arrays (counters), which are not part of the vector.
     metrics : Mapping[str, float]
@@ -67,12 +67,22 @@ class Update:
     num_examples: float
     vector: Vector
     form: Form
-    measure: Measure
+    measure: Measure | None = None
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     scale: float | NDArray[np.float64] = 1.0
     weight: float = 0.0
+
+    def base(self, model: Vector) -> Vector | None:
+        """Return what to subtract from `vector` to get the difference to the round's model."""
+        return model if self.form is Form.PARAMETERS else None
+
+    def measured(self) -> Measure:
+        """Return the measure, which every update has once it is in a chain."""
+        if self.measure is None:
+            raise QSFLError("this update has not been measured")
+        return self.measure
 
     def __repr__(self) -> str:
         """Name the sender only: an update is private to its client."""

@@ -11,7 +11,7 @@ from flwr.common.constant import SType
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
-from qsfl_flower.numerics.npy import view_npy
+from qsfl_flower.numerics.npy import dump_npy, view_npy
 
 
 def from_record(record: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
@@ -39,7 +39,12 @@ def from_record(record: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
 
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Serialize named arrays into a Flower ``ArrayRecord``, keeping their order."""
-    return ArrayRecord({name: Array(np.asarray(a)) for name, a in arrays.items()})
+    return ArrayRecord(
+        {
+            name: Array(str(a.dtype), tuple(a.shape), SType.NUMPY, dump_npy(a))
+            for name, a in ((name, np.asarray(value)) for name, value in arrays.items())
+        }
+    )
 
 
 def content_bytes(content: RecordDict) -> int:

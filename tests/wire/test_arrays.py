@@ -22,6 +22,17 @@ def test_round_trip_keeps_order_types_and_values():
         np.testing.assert_array_equal(back[name], array)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint64", "bool"])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (2, 0, 3)])
+def test_writing_gives_the_bytes_of_numpy_s_own_format(dtype, shape):
+    size = int(np.prod(shape))
+    array = np.arange(size).reshape(shape).astype(dtype)
+    for one in (array, np.asarray(array, order="F"), np.repeat(array[None], 2, 0)[1]):
+        ours, theirs = to_record({"w": one})["w"], Array(np.ascontiguousarray(one).reshape(shape))
+        assert (ours.dtype, ours.shape, ours.stype) == (theirs.dtype, theirs.shape, theirs.stype)
+        assert ours.data == theirs.data
+
+
 def test_reading_copies_nothing_and_cannot_be_written_to():
     record = to_record({"w": np.zeros(1000)})
     view = from_record(record)["w"]
