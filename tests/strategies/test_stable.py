@@ -141,6 +141,26 @@ def test_errors_silence_and_strange_bytes_have_reasons(fake_grid, trained):
     assert values(result.arrays).tolist() == [2.0] * 4
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "<class 'ValueError'>:<'the disk is full'>",  # as a SuperNode words it
+        "<class 'flwr.clientapp.ClientAppException'>:<'ray::run()\n  File \"x.py\"\n"
+        "flwr.clientapp.ClientAppException: \nException occurred. Message: the disk is full'>",
+    ],
+)
+def test_a_failure_is_told_in_the_clients_own_words_and_logged(fake_grid, trained, caplog, reason):
+    def fails(message):
+        return Message(Error(2, reason), reply_to=message)
+
+    _, recorder = run(fake_grid({1: fails, 2: trained(2.0)}))
+    assert recorder.rows[-1][0].detail == "the disk is full"
+    # Flower shows the suite's warnings, but nothing below them.
+    assert "round 1: client-error from client 1: the disk is full" in [
+        entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"
+    ]
+
+
 def test_a_reply_counts_once_and_only_for_the_node_that_was_asked(fake_grid, trained):
     """A second reply to the same message, and a reply to no message, change nothing."""
     grid = fake_grid({1: trained(1.0), 2: trained(3.0)})
