@@ -117,7 +117,7 @@ class RunFolder:
 
     def rewind(self, server_round: int) -> None:
         """Forget the records of rounds after `server_round`, for a run that is resumed there."""
-        for name in ("metrics.jsonl", "clients.jsonl", "events.jsonl"):
+        for name in ("metrics.jsonl", "clients.jsonl", "events.jsonl", "security.jsonl"):
             path = self.path / name
             if not path.exists():
                 continue
@@ -141,15 +141,21 @@ class RunFolder:
         self._count(values)
         self._append("metrics.jsonl", [values])
         self._append("clients.jsonl", [asdict(row) for row in clients])
-        for row in clients:
-            if row.status != "accepted":
-                self.event(
-                    "rejected",
-                    f"round {row.round}: client {row.client}: {row.status}: {row.detail}",
-                    round=row.round,
-                    client=row.client,
-                    reason=row.status,
-                )
+        self._append(
+            "security.jsonl",
+            [
+                {
+                    "time": _now(),
+                    "round": row.round,
+                    "client": row.client,
+                    "node": row.node,
+                    "reason": row.status,
+                    "detail": row.detail,
+                }
+                for row in clients
+                if row.status != "accepted"
+            ],
+        )
         if record.skipped:
             text = f"round {record.round}: model unchanged: {record.skipped}"
             self.event("skipped", text, round=record.round)
@@ -160,8 +166,7 @@ class RunFolder:
 
     def event(self, kind: str, message: str, **more: Any) -> None:
         """Append a notable event."""
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._append("events.jsonl", [{"time": time, "kind": kind, "message": message, **more}])
+        self._append("events.jsonl", [{"time": _now(), "kind": kind, "message": message, **more}])
 
     def finish(
         self,
@@ -241,6 +246,10 @@ def _git() -> dict[str, Any]:
     revision = ask("rev-parse", "HEAD")
     changed = ask("status", "--porcelain", "--untracked-files=no") if revision else None
     return {"revision": revision, "dirty": bool(changed) if changed is not None else None}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _json(value: Any, indent: int | None = None) -> str:
