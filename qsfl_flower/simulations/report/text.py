@@ -23,6 +23,20 @@ _REASONS = {
     "no-reply": "never came",
     "late-reply": "came too late",
     "node-offline": "did not come because the node was offline",
+    "unsigned": "were not signed",
+    "bad-signature": "were changed after they were signed, or signed by nobody",
+    "wrong-key": "were signed with a key that is not enrolled under that name",
+    "unknown": "came from somebody who is not enrolled",
+    "revoked": "came from a client whose keys were revoked",
+    "expired": "were signed with keys whose time was over",
+    "not-yet-valid": "were signed with keys whose time had not come",
+    "downgraded-algorithm": "used a weaker algorithm than agreed",
+    "wrong-run": "belonged to another run",
+    "wrong-node": "came from another node than was asked",
+    "stale-round": "answered an earlier round",
+    "replay": "had been sent before",
+    "not-encrypted": "came in the clear although encryption was asked for",
+    "no-session": "came without a session to encrypt under",
 }
 
 
