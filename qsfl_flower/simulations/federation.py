@@ -99,3 +99,4 @@ def _make(folder: Path, count: int, now: int) -> None:
     for name, identity in federation.clients.items():
         save_identity(made / f"client-{name}.key", identity)
     made.rename(folder)
+    _load.cache_clear()

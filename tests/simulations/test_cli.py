@@ -1,0 +1,82 @@
+"""The command's own duties: exit codes, clear errors, nothing heavy for light commands."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from qsfl_flower.simulations.cli import app
+
+runner = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run"], 2, "give either a configuration or --resume RUN"),
+        (["run", "quickstart", "--resume", "x"], 2, "give either a configuration or --resume RUN"),
+        (["run", "quickstrat"], 2, "did you mean 'quickstart'?"),
+        (["run", "quickstart", "--set", "rounds=0"], 2, "rounds"),
+        (["run", "quickstart", "--set", "data.dataset=npz"], 2, "dataset 'npz' needs a file"),
+        (["run", "--resume", "nothing"], 1, "nothing"),
+        (["validate", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["report", "latest"], 1, "runs"),
+        (["compare", "one"], 2, "1 run given; two or more are needed"),
+        (["scenario", "nothing"], 2, "drift"),
+    ],
+)
+def test_mistakes_have_an_exit_code_and_words(arguments, code, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    assert words in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_data_set_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QSFL_DATA_DIR", str(tmp_path / "empty"))
+    result = runner.invoke(app, ["run", "mnist"])
+    assert result.exit_code == 1
+    for words in ("mnist", str(tmp_path / "empty"), "QSFL_DATA_DIR"):
+        assert words in result.output.replace("\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_folder_fails_before_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    result = runner.invoke(app, ["run", "quickstart", "--set", "output.folder=file/runs"])
+    assert result.exit_code == 1
+    assert "output.folder: the run folder" in result.output
+
+
+def test_validate_prints_a_complete_configuration():
+    result = runner.invoke(app, ["validate", "quickstart", "--set", "seed=5"])
+    assert result.exit_code == 0
+    values = yaml.safe_load(result.output)
+    assert values["seed"] == 5
+    assert values["output"]["keep_checkpoints"] == 2
+
+
+def test_schema_is_json():
+    result = runner.invoke(app, ["schema"])
+    assert json.loads(result.output)["properties"]["rounds"]["maximum"] == 100_000
+
+
+def test_an_empty_folder_has_no_runs(tmp_path):
+    result = runner.invoke(app, ["list", "--folder", str(tmp_path)])
+    assert result.exit_code == 0
+
+
+def test_light_commands_load_nothing_heavy():
+    """``qsfl validate`` and ``qsfl keys`` answer at once."""
+    code = (
+        "import sys; from qsfl_flower.simulations import cli; "
+        "print([m for m in ('torch', 'flwr', 'ray', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
