@@ -86,7 +86,11 @@ def locked(path: Path) -> Iterator[None]:
         return
     import fcntl
 
-    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    name = path.with_name(f".{path.name}.lock")
+    try:
+        lock = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise KeyFileError(f"{name} cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

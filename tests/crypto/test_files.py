@@ -71,6 +71,8 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         read_file(tmp_path / "none", private=True)
     with pytest.raises(KeyFileError, match="cannot be written"):
         write_file(tmp_path / "none" / "key", b"", private=True)
+    with pytest.raises(KeyFileError, match="cannot be written"), locked(tmp_path / "none" / "key"):
+        pass
 
 
 def test_the_lock_excludes(tmp_path: Path) -> None:
