@@ -22,9 +22,12 @@ from qsfl_flower.simulations.config.strategy import FedAvgSpec, StrategySpec
 
 # Training examples at most; local copies may hold fewer.
 TRAIN_SIZES = {"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
-_WRONG_CHANNELS = {
-    "cifar-cnn": ("digits", "mnist", "fashion-mnist"),
-    "mnist-cnn": ("cifar10",),
+_UNFIT = {
+    ("cifar-cnn", "digits"): "grey",
+    ("cifar-cnn", "mnist"): "grey",
+    ("cifar-cnn", "fashion-mnist"): "grey",
+    ("mnist-cnn", "digits"): "smaller than 16 x 16",
+    ("mnist-cnn", "cifar10"): "colour",
 }
 
 
@@ -67,8 +70,7 @@ class Experiment(Section):
 
 
 def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
-    if exp.data.dataset in _WRONG_CHANNELS.get(exp.model.name, ()):
-        kind = "grey" if exp.model.name == "cifar-cnn" else "colour"
+    if kind := _UNFIT.get((exp.model.name, exp.data.dataset)):
         yield Contradiction(
             ("model.name", "data.dataset"),
             f"model {exp.model.name!r} does not fit data.dataset {exp.data.dataset!r}, "

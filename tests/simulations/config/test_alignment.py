@@ -11,6 +11,7 @@ from qsfl_flower.clients.data import DATASETS, load_dataset
 from qsfl_flower.clients.models import MODELS, build_model
 from qsfl_flower.clients.partition import Dirichlet, Shards
 from qsfl_flower.clients.training import TrainConfig
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.config import ClientsSpec, DataSpec, DirichletSpec, ShardsSpec
 from qsfl_flower.simulations.config.experiment import TRAIN_SIZES
 from qsfl_flower.simulations.config.sections import BUILT_IN_MODELS
@@ -71,4 +72,5 @@ def test_size_of_digits():
     digits = load_dataset("digits")
     assert len(digits.x_train) == TRAIN_SIZES["digits"]
     build_model("mlp", digits.input_shape, digits.num_classes, seed=0)
-    build_model("mnist-cnn", digits.input_shape, digits.num_classes, seed=0)
+    with pytest.raises(ConfigError, match="at least 16 x 16"):
+        build_model("mnist-cnn", digits.input_shape, digits.num_classes, seed=0)

@@ -38,7 +38,10 @@ one_line = st.text(
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 validate = options({"stage": st.just("validate")}, max_norm=st.none() | positive())
 clip = options({"stage": st.just("clip"), "clip_norm": positive()}, per_layer=st.booleans())
-stages = st.tuples(validate, clip).flatmap(st.permutations) | st.lists(validate | clip, max_size=1)
+gate = options({"stage": st.just("authenticate")}, encrypt=st.booleans())
+stages = st.tuples(gate, validate, clip).flatmap(st.permutations) | st.lists(
+    gate | validate | clip, max_size=1
+)
 common = {
     "stages": stages,
     "max_num_examples": st.none() | st.integers(1, 10**12),
@@ -98,7 +101,7 @@ experiments = options(
     seed=st.integers(0, 2**32 - 1),
     rounds=st.integers(1, 10**5),
     data=data,
-    model=options({}, name=st.sampled_from(["mlp", "mnist-cnn", "a:b", "_p.q9.r:make"])),
+    model=options({}, name=st.sampled_from(["mlp", "a:b", "_p.q9.r:make"])),
     clients=clients,
     strategy=strategies,
     simulation=options(
