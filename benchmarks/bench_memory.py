@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 from flwr.app import ConfigRecord
 
-from benchmarks.replies import StubGrid, make_model, number, to_arrays, trained
+from benchmarks.replies import StubGrid, answer, make_model, number, to_arrays
 from qsfl_flower.strategies import StableFedAvg
 
 NAME = "memory"
@@ -33,7 +33,7 @@ def run(quick: bool) -> list[Row]:
     for turn in range(1, rounds + 1):
         sent = number(strategy.configure_train(turn, arrays, ConfigRecord(), grid))
         # Every round has its own replies, as in a federation, and lets go of them.
-        replies = [trained(message, start, seed) for seed, message in enumerate(sent)]
+        replies = [answer(message, start, examples) for examples, message in enumerate(sent, 1)]
         result, _ = strategy.aggregate_train(turn, replies)
         if result is None:
             raise RuntimeError("the round was skipped")

@@ -58,7 +58,12 @@ def trained(message: Message, model: dict[str, NDArray[np.float32]], seed: int) 
         name: value + np.float32(0.01) * generator.standard_normal(value.size, dtype=np.float32)
         for name, value in model.items()
     }
-    metrics = MetricRecord({"num-examples": 100 + seed % 50, "train_loss": 0.5})
+    return answer(message, update, 100 + seed % 50)
+
+
+def answer(message: Message, update: dict[str, NDArray[np.float32]], examples: int) -> Message:
+    """Send a model back as a client that trained on so many examples."""
+    metrics = MetricRecord({"num-examples": examples, "train_loss": 0.5})
     content = RecordDict({"arrays": to_arrays(update), "metrics": metrics})
     return Message(content, reply_to=message)
 

@@ -234,12 +234,12 @@ def _sum_block(
         target = group if begin else total
         for start in range(begin, min(begin + GROUP, count), BATCH):
             stop = min(start + BATCH, begin + GROUP, count)
-            for row, index in zip(rows, range(start, stop), strict=False):
-                terms.vectors[index].read(first, first + total.size, row)
-                if (base := terms.bases[index]) is not None:
-                    if base is not known[0]:  # read once a block if all have the same base
-                        known = base, base.view(first, first + total.size, spare_base)
-                    np.subtract(row, known[1], out=row)
+            for row, vector in zip(rows, terms.vectors[start:stop], strict=False):
+                vector.read(first, first + total.size, row)
+            for base, chosen in _by_base(terms.bases[start:stop], rows):
+                if base is not known[0]:  # read once a block if all have the same base
+                    known = base, base.view(first, first + total.size, spare_base)
+                np.subtract(chosen, known[1], out=chosen)
             if squares is not None:
                 square_rows(rows[: stop - start], squares[start:stop, first // ROW :])
             # A sum of products in plain loops over the rows, in order: no BLAS, no extra buffer.
@@ -251,6 +251,13 @@ def _sum_block(
             _two_sum(total, group, lost, spare, part)
     if count > GROUP:
         np.add(total, lost, out=total)
+
+
+def _by_base(bases: Sequence[Vector | None], rows: Floats) -> list[tuple[Vector, Floats]]:
+    """Pair bases with the rows to subtract them from: all rows at once if they share one."""
+    if bases[0] is not None and all(base is bases[0] for base in bases):
+        return [(bases[0], rows[: len(bases)])]
+    return [(base, row) for base, row in zip(bases, rows, strict=False) if base is not None]
 
 
 def _two_sum(total: Floats, term: Floats, lost: Floats, spare: Floats, rounded: Floats) -> None:

@@ -30,8 +30,9 @@ _NATIVE = [
     np.dtype(code)
     for code in ("f2", "f4", "f8", "b1", *(f"{k}{w}" for k in "iu" for w in (1, 2, 4, 8)))
 ]
-_DTYPES: dict[str, np.dtype[Any]] = {
-    name: dtype
+# From every spelling, such as "float32" and "<f4", to the dtype and its native twin.
+_DTYPES: dict[str, tuple[np.dtype[Any], np.dtype[Any]]] = {
+    name: (native if dtype.isnative else dtype, native)
     for native in _NATIVE
     for dtype in (native, native.newbyteorder(">"), native.newbyteorder("<"))
     for name in (dtype.name if dtype.isnative else dtype.str, dtype.str)
@@ -42,8 +43,10 @@ class Header(NamedTuple):
     """What an .npy header says about the data behind it."""
 
     dtype: np.dtype[Any]
+    native: np.dtype[Any]
     fortran_order: bool
     shape: tuple[int, ...]
+    data_bytes: int
 
 
 def view_npy(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -79,15 +82,14 @@ def view_npy(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
             f"dtype {dtype!r:.40} is not a boolean, integer or float of at most 8 bytes"
         )
     header, start = _header(data)
-    if header.dtype.newbyteorder("=") != claimed.newbyteorder("="):  # byte order may differ
-        raise _malformed(f"the payload holds {header.dtype}, the record claims {claimed}")
+    if header.native is not claimed[1]:  # byte order may differ
+        raise _malformed(f"the payload holds {header.dtype}, the record claims {claimed[0]}")
     if header.shape != tuple(shape):
         raise _malformed(f"the payload has shape {header.shape}, the record claims {tuple(shape)}")
-    expected = start + math.prod(header.shape) * header.dtype.itemsize
-    if len(data) != expected:
+    if len(data) != (expected := start + header.data_bytes):
         raise _malformed(f"the payload has {len(data)} bytes, shape and dtype require {expected}")
     array = _view(data, start, header)
-    if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
+    if header.native.kind == "b" and array.size and array.view(np.uint8).max() > 1:
         raise _malformed("a boolean array holds a byte other than 0 and 1")
     return array
 
@@ -146,23 +148,21 @@ def _parse(header: bytes) -> Header:
     if descr not in _DTYPES:
         raise _malformed(f"dtype {descr!r} is not a boolean, integer or float of at most 8 bytes")
     shape = tuple(int(number) for number in dimensions.split(",") if number.strip())
-    return Header(_DTYPES[descr], order == "True", shape)
+    dtype, native = _DTYPES[descr]
+    return Header(dtype, native, order == "True", shape, math.prod(shape) * dtype.itemsize)
 
 
 def _view(data: bytes, start: int, header: Header) -> NDArray[Any]:
     """View data of known exact length; the shape is from outside, so NumPy may still refuse it."""
+    dtype, native, fortran_order, shape, length = header
     try:
-        flat = (
-            np.frombuffer(data, dtype=header.dtype, offset=start)
-            if len(data) > start
-            else np.empty(0, header.dtype)
-        )
-        array = flat.reshape(header.shape, order="F" if header.fortran_order else "C")
+        flat = np.frombuffer(data, dtype, offset=start) if length else np.empty(0, dtype)
+        array = flat.reshape(shape, order="F" if fortran_order else "C")
     except (ValueError, OverflowError) as error:
-        raise _malformed(f"shape {header.shape} is not possible: {error}") from None
+        raise _malformed(f"shape {shape} is not possible: {error}") from None
     flags = array.flags
-    if not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
-        array = np.require(array, header.dtype.newbyteorder("="), ["C", "A"])
+    if dtype is not native or not (flags.c_contiguous and flags.aligned):
+        array = np.require(array, native, ["C", "A"])
     array.flags.writeable = False
     return array
 
