@@ -166,7 +166,7 @@ def stages_of(experiment: Experiment) -> Sequence[Stage]:
         elif isinstance(item, AuthenticateSpec):
             stages.append(Authenticate(server_credentials(experiment), item.encrypt))
         else:
-            stages.append(Validate() if item.max_norm is None else Validate(item.max_norm))
+            stages.append(Validate(item.max_norm))
     if isinstance(spec, FedAvgMSpec):
         stages.append(FedAvgM(spec.server_learning_rate, spec.server_momentum))
     elif isinstance(spec, FedAdamSpec):

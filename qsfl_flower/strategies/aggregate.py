@@ -10,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.numerics import Layout, Vector, measure
+from qsfl_flower.numerics import Layout, Vector, measure, weighted_sum
 from qsfl_flower.strategies.combine import carry, mean_difference, measure_and_sum, weigh
-from qsfl_flower.strategies.stages import Chain, Measurements, RoundContext, State
-from qsfl_flower.strategies.update import Cohort
+from qsfl_flower.strategies.stages import (
+    ABSURD_NORM,
+    Chain,
+    CohortStage,
+    Measurements,
+    RoundContext,
+    State,
+)
+from qsfl_flower.strategies.update import Cohort, Update
 
 _BLOCK = 1 << 16
 
@@ -88,9 +95,7 @@ def aggregate(
     """
     context = RoundContext(server_round, model.layout, model.vector)
     cohort, capped = _weigh(cohort, weighting)
-    admitted, total = cohort.updates, None
-    if admitted:
-        admitted, total = measure_and_sum(admitted, model.vector)
+    admitted, total = _look(cohort.updates, model.vector, chain)
     cohort, new_states, measured = chain.on_cohort(
         replace(cohort, updates=admitted), states, context
     )
@@ -115,6 +120,27 @@ def aggregate(
     except QSFLError as error:
         return Outcome(cohort, states, skipped=str(error), capped=capped)
     return Outcome(cohort, new_states, arrays, None, capped, norm, {**measured, **after})
+
+
+def _look(
+    updates: tuple[Update, ...], model: Vector, chain: Chain
+) -> tuple[tuple[Update, ...], NDArray[np.float64] | None]:
+    """Return the updates, measured if that is needed, and their mean difference unscaled.
+
+    Where no stage needs norms, the mean itself tells whether all is well: a single update that is
+    not finite makes it so too, and an absurd one leaves at least its share of its own norm.
+    """
+    if not updates:
+        return updates, None
+    if any(isinstance(s, CohortStage) and s.needs_norms for s in chain.stages):
+        return measure_and_sum(updates, model)
+    total = weighted_sum(
+        [u.vector for u in updates], [u.weight for u in updates], [u.base(model) for u in updates]
+    )
+    least = min(u.weight for u in updates)
+    if measure(Vector.dense(total)).norm <= least * ABSURD_NORM / 2:
+        return updates, total
+    return measure_and_sum(updates, model)
 
 
 def _add(model: Vector, step: NDArray[np.float64]) -> None:

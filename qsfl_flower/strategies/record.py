@@ -83,7 +83,7 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             status="accepted",
             num_examples=u.num_examples,
             weight=u.weight,
-            norm=u.measured().norm,
+            norm=None if u.measure is None else u.measure.norm,
             train_loss=first(u.metrics, "train-loss", "train_loss", "loss"),
             train_accuracy=first(u.metrics, "train-accuracy", "train_accuracy", "accuracy"),
             bytes_up=u.bytes_up,

@@ -32,6 +32,9 @@ State = Mapping[str, Any]
 
 Measurements = Mapping[str, float]
 
+ABSURD_NORM = 1e15
+"""No honest update has a larger norm: a million coordinates of 1e12 each."""
+
 
 class Phase(IntEnum):
     """Where in the server's side of a round a stage stands."""
@@ -122,6 +125,9 @@ class MessageStage(Stage):
 class CohortStage(Stage):
     """A stage on the single updates of a round."""
 
+    needs_norms: bool = True
+    """Whether every update has to be measured before this stage sees it."""
+
     @abstractmethod
     def apply(
         self, cohort: Cohort, state: State, context: RoundContext
@@ -147,9 +153,11 @@ class Validate(CohortStage):
 
     Parameters
     ----------
-    max_norm : float
-        Largest accepted L2 norm of the difference to the round's model. The default only stops
-        absurd values; set it near the norms that your clients really have.
+    max_norm : float, optional
+        Largest accepted L2 norm of the difference to the round's model; set it near the norms that
+        your clients really have. Without it only absurd updates are stopped, with norms above
+        1e15, and no time is spent on measuring each one: if one update is not finite or absurd, the
+        mean is too, and only then all are measured to find it.
 
     Notes
     -----
@@ -159,10 +167,11 @@ class Validate(CohortStage):
     name = "validate"
     phase = Phase.ADMIT
 
-    def __init__(self, max_norm: float = 1e15) -> None:
-        if not max_norm > 0:
+    def __init__(self, max_norm: float | None = None) -> None:
+        if max_norm is not None and not max_norm > 0:
             raise ConfigError(f"validate: max_norm is {max_norm!r}; it must be greater than 0")
-        self.max_norm = max_norm
+        self.max_norm = ABSURD_NORM if max_norm is None else max_norm
+        self.needs_norms = max_norm is not None
 
     def apply(
         self, cohort: Cohort, state: State, context: RoundContext
@@ -170,7 +179,8 @@ class Validate(CohortStage):
         """Drop what is not finite or larger than `max_norm`."""
 
         def check(update: Update) -> Update:
-            check_finite_and_size(update.measured(), self.max_norm)
+            if update.measure is not None:
+                check_finite_and_size(update.measure, self.max_norm)
             return update
 
         return cohort.each(check), state, {}

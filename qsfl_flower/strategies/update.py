@@ -50,7 +50,7 @@ class Update:
     form : Form
         Whether `vector` is a whole model or a difference to the round's model.
     measure : Measure or None
-        Norm of the difference to the round's model (float64); set before the stages see it.
+        Norm of the difference to the round's model (float64); set if a stage needs it.
     carried : Mapping[str, numpy.ndarray]
         Integer and boolean arrays (counters), which are not part of the vector.
     metrics : Mapping[str, float]
@@ -79,7 +79,7 @@ class Update:
         return model if self.form is Form.PARAMETERS else None
 
     def measured(self) -> Measure:
-        """Return the measure, which every update has once it is in a chain."""
+        """Return the measure, which an update has wherever a stage needs norms."""
         if self.measure is None:
             raise QSFLError("this update has not been measured")
         return self.measure
