@@ -315,6 +315,8 @@ class Chain:
                         sender, content, states[gate.name], exchange
                     )
                 except RejectedUpdate as error:
+                    # The name in a reply that was not let in is anybody's; the node is certain.
+                    sender = replace(sender, name=f"node {sender.rank}")
                     size = content_bytes(content)
                     content = Rejection(sender, error.reason, error.detail, size)
                 entries[index] = sender, content
