@@ -1,3 +1,3 @@
-"""QSFL-Flower: private, robust, compressed, asynchronous, quantum-safe federated learning for Flower."""
+"""QSFL-Flower: private, robust, quantum-safe federated learning, as an extension of Flower."""
 
 __version__ = "0.1.0"
