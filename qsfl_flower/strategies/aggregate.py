@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.numerics import Layout, Vector, measure, weighted_sum
+from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.strategies.combine import carry, mean_difference, measure_and_sum, weigh
 from qsfl_flower.strategies.stages import (
     ABSURD_NORM,
     Chain,
-    CohortStage,
     Measurements,
     RoundContext,
     State,
@@ -95,7 +94,7 @@ def aggregate(
     """
     context = RoundContext(server_round, model.layout, model.vector)
     cohort, capped = _weigh(cohort, weighting)
-    admitted, total = _look(cohort.updates, model.vector, chain)
+    admitted, total, norm = _look(cohort.updates, model, chain)
     cohort, new_states, measured = chain.on_cohort(
         replace(cohort, updates=admitted), states, context
     )
@@ -111,9 +110,12 @@ def aggregate(
     if total is not None and unscaled and usable == len(admitted):
         step = total
     else:
-        step = mean_difference(cohort.updates, model.layout, model.vector)
+        step, norm = mean_difference(cohort.updates, model.layout, model.vector), None
+    if chain.changes_vector:
+        norm = None
     step, new_states, after = chain.on_vector(step, new_states, context)
-    norm = measure(Vector.dense(step)).norm
+    if norm is None:
+        norm = measure(Vector.dense(step)).norm
     _add(model.vector, step)
     try:
         arrays = model.layout.unpack(step, carry(cohort.updates, model.layout))
@@ -123,24 +125,21 @@ def aggregate(
 
 
 def _look(
-    updates: tuple[Update, ...], model: Vector, chain: Chain
-) -> tuple[tuple[Update, ...], NDArray[np.float64] | None]:
-    """Return the updates, measured if that is needed, and their mean difference unscaled.
+    updates: tuple[Update, ...], model: GlobalModel, chain: Chain
+) -> tuple[tuple[Update, ...], NDArray[np.float64] | None, float | None]:
+    """Return the updates, measured if that is needed, their mean difference unscaled, its norm.
 
     Where no stage needs norms, the mean itself tells whether all is well: a single update that is
     not finite makes it so too, and an absurd one leaves at least its share of its own norm.
     """
     if not updates:
-        return updates, None
-    if any(isinstance(s, CohortStage) and s.needs_norms for s in chain.stages):
-        return measure_and_sum(updates, model)
-    total = weighted_sum(
-        [u.vector for u in updates], [u.weight for u in updates], [u.base(model) for u in updates]
-    )
-    least = min(u.weight for u in updates)
-    if measure(Vector.dense(total)).norm <= least * ABSURD_NORM / 2:
-        return updates, total
-    return measure_and_sum(updates, model)
+        return updates, None, None
+    if not chain.needs_norms:
+        total = mean_difference(updates, model.layout, model.vector)
+        norm = measure(Vector.dense(total)).norm
+        if norm <= min(u.weight for u in updates) * ABSURD_NORM / 2:
+            return updates, total, norm
+    return *measure_and_sum(updates, model.vector), None
 
 
 def _add(model: Vector, step: NDArray[np.float64]) -> None:

@@ -65,7 +65,9 @@ def mean_difference(updates: Sequence[Update], layout: Layout, model: Vector) ->
 
     .. math:: \sum_i w_i s_i \Delta_i, \quad \Delta_i = x_i - g \text{ or as sent}
 
-    One compensated pass; no difference of a single client is ever stored.
+    Computed as :math:`\sum_i w_i s_i x_i - (\sum_i w_i s_i) g` in one compensated pass: subtracting
+    the model once costs less than n times, and what it costs in precision, a few
+    :math:`10^{-16}` of the model, is far below the rounding of the result.
 
     Parameters
     ----------
@@ -81,17 +83,20 @@ def mean_difference(updates: Sequence[Update], layout: Layout, model: Vector) ->
     numpy.ndarray
         Shape (d,), float64.
     """
-    vectors = [u.vector for u in updates]
-    bases = [u.base(model) for u in updates]
+    vectors = [u.vector for u in updates] + [model]
+
+    def factors(scales: Sequence[float]) -> list[float]:
+        c = [u.weight * scale for u, scale in zip(updates, scales, strict=True)]
+        whole = [ci for ci, u in zip(c, updates, strict=True) if u.base(model) is not None]
+        return [*c, -math.fsum(whole)]
+
     if all(np.ndim(u.scale) == 0 for u in updates):
-        return weighted_sum(vectors, [u.weight * float(u.scale) for u in updates], bases)
+        return weighted_sum(vectors, factors([float(u.scale) for u in updates]))
     out = np.empty(layout.size)
+    scales = [np.broadcast_to(u.scale, (len(layout.slices),)) for u in updates]
     for index, part in enumerate(layout.slices.values()):
-        factors = [
-            u.weight * float(np.ravel(u.scale)[min(index, np.size(u.scale) - 1)]) for u in updates
-        ]
-        target = out[part.start : part.stop]
-        weighted_sum(vectors, factors, bases, lo=part.start, hi=part.stop, out=target)
+        chosen = factors([float(s[index]) for s in scales])
+        weighted_sum(vectors, chosen, lo=part.start, hi=part.stop, out=out[part.start : part.stop])
     return out
 
 
