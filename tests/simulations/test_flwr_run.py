@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,8 +89,13 @@ def test_a_wrong_number_of_supernodes_is_said(flower, tmp_path):
 
 
 def test_the_bundle_holds_the_package_and_the_configurations_only(flower, tmp_path):
-    shown = flower("build", "--app", ".")
-    (bundle,) = ROOT.glob("*.fab")
+    root = tmp_path / "qsfl-flower"
+    for name in ("qsfl_flower", "configs", "tests", "docs", "benchmarks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, root)
+    shown = flower("build", "--app", root)
+    (bundle,) = [*root.glob("*.fab"), *ROOT.glob("*.fab")]
     try:
         with zipfile.ZipFile(bundle) as archive:
             names = archive.namelist()
