@@ -69,23 +69,40 @@ def mnist_cnn(
 def cifar_cnn(
     input_shape: Sequence[int], num_classes: int, norm: str = "group", dropout: float = 0.0
 ) -> nn.Module:
-    """Return three normalised convolutions for colour pictures."""
+    """Return three convolutions and two dense layers for colour pictures.
+
+    151,842 parameters for 3 x 32 x 32 and 10 classes. Pooling comes before normalisation, which
+    costs a quarter as much there.
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        (channels, height, width), at least 16 x 16 pixels.
+    num_classes : int
+        Number of logits.
+    norm : {"none", "group", "batch"}
+        Normalisation after each convolution.
+    dropout : float
+        Share of features dropped before the dense layers, 0 <= dropout < 1.
+    """
     channels, height, width = _picture("cifar-cnn", input_shape, 16)
-    widths = (32, 64, 64)
+    widths = (24, 48, 96)
     layers: list[nn.Module] = []
     for before, after in zip((channels, *widths), widths, strict=False):
         layers += [
-            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.Conv2d(before, after, 3, padding=1, bias=norm == "none"),
+            nn.MaxPool2d(2),
             _norm(norm, after),
             nn.ReLU(),
-            nn.MaxPool2d(2),
         ]
     return nn.Sequential(
         *layers,
         nn.Flatten(),
         nn.Dropout(dropout),
-        nn.Linear(widths[-1] * (height // 8) * (width // 8), num_classes),
-    )
+        nn.Linear(widths[-1] * (height // 8) * (width // 8), 64),
+        nn.ReLU(),
+        nn.Linear(64, num_classes),
+    ).to(memory_format=torch.channels_last)
 
 
 MODELS: Mapping[str, ModelFactory] = {
