@@ -8,12 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
+from qsfl_flower.numerics.blocks import BLOCK, blocks, map_threads, threads_for
+
+if TYPE_CHECKING:
+    from qsfl_flower.numerics.vector import Vector
 
 DTYPES = (
     "float16",
@@ -116,18 +120,28 @@ class Layout:
         }
 
     def unpack(
-        self, vector: NDArray[np.float64], carried: Mapping[str, NDArray[Any]]
+        self,
+        vector: NDArray[np.float64],
+        carried: Mapping[str, NDArray[Any]],
+        base: Vector | None = None,
+        *,
+        threads: int | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Turn a flat vector and the carried arrays back into the model's arrays.
 
-        Each coordinate is rounded once, from float64 to the array's own dtype.
+        Each coordinate is rounded once, from float64 to the array's own dtype, after `base` has
+        been added to it.
 
         Parameters
         ----------
         vector : ndarray of float64, shape (size,)
-            The flat vector.
+            The flat vector. It is not changed.
         carried : mapping of str to ndarray
             Exactly the arrays named in `carried`, of their own shapes and dtypes.
+        base : Vector, optional
+            What to add: for a step the model that it starts from.
+        threads : int, optional
+            By default one per core, at most four.
 
         Returns
         -------
@@ -140,13 +154,42 @@ class Layout:
             If a finite coordinate becomes infinite in the array's dtype.
         RejectedUpdate
             If the carried arrays do not fit, as in `check`.
+        ConfigError
+            If the vectors do not fit.
         """
         _compare(carried, {name: self._specs[name] for name in self.carried})
-        views = self.views(vector)
-        return {
-            name: _round(views[name], name, dtype) if name in views else carried[name]
-            for name, (_, dtype) in self._specs.items()
+        if vector.shape != (self.size,) or (base is not None and base.size != self.size):
+            raise ConfigError(f"the vectors do not fit a layout of {self.size} coordinates")
+        arrays = {
+            name: np.empty(shape, dtype) if name in self.slices else carried[name]
+            for name, (shape, dtype) in self._specs.items()
         }
+        flat = {name: arrays[name].reshape(-1) for name in self.slices}
+
+        def work(job: tuple[str, int, int]) -> None:
+            name, lo, hi = job
+            start, out = self.slices[name].start, flat[name]
+            values = vector[lo:hi]
+            try:
+                with np.errstate(over="raise"):
+                    if base is not None:
+                        values = np.empty(hi - lo)
+                        base.read(lo, hi, values)
+                        np.add(values, vector[lo:hi], out=values)
+                    np.copyto(out[lo - start : hi - start], values, casting="same_kind")
+            except FloatingPointError:
+                limit = np.finfo(out.dtype).max
+                raise CastOverflow(
+                    f"array {name!r} has a value beyond {limit:g}, the largest {out.dtype}"
+                ) from None
+
+        jobs = [
+            (name, lo, hi)
+            for name, span in self.slices.items()
+            for lo, hi in blocks(span.start, span.stop)
+        ]
+        map_threads(work, jobs, threads_for(self.size // BLOCK, threads))
+        return arrays
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Check that arrays fit the layout exactly.
@@ -183,14 +226,3 @@ def _compare(
             raise RejectedUpdate(
                 "wrong-dtype", f"array {name!r} is {array.dtype}; the model has {dtype}"
             )
-
-
-def _round(values: NDArray[np.float64], name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    try:
-        with np.errstate(over="raise"):
-            return values.astype(dtype, order="C")
-    except FloatingPointError:
-        limit = np.finfo(dtype).max
-        raise CastOverflow(
-            f"array {name!r} has a value beyond {limit:g}, the largest {dtype}"
-        ) from None

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
+from qsfl_flower.numerics.blocks import BLOCK
 from qsfl_flower.numerics.layout import CastOverflow, Layout
+from qsfl_flower.numerics.vector import Vector
 
 
 def model() -> dict[str, np.ndarray]:
@@ -76,12 +78,48 @@ def test_one_rounding_only():
     assert layout.unpack(np.array([value]), {})["w"][0] == np.float16(1 + 2.0**-10)
 
 
+def test_a_step_is_added_to_its_base_before_the_rounding():
+    """Half a last digit of 1 is a tie and goes down; three halves are a tie and go up."""
+    layout = Layout.of({"a": np.zeros(2, np.float32), "b": np.zeros((), np.float32)})
+    step = np.array([2.0**-24, 3 * 2.0**-24, -0.5])
+    base = Vector([np.ones(2, np.float32), np.array([2.0], np.float32)])
+    result = layout.unpack(step, {}, base)
+    assert result["a"].tolist() == [1.0, 1 + 2 * 2.0**-23]  # ties to even, 3 halves to 2
+    assert result["b"] == 1.5
+    assert step.tolist() == [2.0**-24, 3 * 2.0**-24, -0.5]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_long_arrays_in_blocks_and_threads(threads):
+    size = 3 * BLOCK + 5
+    values, start = np.random.default_rng(0).standard_normal((2, size))
+    model = {"a": np.zeros(100, np.float32), "b": np.zeros((size - 100, 1), np.float16)}
+    result = Layout.of(model).unpack(values, {}, Vector.dense(start), threads=threads)
+    np.testing.assert_array_equal(result["a"], (values + start)[:100].astype(np.float32))
+    np.testing.assert_array_equal(result["b"][:, 0], (values + start)[100:].astype(np.float16))
+
+
+def test_vectors_of_another_size_are_refused():
+    layout = Layout.of(model())
+    carried = {name: model()[name] for name in layout.carried}
+    with pytest.raises(ConfigError, match="9 coordinates"):
+        layout.unpack(np.zeros(8), carried)
+    with pytest.raises(ConfigError, match="9 coordinates"):
+        layout.unpack(np.zeros(9), carried, Vector.dense(np.zeros(10)))
+
+
 @pytest.mark.parametrize(("dtype", "value"), [("float16", 65_520.0), ("float32", 1e39)])
 def test_an_overflow_names_the_array(dtype, value):
     layout = Layout.of({"fine": np.zeros(1), "narrow": np.zeros(2, dtype)})
     with pytest.raises(CastOverflow, match=rf"array 'narrow' has a value beyond .* {dtype}"):
         layout.unpack(np.array([value, 0, -value]), {})
     assert issubclass(CastOverflow, QSFLError)
+
+
+def test_an_overflow_in_float64_itself_is_named_as_well():
+    layout = Layout.of({"w": np.zeros(1)})
+    with pytest.raises(CastOverflow, match="'w'"):
+        layout.unpack(np.array([1.7e308]), {}, Vector.dense(np.array([1.7e308])))
 
 
 def test_largest_values_and_tiny_values_are_no_overflow():
