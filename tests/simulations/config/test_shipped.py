@@ -60,12 +60,12 @@ def test_quickstart_is_offline_uneven_and_bounded():
     assert [type(stage) for stage in experiment.strategy.stages] == [ValidateSpec, ClipSpec]
 
 
-@pytest.mark.parametrize(("name", "dataset"), [("mnist", "mnist"), ("cifar10", "cifar10")])
-def test_picture_sets_find_their_folder_by_default(name, dataset):
+@pytest.mark.parametrize(("name", "alpha"), [("mnist", 0.5), ("cifar10", 1.0)])
+def test_picture_sets_find_their_folder_by_default(name, alpha):
     """No path of a machine, and nothing is downloaded without being asked."""
     data = load_experiment(name).data
-    assert (data.dataset, data.root, data.download) == (dataset, None, False)
-    assert data.partition == DirichletSpec(scheme="dirichlet", alpha=0.5)
+    assert (data.dataset, data.root, data.download) == (name, None, False)
+    assert data.partition == DirichletSpec(scheme="dirichlet", alpha=alpha)
 
 
 def test_faults_leave_enough_clients():
