@@ -1,1 +1,1 @@
-"""TBD."""
+"""Experiments: their configuration, the runs on Flower's Ray backend, reports, and the command."""

@@ -3,12 +3,12 @@
 from qsfl_flower.strategies.aggregate import Outcome
 from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
-    Chain,
     Clip,
     CohortStage,
     Phase,

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Layout, Vector, measure
+from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.combine import carry, mean_difference, measure_and_sum, weigh
 from qsfl_flower.strategies.stages import (
     ABSURD_NORM,
-    Chain,
     Measurements,
     RoundContext,
     State,

@@ -23,12 +23,13 @@ from qsfl_flower.strategies.admission import (
     single,
 )
 from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, Weighting, aggregate
+from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.combine import mean_metrics
 from qsfl_flower.strategies.exchange import wait_for_nodes
 from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.rounds import Job, run_rounds
-from qsfl_flower.strategies.stages import Chain, Exchange, Stage, State, Validate
+from qsfl_flower.strategies.stages import Exchange, Stage, State, Validate
 from qsfl_flower.strategies.update import Rejection, Sender, Update
 from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
