@@ -16,7 +16,6 @@ from qsfl_flower.numerics import (
     Layout,
     Vector,
     measure,
-    screen,
     sum_and_measure,
     view_npy,
     weighted_sum,
@@ -72,7 +71,6 @@ def _ways(clients: int, size: int) -> dict[str, Way]:
     replies = [trained(message, model, seed) for seed, message in enumerate(sent)]
     flower = FedAvg()
     layout = Layout.of(model)
-    base = Vector.of(model, layout)
     dense = Vector.dense(np.concatenate([value.astype(np.float64) for value in model.values()]))
 
     def numerics(combine: Callable[[list[Vector], np.ndarray], np.ndarray]) -> Way:
@@ -81,11 +79,6 @@ def _ways(clients: int, size: int) -> dict[str, Way]:
             return layout.unpack(combine(vectors, weights), {})
 
         return way
-
-    def screen_first(vectors: list[Vector], weights: np.ndarray) -> np.ndarray:
-        for vector in vectors:
-            screen(vector, base)
-        return weighted_sum(vectors, weights)
 
     def measure_first(vectors: list[Vector], weights: np.ndarray) -> np.ndarray:
         for vector in vectors:
@@ -107,7 +100,6 @@ def _ways(clients: int, size: int) -> dict[str, Way]:
         "StableFedAvg": stable,
         "read, sum": numerics(weighted_sum),
         "read, sum and measure": numerics(at_once),
-        "read, screen, sum": numerics(screen_first),
         "read, measure, sum": numerics(measure_first),
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
-from qsfl_flower.numerics.blocks import BLOCK, blocks, map_threads, threads_for
+from qsfl_flower.numerics.blocks import blocks
 
 if TYPE_CHECKING:
     from qsfl_flower.numerics.vector import Vector
@@ -124,8 +124,6 @@ class Layout:
         vector: NDArray[np.float64],
         carried: Mapping[str, NDArray[Any]],
         base: Vector | None = None,
-        *,
-        threads: int | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Turn a flat vector and the carried arrays back into the model's arrays.
 
@@ -140,8 +138,6 @@ class Layout:
             Exactly the arrays named in `carried`, of their own shapes and dtypes.
         base : Vector, optional
             What to add: for a step the model that it starts from.
-        threads : int, optional
-            By default one per core, at most four.
 
         Returns
         -------
@@ -164,31 +160,23 @@ class Layout:
             name: np.empty(shape, dtype) if name in self.slices else carried[name]
             for name, (shape, dtype) in self._specs.items()
         }
-        flat = {name: arrays[name].reshape(-1) for name in self.slices}
-
-        def work(job: tuple[str, int, int]) -> None:
-            name, lo, hi = job
-            start, out = self.slices[name].start, flat[name]
-            values = vector[lo:hi]
+        for name, span in self.slices.items():
+            flat = arrays[name].reshape(-1)
             try:
                 with np.errstate(over="raise"):
-                    if base is not None:
-                        values = np.empty(hi - lo)
-                        base.read(lo, hi, values)
-                        np.add(values, vector[lo:hi], out=values)
-                    np.copyto(out[lo - start : hi - start], values, casting="same_kind")
+                    for lo, hi in blocks(span.start, span.stop):
+                        values = vector[lo:hi]
+                        if base is not None:
+                            values = np.empty(hi - lo)
+                            base.read(lo, hi, values)
+                            np.add(values, vector[lo:hi], out=values)
+                        target = flat[lo - span.start : hi - span.start]
+                        np.copyto(target, values, casting="same_kind")
             except FloatingPointError:
-                limit = np.finfo(out.dtype).max
+                limit = np.finfo(flat.dtype).max
                 raise CastOverflow(
-                    f"array {name!r} has a value beyond {limit:g}, the largest {out.dtype}"
+                    f"array {name!r} has a value beyond {limit:g}, the largest {flat.dtype}"
                 ) from None
-
-        jobs = [
-            (name, lo, hi)
-            for name, span in self.slices.items()
-            for lo, hi in blocks(span.start, span.stop)
-        ]
-        map_threads(work, jobs, threads_for(self.size // BLOCK, threads))
         return arrays
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -116,34 +116,6 @@ def square_rows(values: Floats, out: Floats) -> None:
         np.vecdot(rest, rest, out=out[:, cut // ROW])
 
 
-def screen(vector: Vector, base: Vector | None = None) -> Measure:
-    """Estimate what `measure` measures, about twice as fast; for screening and for records.
-
-    A float32 vector is measured in float32 (with totals in float64) within a relative error of
-    1e-4, which is no basis for a clipping bound. Whether the vector is finite is exact. Where
-    float32 overflows or vanishes, and for any other dtype, this is `measure`.
-
-    Parameters
-    ----------
-    vector : Vector
-        The vector v.
-    base : Vector, optional
-        The vector b, in pieces like those of v; else this is `measure`.
-
-    Returns
-    -------
-    Measure
-        Without layer norms.
-    """
-    pairs = vector.pairs(base)
-    if pairs is not None:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            square = sum(_screen_piece(piece, other) for piece, other in pairs)
-        if 1e-24 < square < math.inf:
-            return Measure(math.sqrt(square))
-    return measure(vector, base)
-
-
 def clip_scale(norm: float, clip_norm: float) -> float:
     r"""Return the factor :math:`s = \min(1, C / \|\delta\|)`, rounded down.
 
@@ -274,17 +246,6 @@ def _differences(vector: Vector, base: Vector | None) -> Iterator[tuple[int, NDA
         if base is not None:
             np.subtract(delta, base.view(start, stop, other[: stop - start]), out=delta)
         yield start, delta
-
-
-def _screen_piece(values: NDArray[np.float32], base: NDArray[np.float32] | None) -> float:
-    spare = np.empty(min(values.size, _BLOCK), np.float32)
-    total = 0.0
-    for start, stop in blocks(0, values.size, _BLOCK):
-        delta = values[start:stop]
-        if base is not None:
-            delta = np.subtract(delta, base[start:stop], out=spare[: stop - start])
-        total += _square_sum(delta)
-    return total
 
 
 def _square_sum(values: NDArray[Any]) -> float:

@@ -74,16 +74,3 @@ class Vector:
             return self._pieces[0][lo:hi]
         self.read(lo, hi, spare)
         return spare
-
-    def pairs(self, base: Vector | None) -> list[tuple[NDArray[Any], NDArray[Any] | None]] | None:
-        """Pair the pieces with those of `base`; None unless both are float32 cut alike."""
-        others = base._pieces if base is not None else [None] * len(self._pieces)
-        if len(others) != len(self._pieces):
-            return None
-        pairs = list(zip(self._pieces, others, strict=True))
-        for piece, other in pairs:
-            if piece.dtype != np.float32:
-                return None
-            if other is not None and (other.dtype != np.float32 or other.size != piece.size):
-                return None
-        return pairs

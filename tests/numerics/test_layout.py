@@ -89,12 +89,11 @@ def test_a_step_is_added_to_its_base_before_the_rounding():
     assert step.tolist() == [2.0**-24, 3 * 2.0**-24, -0.5]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_long_arrays_in_blocks_and_threads(threads):
+def test_long_arrays_in_blocks():
     size = 3 * BLOCK + 5
     values, start = np.random.default_rng(0).standard_normal((2, size))
     model = {"a": np.zeros(100, np.float32), "b": np.zeros((size - 100, 1), np.float16)}
-    result = Layout.of(model).unpack(values, {}, Vector.dense(start), threads=threads)
+    result = Layout.of(model).unpack(values, {}, Vector.dense(start))
     np.testing.assert_array_equal(result["a"], (values + start)[:100].astype(np.float32))
     np.testing.assert_array_equal(result["b"][:, 0], (values + start)[100:].astype(np.float16))
 
