@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.strategies.chain import Chain
-from qsfl_flower.strategies.combine import carry, mean_difference, measure_and_sum, weigh
+from qsfl_flower.strategies.combine import (
+    carry,
+    mean_difference,
+    measure_and_sum,
+    plausible_sum,
+    weigh,
+)
 from qsfl_flower.strategies.stages import (
     ABSURD_NORM,
     Measurements,
@@ -20,8 +26,6 @@ from qsfl_flower.strategies.stages import (
     State,
 )
 from qsfl_flower.strategies.update import Cohort, Update
-
-_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def aggregate(
     """
     context = RoundContext(server_round, model.layout, model.vector)
     cohort, capped = _weigh(cohort, weighting)
-    admitted, total, norm = _look(cohort.updates, model, chain)
+    admitted, total = _look(cohort.updates, model, chain)
     cohort, new_states, measured = chain.on_cohort(
         replace(cohort, updates=admitted), states, context
     )
@@ -110,15 +114,12 @@ def aggregate(
     if total is not None and unscaled and usable == len(admitted):
         step = total
     else:
-        step, norm = mean_difference(cohort.updates, model.layout, model.vector), None
-    if chain.changes_vector:
-        norm = None
+        step = mean_difference(cohort.updates, model.layout, model.vector)
     step, new_states, after = chain.on_vector(step, new_states, context)
-    if norm is None:
-        norm = measure(Vector.dense(step)).norm
-    _add(model.vector, step)
+    norm = measure(Vector.dense(step)).norm
     try:
-        arrays = model.layout.unpack(step, carry(cohort.updates, model.layout))
+        carried = carry(cohort.updates, model.layout)
+        arrays = model.layout.unpack(step, carried, base=model.vector)
     except QSFLError as error:
         return Outcome(cohort, states, skipped=str(error), capped=capped)
     return Outcome(cohort, new_states, arrays, None, capped, norm, {**measured, **after})
@@ -126,29 +127,15 @@ def aggregate(
 
 def _look(
     updates: tuple[Update, ...], model: GlobalModel, chain: Chain
-) -> tuple[tuple[Update, ...], NDArray[np.float64] | None, float | None]:
-    """Return the updates, measured if that is needed, their mean difference unscaled, its norm.
-
-    Where no stage needs norms, the mean itself tells whether all is well: a single update that is
-    not finite makes it so too, and an absurd one leaves at least its share of its own norm.
-    """
+) -> tuple[tuple[Update, ...], NDArray[np.float64] | None]:
+    """Return the updates, measured if that is needed, and their mean difference unscaled."""
     if not updates:
-        return updates, None, None
+        return updates, None
     if not chain.needs_norms:
-        total = mean_difference(updates, model.layout, model.vector)
-        norm = measure(Vector.dense(total)).norm
-        if norm <= min(u.weight for u in updates) * ABSURD_NORM / 2:
-            return updates, total, norm
-    return *measure_and_sum(updates, model.vector), None
-
-
-def _add(model: Vector, step: NDArray[np.float64]) -> None:
-    """Add the model to the step in place, a block at a time."""
-    scratch = np.empty(min(_BLOCK, step.size))
-    for lo in range(0, step.size, _BLOCK):
-        part = step[lo : lo + _BLOCK]
-        model.read(lo, lo + part.size, scratch[: part.size])
-        part += scratch[: part.size]
+        total = plausible_sum(updates, model.vector, ABSURD_NORM / 2)
+        if total is not None:
+            return updates, total
+    return measure_and_sum(updates, model.vector)
 
 
 def _weigh(cohort: Cohort, weighting: Weighting) -> tuple[Cohort, int]:

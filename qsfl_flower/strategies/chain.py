@@ -62,11 +62,6 @@ class Chain:
         """Whether some stage needs the norm of every update."""
         return any(isinstance(s, CohortStage) and s.needs_norms for s in self.stages)
 
-    @property
-    def changes_vector(self) -> bool:
-        """Whether some stage works on the combined difference."""
-        return any(isinstance(s, VectorStage) for s in self.stages)
-
     def plan(self) -> Plan:
         """Return what the clients' mods have to do, in canonical order."""
         steps = (stage.client_step() for stage in self.stages)

@@ -83,21 +83,41 @@ def mean_difference(updates: Sequence[Update], layout: Layout, model: Vector) ->
     numpy.ndarray
         Shape (d,), float64.
     """
-    vectors = [u.vector for u in updates] + [model]
-
-    def factors(scales: Sequence[float]) -> list[float]:
-        c = [u.weight * scale for u, scale in zip(updates, scales, strict=True)]
-        whole = [ci for ci, u in zip(c, updates, strict=True) if u.base(model) is not None]
-        return [*c, -math.fsum(whole)]
-
     if all(np.ndim(u.scale) == 0 for u in updates):
-        return weighted_sum(vectors, factors([float(u.scale) for u in updates]))
+        return weighted_sum(*_terms(updates, model, [float(u.scale) for u in updates]))
     out = np.empty(layout.size)
     scales = [np.broadcast_to(u.scale, (len(layout.slices),)) for u in updates]
     for index, part in enumerate(layout.slices.values()):
-        chosen = factors([float(s[index]) for s in scales])
-        weighted_sum(vectors, chosen, lo=part.start, hi=part.stop, out=out[part.start : part.stop])
+        terms = _terms(updates, model, [float(s[index]) for s in scales])
+        weighted_sum(*terms, lo=part.start, hi=part.stop, out=out[part.start : part.stop])
     return out
+
+
+def plausible_sum(updates: Sequence[Update], model: Vector, largest: float) -> Floats | None:
+    """Return the mean difference unscaled, or None if some update may be absurd.
+
+    What is measured on the way is each vector as it was sent, which costs less than measuring
+    differences, and is enough to tell that nobody sent anything absurd.
+
+    Parameters
+    ----------
+    updates, model
+        As for `mean_difference`.
+    largest : float
+        No vector may have a larger norm, nor hold NaN or infinity.
+    """
+    total, sizes = sum_and_measure(*_terms(updates, model, [1.0] * len(updates)))
+    fine = all(size.finite and size.norm <= largest for size in sizes)
+    return total if fine else None
+
+
+def _terms(
+    updates: Sequence[Update], model: Vector, scales: Sequence[float]
+) -> tuple[list[Vector], list[float]]:
+    """Return the vectors to add up and their factors; the model comes last."""
+    factors = [u.weight * scale for u, scale in zip(updates, scales, strict=True)]
+    whole = [f for f, u in zip(factors, updates, strict=True) if u.base(model) is not None]
+    return [*(u.vector for u in updates), model], [*factors, -math.fsum(whole)]
 
 
 def measure_and_sum(updates: Sequence[Update], model: Vector) -> tuple[tuple[Update, ...], Floats]:

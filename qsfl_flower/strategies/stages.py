@@ -156,8 +156,7 @@ class Validate(CohortStage):
     max_norm : float, optional
         Largest accepted L2 norm of the difference to the round's model; set it near the norms that
         your clients really have. Without it only absurd updates are stopped, with norms above
-        1e15, and no time is spent on measuring each one: if one update is not finite or absurd, the
-        mean is too, and only then all are measured to find it.
+        1e15, and differences are measured only if some reply looks absurd as it was sent.
 
     Notes
     -----

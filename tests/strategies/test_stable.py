@@ -185,6 +185,15 @@ def test_a_huge_claim_does_not_own_the_mean(fake_grid, trained):
     assert values(result.arrays)[0] == pytest.approx(0.5)
 
 
+def test_absurd_updates_that_cancel_are_rejected_too(fake_grid, trained):
+    """Their sum looks ordinary, but would have taken the others' digits with it."""
+    clients = {n: trained(1.5) for n in range(6)}
+    clients |= {6: trained(1e30), 7: trained(-1e30)}
+    result, recorder = run(fake_grid(clients))
+    assert values(result.arrays).tolist() == [1.5] * 4
+    assert recorder.rounds[-1].rejected == {"too-large": 2}
+
+
 def test_clip_bounds_every_client(fake_grid, trained):
     """A step of 3 on 8 coordinates has norm 8.49; clipped to 1 each coordinate moves 1/sqrt(8)."""
     grid = fake_grid({1: trained(3.0), 2: trained(3.0)})
