@@ -65,6 +65,9 @@ def test_sizes_by_hand() -> None:
     assert parameters(build_model("mlp", (1, 8, 8), 10, 0)) == 9610
     # mnist-cnn: 25*16+16, 25*16*32+32, 32*4*4*64+64, 64*10+10
     assert parameters(build_model("mnist-cnn", (1, 28, 28), 10, 0)) == 416 + 12832 + 32832 + 650
+    # cifar-cnn: three convolutions without bias, their group norms, 96*4*4*64+64, 64*10+10
+    convolutions = 9 * (3 * 24 + 24 * 48 + 48 * 96) + 2 * (24 + 48 + 96)
+    assert parameters(build_model("cifar-cnn", (3, 32, 32), 10, 0)) == convolutions + 98368 + 650
 
 
 @pytest.mark.parametrize("name", MODELS)
