@@ -7,7 +7,7 @@ from qsfl_flower.numerics.carried import combine_carried
 from qsfl_flower.numerics.layout import CastOverflow, Layout
 from qsfl_flower.numerics.mean import CompensatedSum, sum_and_measure, weighted_sum
 from qsfl_flower.numerics.monitor import Monitor, MonitorState
-from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure
+from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, rough_norms
 from qsfl_flower.numerics.npy import dump_npy, view_npy
 from qsfl_flower.numerics.validation import (
     bounded_weights,
@@ -32,6 +32,7 @@ __all__ = [
     "dump_npy",
     "example_count",
     "measure",
+    "rough_norms",
     "sum_and_measure",
     "view_npy",
     "weighted_sum",

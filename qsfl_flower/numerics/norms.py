@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
-from qsfl_flower.numerics.blocks import ROW, Floats, blocks
+from qsfl_flower.numerics.blocks import ROW, Floats, blocks, map_threads, threads_for
 from qsfl_flower.numerics.layout import Layout
 from qsfl_flower.numerics.vector import Vector
 
@@ -94,6 +94,35 @@ def measure(vector: Vector, base: Vector | None = None, layout: Layout | None = 
 def from_square(square: float, vector: Vector, base: Vector | None) -> Measure:
     """Turn a sum of squares into what `measure` finds, measuring again where squares fail."""
     return Measure(math.sqrt(square)) if _SMALL < square < math.inf else measure(vector, base)
+
+
+def rough_norms(vectors: Sequence[Vector]) -> list[float]:
+    """Norms to about six digits, in the vectors' own precision: a cheap look at what was sent.
+
+    Parameters
+    ----------
+    vectors : Sequence[Vector]
+        Looked at in parallel.
+
+    Returns
+    -------
+    list of float
+        NaN or infinity where a vector is not finite, or where its squares overflow its own type;
+        so a finite value proves that the vector is finite and at most a little larger.
+    """
+    return map_threads(_rough_norm, vectors, threads_for(len(vectors), None))
+
+
+def _rough_norm(vector: Vector) -> float:
+    square = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for piece in vector.pieces:
+            values = piece.astype(np.float32) if piece.itemsize < 4 else piece
+            cut = values.size - values.size % ROW
+            rows = values[:cut].reshape(-1, ROW)
+            square += float(np.vecdot(rows, rows).sum(dtype=np.float64))
+            square += float(np.vecdot(values[cut:], values[cut:]))
+    return math.sqrt(square) if square >= 0 else math.nan
 
 
 def square_rows(values: Floats, out: Floats) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class Vector:
     def dense(cls, values: NDArray[Any]) -> Vector:
         """Read one flat array."""
         return cls([values])
+
+    @property
+    def pieces(self) -> Sequence[NDArray[Any]]:
+        """The arrays that the vector is made of, empty ones left out."""
+        return self._pieces
 
     def read(self, lo: int, hi: int, out: NDArray[np.float64]) -> None:
         """Write the coordinates ``lo <= i < hi`` as float64 into `out`, of shape ``(hi - lo,)``."""

@@ -10,22 +10,28 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector, example_count
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
-from qsfl_flower.wire import CLIENT_KEY, FORM_KEY, QSFL_RECORD, Form, content_bytes, from_record
+from qsfl_flower.wire import (
+    CLIENT_KEY,
+    FORM_KEY,
+    QSFL_RECORD,
+    Form,
+    content_bytes,
+    from_record,
+    records_of,
+)
 
 T = TypeVar("T")
 
 _MAX_METRICS = 64
 _MAX_NAME = 64
-_THREADS = 2
 _ERROR_REASONS = {
     0: "client-crashed",
     1: "client-not-loaded",
@@ -78,9 +84,11 @@ class ReplyReader:
         RejectedUpdate
             With the reason why the reply is not usable.
         """
-        arrays = from_record(single(content.array_records, "ArrayRecord", self.arrayrecord_key))
+        arrays = from_record(
+            single(records_of(content, ArrayRecord), "ArrayRecord", self.arrayrecord_key)
+        )
         self.layout.check(arrays)
-        metrics = single(content.metric_records, "MetricRecord", "metrics")
+        metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
         if self.weighted_by_key not in metrics:
             raise RejectedUpdate(
                 "bad-num-examples", f"the metrics have no {self.weighted_by_key!r}"
@@ -133,8 +141,7 @@ def admit(
         except RejectedUpdate as error:
             return Rejection(sender, error.reason, error.detail, content_bytes(content))
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        outcomes = list(pool.map(one, matched))
+    outcomes = [one(pair) for pair in matched]
     return Cohort(
         tuple(o for o in outcomes if isinstance(o, Update)),
         tuple(o for o in outcomes if isinstance(o, Rejection)),
@@ -164,7 +171,7 @@ def single(records: Mapping[str, T], kind: str, preferred: str) -> T:
 
 
 def _form(content: RecordDict) -> Form:
-    record = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    record = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
     text = record.get(FORM_KEY, Form.PARAMETERS.value)
     try:
         return Form(str(text))
@@ -188,7 +195,7 @@ def _outcome(
 
 
 def _name(content: RecordDict) -> str | None:
-    name = (content.config_records.get(QSFL_RECORD) or ConfigRecord()).get(CLIENT_KEY)
+    name = (records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()).get(CLIENT_KEY)
     if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable():
         return name
     return None

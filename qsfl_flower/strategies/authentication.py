@@ -24,7 +24,7 @@ from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout
 from qsfl_flower.strategies.stages import Exchange, Measurements, MessageStage, Phase, State
 from qsfl_flower.strategies.update import Sender
-from qsfl_flower.wire import QSFL_RECORD
+from qsfl_flower.wire import QSFL_RECORD, records_of
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_of, unpack_arrays
 from qsfl_flower.wire.keys import (
     ENCRYPT_KEY,
@@ -102,7 +102,7 @@ class Authenticate(MessageStage):
         identity, now = self.credentials.identity, int(self._clock())
         encrypt = self.encrypt and exchange.kind == "train"
         if encrypt:
-            suite = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+            suite = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
             content = RecordDict(
                 {**content, QSFL_RECORD: ConfigRecord({**suite, ENCRYPT_KEY: True})}
             )
@@ -143,7 +143,9 @@ class Authenticate(MessageStage):
         """Verify one reply and, if it is encrypted, open it."""
         del exchange
         gate: _Gate = state["gate"]
-        signed = (content.config_records.get(AUTH_RECORD) or ConfigRecord()).get(REPLY_KEY)
+        signed = (records_of(content, ConfigRecord).get(AUTH_RECORD) or ConfigRecord()).get(
+            REPLY_KEY
+        )
         if not isinstance(signed, bytes):
             raise RejectedUpdate("unsigned", "the reply is not signed; the client needs auth_mod")
         now = int(self._clock())
@@ -194,7 +196,7 @@ def _opened(content: RecordDict, session: Session | None, reply: Authentic[Reply
     if session is None or session.client != reply.signer.name:
         raise RejectedUpdate("no-session", f"{reply.signer.name} has no session to encrypt under")
     opened = RecordDict({**content})
-    for name, record in content.array_records.items():
+    for name, record in records_of(content, ArrayRecord).items():
         frame = frame_of(record)
         if frame is None:
             raise RejectedUpdate(

@@ -31,7 +31,7 @@ from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.rounds import Job, run_rounds
 from qsfl_flower.strategies.stages import Exchange, Stage, State, Validate
 from qsfl_flower.strategies.update import Rejection, Sender, Update
-from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record
+from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, records_of, to_record
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
@@ -268,7 +268,7 @@ class StableFedAvg(FedAvg):
                 if isinstance(content, Rejection):
                     raise RejectedUpdate(content.reason, content.detail)
                 content = self._translate("evaluate", content)
-                metrics = single(content.metric_records, "MetricRecord", "metrics")
+                metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
                 claim = example_count(metrics.get(self.weighted_by_key))
                 kept.append((claim, finite_metrics(metrics, self.weighted_by_key), content))
             except RejectedUpdate as error:

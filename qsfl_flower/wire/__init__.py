@@ -4,7 +4,7 @@ Both sides import this package and nothing of each other: record names, arrays w
 the plan that a strategy sends to the mods, and the older ``FitIns``/``FitRes`` format.
 """
 
-from qsfl_flower.wire.arrays import content_bytes, from_record, numbers_only, to_record
+from qsfl_flower.wire.arrays import content_bytes, from_record, numbers_only, records_of, to_record
 from qsfl_flower.wire.keys import CLIENT_KEY, FORM_KEY, PLAN_KEY, QSFL_RECORD, Form
 from qsfl_flower.wire.plan import Plan, PlanItem
 
@@ -19,5 +19,6 @@ __all__ = [
     "content_bytes",
     "from_record",
     "numbers_only",
+    "records_of",
     "to_record",
 ]

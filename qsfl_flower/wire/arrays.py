@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics.npy import dump_npy, view_npy
+
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 def from_record(record: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
@@ -37,6 +39,15 @@ def from_record(record: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
     return {name: _view(name, array) for name, array in record.items()}
 
 
+def records_of(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """Return the records of one type by name.
+
+    Flower's own ``content.array_records`` and its siblings do the same, but make reference cycles:
+    arrays would stay in memory until Python's cycle collector runs.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Serialize named arrays into a Flower ``ArrayRecord``, keeping their order."""
     return ArrayRecord(
@@ -60,11 +71,12 @@ def content_bytes(content: RecordDict) -> int:
     int
         Bytes of payload. Flower's framing (object ids, headers, protobuf) comes on top.
     """
-    total = sum(len(a.data) for r in content.array_records.values() for a in r.values())
-    for texts in content.config_records.values():
-        total += sum(len(key) + _value_bytes(value) for key, value in texts.items())
-    for numbers in content.metric_records.values():
-        total += sum(len(key) + _value_bytes(value) for key, value in numbers.items())
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(len(array.data) for array in record.values())
+        else:
+            total += sum(len(key) + _value_bytes(value) for key, value in record.items())
     return total
 
 

@@ -15,7 +15,7 @@ from flwr.compat.common.recorddict_compat import EMPTY_TENSOR_KEY
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
-from qsfl_flower.wire.arrays import numbers_only
+from qsfl_flower.wire.arrays import numbers_only, records_of
 
 _INSTRUCTION = {"train": "fitins", "evaluate": "evaluateins"}
 _REPLY = {"train": "fitres", "evaluate": "evaluateres"}
@@ -50,9 +50,9 @@ def from_legacy_reply(
     """
     prefix = _REPLY[kind]
     try:
-        status = content.config_records[f"{prefix}.status"]
-        extra = content.config_records[f"{prefix}.metrics"]
-        examples = content.metric_records[f"{prefix}.num_examples"]["num_examples"]
+        status = records_of(content, ConfigRecord)[f"{prefix}.status"]
+        extra = records_of(content, ConfigRecord)[f"{prefix}.metrics"]
+        examples = records_of(content, MetricRecord)[f"{prefix}.num_examples"]["num_examples"]
     except KeyError as error:
         raise RejectedUpdate(
             "malformed", f"the reply lacks {error.args[0]!r}, which a legacy {kind} reply has"
@@ -62,9 +62,9 @@ def from_legacy_reply(
     metrics = numbers_only(extra)
     metrics[NUM_EXAMPLES] = examples
     if kind == "evaluate":
-        metrics["loss"] = content.metric_records[f"{prefix}.loss"]["loss"]
+        metrics["loss"] = records_of(content, MetricRecord)[f"{prefix}.loss"]["loss"]
         return RecordDict({"metrics": MetricRecord(metrics)})
-    record = content.array_records.get(f"{prefix}.parameters")
+    record = records_of(content, ArrayRecord).get(f"{prefix}.parameters")
     if record is None:
         raise RejectedUpdate("malformed", f"the reply has no '{prefix}.parameters'")
     sent = [a for k, a in record.items() if k != EMPTY_TENSOR_KEY]

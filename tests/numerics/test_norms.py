@@ -13,7 +13,7 @@ from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.numerics import norms
 from qsfl_flower.numerics.blocks import ROW
 from qsfl_flower.numerics.layout import Layout
-from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure
+from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, rough_norms
 from qsfl_flower.numerics.vector import Vector
 
 
@@ -180,3 +180,24 @@ def test_per_layer_needs_layer_norms_and_a_finite_update():
 def test_a_model_without_floats_needs_no_clipping():
     layout = Layout.of({"n": np.array(1)})
     assert Clip(1.0, per_layer=True).scales(measure(Vector([]), layout=layout)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 8191, 8192, 8193, 20_000])
+def test_rough_norms_are_close(dtype, size):
+    generator = np.random.default_rng(size)
+    pieces = [generator.normal(size=n).astype(dtype) for n in (size, 0, 3)]
+    vector = Vector(pieces)
+    (rough,) = rough_norms([vector])
+    assert rough == pytest.approx(measure(vector).norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("place", [0, 8191, 8192, 9000])
+def test_rough_norms_never_pass_what_is_not_finite_or_overflows(bad, place):
+    values = np.zeros(9001, np.float32)
+    values[place] = bad
+    good = Vector.dense(np.ones(5, np.float32))
+    norms = rough_norms([good, Vector.dense(values), good])
+    assert norms[0] == norms[2] == pytest.approx(5**0.5)
+    assert not norms[1] <= 1e15
