@@ -238,10 +238,10 @@ class StableFedAvg(FedAvg):
         self.states = outcome.states
         for rejection in self.outcome.cohort.rejections:
             log.warning(
-                "round %d: %s from client %s: %s",
+                "round %d: %s from %s: %s",
                 server_round,
                 rejection.reason,
-                rejection.sender.name,
+                rejection.sender.label,
                 rejection.detail,
             )
         if self.outcome.arrays is None:
@@ -273,7 +273,7 @@ class StableFedAvg(FedAvg):
                 kept.append((claim, finite_metrics(metrics, self.weighted_by_key), content))
             except RejectedUpdate as error:
                 log.warning(
-                    "round %d: no evaluation from client %s: %s", server_round, sender.name, error
+                    "round %d: no evaluation from %s: %s", server_round, sender.label, error
                 )
         if not kept:
             return None

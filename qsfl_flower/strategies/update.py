@@ -34,6 +34,11 @@ class Sender:
     rank: int
     name: str
 
+    @property
+    def label(self) -> str:
+        """What to call the sender in a sentence."""
+        return self.name if self.name.startswith("node ") else f"client {self.name}"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Update:
