@@ -37,7 +37,8 @@ class Chain:
     Raises
     ------
     CompositionError
-        If two stages have the same name or two server optimisers are given.
+        If two stages have the same name, or there is more than one server optimiser or stage on
+        whole messages.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -54,6 +55,12 @@ class Chain:
         if len(optimisers) > 1:
             raise CompositionError(
                 f"stages: {' and '.join(optimisers)} are both server optimisers; choose one"
+            )
+        gates = [s.name for s in stages if isinstance(s, MessageStage)]
+        if len(gates) > 1:
+            raise CompositionError(
+                f"stages: {' and '.join(gates)} both work on whole messages; choose one, since the "
+                "second would not cover what the first adds"
             )
         self.stages = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
 

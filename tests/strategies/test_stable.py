@@ -9,7 +9,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.serverapp.strategy import FedAvg
 
 from qsfl_flower.errors import CompositionError, ConfigError, RunInterrupted, TooFewReplies
-from qsfl_flower.strategies import Clip, FedAdam, FedAvgM, RunObserver, StableFedAvg, Validate
+from qsfl_flower.strategies import (
+    Clip,
+    FedAdam,
+    FedAvgM,
+    Phase,
+    RunObserver,
+    StableFedAvg,
+    Validate,
+)
+from qsfl_flower.strategies.stages import MessageStage
 
 
 def record(**arrays):
@@ -356,6 +365,16 @@ def test_stages_stand_in_canonical_order_whatever_the_order_given():
     for order in (stages, stages[::-1]):
         names = [s.name for s in StableFedAvg(stages=order).chain.stages]
         assert names == ["validate", "clip", "fedadam"]
+
+
+def test_two_stages_on_whole_messages_are_refused():
+    class Gate(MessageStage):
+        phase = Phase.AUTHENTICATE
+        instruct = admit = None
+
+    first, second = type("A", (Gate,), {"name": "a"})(), type("B", (Gate,), {"name": "b"})()
+    with pytest.raises(CompositionError, match="a and b both work on whole messages"):
+        StableFedAvg(stages=[first, second])
 
 
 def test_composition_errors_are_config_errors():
