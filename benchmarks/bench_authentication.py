@@ -65,7 +65,7 @@ def _messages(clients: int, size: int, encrypt: bool, repetitions: int) -> list[
     for server_round in range(1, repetitions + 1):
         exchange = Exchange("train", server_round, 1, 600.0)
         start = time.perf_counter()
-        contents, state = gate.instruct(content, range(clients), state, exchange)
+        contents, state = gate.instruct(dict.fromkeys(range(clients), content), state, exchange)
         asked = time.perf_counter() - start
         replies = []
         for n in range(clients):

@@ -12,22 +12,27 @@ was sent, and takes the steps that the strategy's plan asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
+from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Step, StepContext
 from qsfl_flower.errors import QSFLError, RejectedUpdate
-from qsfl_flower.numerics import Clip, Layout, Vector, measure
+from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.wire import (
     CLIENT_KEY,
+    ENCODING_KEY,
     FORM_KEY,
+    PAYLOAD_RECORD,
     PLAN_KEY,
     QSFL_RECORD,
+    TASK_KEY,
     Form,
     Plan,
     from_record,
@@ -35,21 +40,23 @@ from qsfl_flower.wire import (
 )
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
-Step = Callable[[NDArray[np.float64], Layout, Mapping[str, Any]], NDArray[np.float64]]
-"""A client's half of a mechanism: difference (d,), its layout and the plan's parameters."""
+Known = TypeVar("Known")
 
 
 def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Carry out the strategy's plan on what the app returns.
+    """Carry out the strategy's plan on what the app returns, and the strategy's tasks without it.
 
     Messages without a plan pass through unchanged, except that training replies are told which
-    partition they come from. A plan that this release cannot carry out is an error before training:
-    the client does not send less protection than it was asked for.
+    partition they come from. A plan or task that this release cannot carry out is an error before
+    training: the client does not send less protection than it was asked for.
     """
     if message.metadata.message_type != "train":
         return call_next(message, context)
     content = message.content
     asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    if TASK_KEY in asked:
+        task = _known(TASKS, asked[TASK_KEY], "task")
+        return Message(task(StepContext(context, content, Vector(()))), reply_to=message)
     steps = _steps(Plan.decode(asked[PLAN_KEY])) if PLAN_KEY in asked else ()
     model = from_record(_only(content.array_records, "instruction")) if steps else {}
     message.content = RecordDict({k: v for k, v in content.items() if k != QSFL_RECORD})
@@ -59,11 +66,9 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         message.content = content
     if reply.has_error():
         return reply
-    told: dict[str, str] = {CLIENT_KEY: client_name(context)}
+    told = {CLIENT_KEY: client_name(context)}
     if steps:
-        (key,) = (k for k, v in reply.content.items() if isinstance(v, ArrayRecord))
-        reply.content[key] = _transform(from_record(reply.content.array_records[key]), model, steps)
-        told[FORM_KEY] = Form.DELTA.value
+        told |= _transform(reply.content, model, steps, context, content)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
     return reply
 
@@ -96,23 +101,6 @@ def client_name(context: Context) -> str:
     return str(context.node_config.get("partition-id", context.node_id))
 
 
-def clip_step(
-    delta: NDArray[np.float64], layout: Layout, parameters: Mapping[str, Any]
-) -> NDArray[np.float64]:
-    """Clip the difference; the strategy's half is `qsfl_flower.strategies.Clip`."""
-    clip = Clip(**parameters)
-    scales = clip.scales(measure(Vector.dense(delta), None, layout))
-    if np.ndim(scales) == 0:
-        return delta * scales
-    for view, scale in zip(layout.views(delta).values(), np.asarray(scales), strict=True):
-        view *= scale
-    return delta
-
-
-STEPS: dict[str, Step] = {"clip": clip_step}
-"""Client halves by name of the mechanism."""
-
-
 @dataclass(frozen=True)
 class _BoundStep:
     step: Step
@@ -120,29 +108,60 @@ class _BoundStep:
 
 
 def _steps(plan: Plan) -> tuple[_BoundStep, ...]:
-    for item in plan.items:
-        if item.name not in STEPS:
-            raise QSFLError(
-                f"plan: the strategy asks for {item.name!r}, which this client does not know; it "
-                f"knows {', '.join(sorted(STEPS))}: install the strategy's release of qsfl-flower"
-            )
-    return tuple(_BoundStep(STEPS[i.name], i.parameters) for i in plan.items)
+    return tuple(_BoundStep(_known(STEPS, i.name, "step"), i.parameters) for i in plan.items)
+
+
+def _known(registry: Mapping[str, Known], name: object, kind: str) -> Known:
+    if not isinstance(name, str) or name not in registry:
+        raise QSFLError(
+            f"plan: the strategy asks for {kind} {name!r:.40}, which this client does not know; it "
+            f"knows {', '.join(sorted(registry)) or 'none'}: install the strategy's release of "
+            "qsfl-flower"
+        )
+    return registry[name]
 
 
 def _transform(
-    trained: Mapping[str, NDArray[Any]],
+    reply: RecordDict,
     model: Mapping[str, NDArray[Any]],
     steps: tuple[_BoundStep, ...],
-) -> ArrayRecord:
+    context: Context,
+    instruction: RecordDict,
+) -> dict[str, str]:
+    """Replace a reply's arrays by what the steps make of them; return what to tell about them."""
+    key = next(k for k, v in reply.items() if isinstance(v, ArrayRecord))
+    trained = from_record(_only(reply.array_records, "the app's reply"))
     layout = Layout.of(model)
     layout.check(trained)
-    delta, base = np.empty(layout.size), np.empty(layout.size)
+    delta, base = np.empty(layout.size), Vector.of(model, layout)
     Vector.of(trained, layout).read(0, layout.size, delta)
-    Vector.of(model, layout).read(0, layout.size, base)
-    delta -= base
+    for lo, hi in blocks(0, layout.size):
+        delta[lo:hi] -= base.view(lo, hi, np.empty(hi - lo))
+    metrics = {
+        name: value
+        for record in reply.metric_records.values()
+        for name, value in record.items()
+        if isinstance(value, int | float)
+    }
+    carried = {name: trained[name] for name in layout.carried}
+    update = ClientUpdate(delta, layout, metrics, carried)
+    about = StepContext(context, instruction, base)
     for bound in steps:
-        delta = bound.step(delta, layout, bound.parameters)
-    return to_record(layout.unpack(delta, {name: trained[name] for name in layout.carried}))
+        update = bound.step(update, bound.parameters, about)
+    if update.hidden:
+        for name in [k for k in reply if k != key]:
+            del reply[name]
+    elif update.metrics is not metrics:
+        (name,) = reply.metric_records
+        reply[name] = MetricRecord({**update.metrics})
+    if update.payload is None:
+        reply[key] = to_record(layout.unpack(update.vector, update.carried))
+        return {FORM_KEY: Form.DELTA.value}
+    del reply[key]
+    if update.carried and not update.hidden:
+        reply[key] = to_record(update.carried)
+    reply[PAYLOAD_RECORD] = update.payload
+    return {FORM_KEY: Form.ENCODED.value, ENCODING_KEY: update.encoding}
 
 
 def _only(records: Mapping[str, ArrayRecord], where: str) -> ArrayRecord:

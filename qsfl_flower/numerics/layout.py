@@ -153,7 +153,7 @@ class Layout:
         ConfigError
             If the vectors do not fit.
         """
-        _compare(carried, {name: self._specs[name] for name in self.carried})
+        self.check_carried(carried)
         if vector.shape != (self.size,) or (base is not None and base.size != self.size):
             raise ConfigError(f"the vectors do not fit a layout of {self.size} coordinates")
         arrays = {
@@ -191,6 +191,10 @@ class Layout:
             ``"wrong-dtype"``.
         """
         _compare(arrays, self._specs)
+
+    def check_carried(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Check that arrays are exactly the carried ones; raises as `check` does."""
+        _compare(arrays, {name: self._specs[name] for name in self.carried})
 
 
 def _compare(

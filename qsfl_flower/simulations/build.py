@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,29 +26,13 @@ from qsfl_flower.clients.partition import (
 )
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
 from qsfl_flower.simulations.config import (
-    AuthenticateSpec,
-    ClipSpec,
     DirichletSpec,
     Experiment,
-    FedAdamSpec,
-    FedAvgMSpec,
     FedProxSpec,
-    FedYogiSpec,
     IidSpec,
 )
-from qsfl_flower.simulations.federation import server_credentials
-from qsfl_flower.strategies import (
-    Authenticate,
-    CheckpointStore,
-    Clip,
-    FedAdam,
-    FedAvgM,
-    FedYogi,
-    RunObserver,
-    StableFedAvg,
-    Stage,
-    Validate,
-)
+from qsfl_flower.simulations.stages import stages_of
+from qsfl_flower.strategies import CheckpointStore, RunObserver, StableFedAvg
 from qsfl_flower.wire import from_record
 
 Owners = NDArray[np.int32]
@@ -154,26 +138,6 @@ def evaluator_of(experiment: Experiment) -> Callable[[int, ArrayRecord], MetricR
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
     return evaluate
-
-
-def stages_of(experiment: Experiment) -> Sequence[Stage]:
-    """Return the stages of the experiment's strategy, a server optimiser included."""
-    spec = experiment.strategy
-    stages: list[Stage] = []
-    for item in spec.stages:
-        if isinstance(item, ClipSpec):
-            stages.append(Clip(item.clip_norm, item.per_layer))
-        elif isinstance(item, AuthenticateSpec):
-            stages.append(Authenticate(server_credentials(experiment), item.encrypt))
-        else:
-            stages.append(Validate(item.max_norm))
-    if isinstance(spec, FedAvgMSpec):
-        stages.append(FedAvgM(spec.server_learning_rate, spec.server_momentum))
-    elif isinstance(spec, FedAdamSpec):
-        stages.append(FedAdam(spec.eta, spec.beta_1, spec.beta_2, spec.tau))
-    elif isinstance(spec, FedYogiSpec):
-        stages.append(FedYogi(spec.eta, spec.beta_1, spec.beta_2, spec.tau))
-    return stages
 
 
 def strategy_of(

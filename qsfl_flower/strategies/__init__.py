@@ -9,8 +9,12 @@ from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
+    ClientPhase,
     Clip,
     CohortStage,
+    Combined,
+    CombineStage,
+    DecodeStage,
     Phase,
     RoundContext,
     Stage,
@@ -18,17 +22,21 @@ from qsfl_flower.strategies.stages import (
     Validate,
     VectorStage,
 )
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 
 __all__ = [
     "Authenticate",
     "AuthenticatedFedAvg",
     "Chain",
     "CheckpointStore",
+    "ClientPhase",
     "ClientRow",
     "Clip",
     "Cohort",
     "CohortStage",
+    "CombineStage",
+    "Combined",
+    "DecodeStage",
     "FedAdam",
     "FedAvgM",
     "FedYogi",
@@ -46,4 +54,5 @@ __all__ = [
     "Update",
     "Validate",
     "VectorStage",
+    "Weighting",
 ]

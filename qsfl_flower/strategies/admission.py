@@ -11,16 +11,19 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector, example_count
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
 from qsfl_flower.wire import (
     CLIENT_KEY,
+    ENCODING_KEY,
     FORM_KEY,
+    PAYLOAD_RECORD,
     QSFL_RECORD,
     Form,
     content_bytes,
@@ -70,11 +73,17 @@ class ReplyReader:
         Names, shapes and dtypes that an update must have.
     arrayrecord_key, weighted_by_key : str
         Flower's keys: preferred record of arrays, and the metric that counts the examples.
+    encoding : str
+        Name of the encoding that replies must have, or empty for plain arrays.
+    decode : Callable[[ArrayRecord], Vector], optional
+        Reads the payload of such a reply.
     """
 
     layout: Layout
     arrayrecord_key: str
     weighted_by_key: str
+    encoding: str = ""
+    decode: Callable[[ArrayRecord], Vector] | None = None
 
     def read(self, sender: Sender, content: RecordDict) -> Update:
         """Read one reply.
@@ -84,10 +93,16 @@ class ReplyReader:
         RejectedUpdate
             With the reason why the reply is not usable.
         """
-        arrays = from_record(
-            single(records_of(content, ArrayRecord), "ArrayRecord", self.arrayrecord_key)
-        )
-        self.layout.check(arrays)
+        form = _form(content, self.encoding)
+        if self.decode is not None:
+            vector, carried = self._encoded(content)
+        else:
+            arrays = from_record(
+                single(records_of(content, ArrayRecord), "ArrayRecord", self.arrayrecord_key)
+            )
+            self.layout.check(arrays)
+            vector = Vector.of(arrays, self.layout)
+            carried = {name: arrays[name] for name in self.layout.carried}
         metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
         if self.weighted_by_key not in metrics:
             raise RejectedUpdate(
@@ -96,12 +111,23 @@ class ReplyReader:
         return Update(
             sender=sender,
             num_examples=example_count(metrics[self.weighted_by_key]),
-            vector=Vector.of(arrays, self.layout),
-            form=_form(content),
-            carried={name: arrays[name] for name in self.layout.carried},
+            vector=vector,
+            form=form,
+            carried=carried,
             metrics=finite_metrics(metrics, self.weighted_by_key),
             bytes_up=content_bytes(content),
         )
+
+    def _encoded(self, content: RecordDict) -> tuple[Vector, dict[str, NDArray[Any]]]:
+        records = records_of(content, ArrayRecord)
+        if self.decode is None or PAYLOAD_RECORD not in records:
+            raise RejectedUpdate("malformed", f"the reply has no {PAYLOAD_RECORD!r}")
+        carried = {}
+        if self.layout.carried:
+            rest = {k: v for k, v in records.items() if k != PAYLOAD_RECORD}
+            carried = from_record(single(rest, "ArrayRecord", self.arrayrecord_key))
+            self.layout.check_carried(carried)
+        return self.decode(records[PAYLOAD_RECORD]), carried
 
 
 def match(replies: Iterable[Message], asked: Asked) -> list[tuple[Sender, RecordDict | Rejection]]:
@@ -170,15 +196,37 @@ def single(records: Mapping[str, T], kind: str, preferred: str) -> T:
     )
 
 
-def _form(content: RecordDict) -> Form:
+def check_encoding(content: RecordDict, encoding: str) -> None:
+    """Check that a reply says it is encoded as asked.
+
+    Raises
+    ------
+    RejectedUpdate
+        ``not-encoded``, or ``malformed``.
+    """
+    _form(content, encoding)
+
+
+def _form(content: RecordDict, encoding: str) -> Form:
     record = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
     text = record.get(FORM_KEY, Form.PARAMETERS.value)
     try:
-        return Form(str(text))
+        form = Form(str(text))
     except ValueError:
         raise RejectedUpdate(
             "malformed", f"form is {text!r:.40}; allowed: {', '.join(Form)}"
         ) from None
+    found = record.get(ENCODING_KEY) if form is Form.ENCODED else ""
+    if encoding and found != encoding:
+        raise RejectedUpdate(
+            "not-encoded",
+            f"the reply is not encoded by {encoding!r} as the plan asks; the client needs qsfl_mod",
+        )
+    if not encoding and form is Form.ENCODED:
+        raise RejectedUpdate(
+            "malformed", f"the reply is encoded by {found!r:.40}; the plan did not ask for it"
+        )
+    return Form.DELTA if encoding else form
 
 
 def _outcome(

@@ -21,11 +21,12 @@ from qsfl_flower.strategies.combine import (
 )
 from qsfl_flower.strategies.stages import (
     ABSURD_NORM,
+    Combined,
     Measurements,
     RoundContext,
     State,
 )
-from qsfl_flower.strategies.update import Cohort, Update
+from qsfl_flower.strategies.update import Cohort, Update, Weighting
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,10 @@ class GlobalModel:
         layout = Layout.of(arrays)
         return cls(arrays, layout, Vector.of(arrays, layout))
 
-
-@dataclass(frozen=True)
-class Weighting:
-    """How claimed sample counts become weights, see `qsfl_flower.numerics.bounded_weights`."""
-
-    max_num_examples: float | None = None
-    max_weight_ratio: float = 10.0
+    @property
+    def carried(self) -> dict[str, NDArray[Any]]:
+        """The integer and boolean arrays, which are not part of the vector."""
+        return {name: self.arrays[name] for name in self.layout.carried}
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,8 @@ class Outcome:
         L2 norm of the step that the global model makes.
     measured : Mapping[str, Measurements]
         What the stages measured.
+    metrics : Mapping[str, float] or None
+        The clients' mean metrics, if a stage has computed them.
     """
 
     cohort: Cohort
@@ -80,6 +80,7 @@ class Outcome:
     capped: int = 0
     update_norm: float | None = None
     measured: Mapping[str, Measurements] = field(default_factory=dict)
+    metrics: Mapping[str, float] | None = None
 
 
 def aggregate(
@@ -87,17 +88,15 @@ def aggregate(
     model: GlobalModel,
     chain: Chain,
     states: Mapping[str, State],
-    server_round: int,
-    weighting: Weighting,
+    context: RoundContext,
     min_replies: int,
 ) -> Outcome:
     """Run a cohort through the chain and return the next model.
 
     A round with fewer than `min_replies` usable updates, or without a single training example,
-    leaves the model and every state as they were.
+    leaves the model and every state as they were, except that of a `CombineStage` that gave up.
     """
-    context = RoundContext(server_round, model.layout, model.vector)
-    cohort, capped = _weigh(cohort, weighting)
+    cohort, capped = _weigh(cohort, context.weighting)
     admitted, total = _look(cohort.updates, model, chain)
     cohort, new_states, measured = chain.on_cohort(
         replace(cohort, updates=admitted), states, context
@@ -107,30 +106,60 @@ def aggregate(
             cohort, states, skipped=f"{usable} usable replies, at least {min_replies} needed"
         )
     if usable < len(admitted):
-        cohort, capped = _weigh(cohort, weighting)
-    if not any(u.weight > 0 for u in cohort.updates):
-        return Outcome(cohort, states, skipped="no client trained on any example")
-    unscaled = all(np.ndim(u.scale) == 0 and u.scale == 1.0 for u in cohort.updates)
-    if total is not None and unscaled and usable == len(admitted):
-        step = total
+        cohort, capped = _weigh(cohort, context.weighting)
+        total = None
+    if (combiner := chain.combiner) is None:
+        combined = _mean(cohort, total, context)
     else:
-        step = mean_difference(cohort.updates, model.layout, model.vector)
-    step, new_states, after = chain.on_vector(step, new_states, context)
+        combined = combiner.combine(cohort, new_states[combiner.name], context)
+        new_states[combiner.name] = combined.state
+        measured[combiner.name] = combined.measured
+    cohort = combined.cohort
+    if combined.step is None:
+        if combiner is not None:
+            states = {**states, combiner.name: combined.state}
+        return Outcome(cohort, states, skipped=combined.skipped, measured=measured)
+    step, new_states, after = chain.on_vector(_whole(combined.step, context), new_states, context)
     norm = measure(Vector.dense(step)).norm
     try:
-        carried = carry(cohort.updates, model.layout)
+        # Counters of hidden updates stay on the devices: the model keeps its own.
+        carried = carry(cohort.updates, model.layout) if not chain.hides else model.carried
         arrays = model.layout.unpack(step, carried, base=model.vector)
     except QSFLError as error:
         return Outcome(cohort, states, skipped=str(error), capped=capped)
-    return Outcome(cohort, new_states, arrays, None, capped, norm, {**measured, **after})
+    measured |= after
+    return Outcome(cohort, new_states, arrays, None, capped, norm, measured, combined.metrics)
+
+
+def _mean(cohort: Cohort, total: NDArray[np.float64] | None, context: RoundContext) -> Combined:
+    """Return the weighted mean; `total` is that of the updates unscaled, if it is known."""
+    if not any(u.weight > 0 for u in cohort.updates):
+        return Combined(cohort, None, {}, skipped="no client trained on any example")
+    if total is None or not all(np.ndim(u.scale) == 0 and u.scale == 1.0 for u in cohort.updates):
+        total = mean_difference(cohort.updates, context.layout, context.model)
+    return Combined(cohort, total, {})
+
+
+def _whole(step: NDArray[np.float64], context: RoundContext) -> NDArray[np.float64]:
+    """Put a step on the round's public coordinates into the whole vector."""
+    if context.support is None or step.size == context.layout.size:
+        return step
+    whole = np.zeros(context.layout.size)
+    whole[context.support] = step
+    return whole
 
 
 def _look(
     updates: tuple[Update, ...], model: GlobalModel, chain: Chain
 ) -> tuple[tuple[Update, ...], NDArray[np.float64] | None]:
     """Return the updates, measured if that is needed, and their mean difference unscaled."""
-    if not updates:
+    if not updates or chain.hides:
         return updates, None
+    if chain.combiner is not None:
+        if not chain.needs_norms:
+            return updates, None
+        sizes = [measure(u.vector, u.base(model.vector)) for u in updates]
+        return tuple(replace(u, measure=m) for u, m in zip(updates, sizes, strict=True)), None
     if not chain.needs_norms:
         total = plausible_sum(updates, model.vector, ABSURD_NORM / 2)
         if total is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -36,12 +36,21 @@ from qsfl_flower.wire.keys import (
 
 
 @dataclass(frozen=True, repr=False)
-class _Gate:
-    """What the server remembers of an exchange and of its clients."""
+class _Told:
+    """What a node was told last, and what its answer has to fit."""
 
-    outstanding: Mapping[bytes, Instruction] = field(default_factory=dict)
-    offer: Offer | None = None
-    encrypted: bool = False
+    signed: bytes
+    digest: bytes
+    instruction: Instruction
+    offer: Offer
+    encrypted: bool
+
+
+@dataclass(frozen=True, repr=False)
+class _Gate:
+    """What the server remembers of the last exchange with each node, and of its clients."""
+
+    told: Mapping[int, _Told] = field(default_factory=dict)
     handshakes: int = 0
     seen: ReplayCache = field(default_factory=ReplayCache)
     sessions: Mapping[int, Session] = field(default_factory=dict)
@@ -95,11 +104,29 @@ class Authenticate(MessageStage):
         return {"gate": _Gate()}
 
     def instruct(
-        self, content: RecordDict, nodes: Sequence[int], state: State, exchange: Exchange
+        self, contents: Mapping[int, RecordDict], state: State, exchange: Exchange
     ) -> tuple[dict[int, RecordDict], State]:
-        """Sign the instruction once, and add each client's ticket."""
+        """Sign each different content once, and add each client's ticket."""
         gate: _Gate = state["gate"]
-        identity, now = self.credentials.identity, int(self._clock())
+        now = int(self._clock())
+        sessions = _usable(gate.sessions, set(contents), now)
+        told = dict(gate.told)
+        signed: dict[int, tuple[RecordDict, _Told]] = {}
+        sent = {}
+        for node, content in contents.items():
+            if id(content) not in signed:
+                signed[id(content)] = self._sign(content, exchange, now)
+            covered, told[node] = signed[id(content)]
+            auth = ConfigRecord({INSTRUCTION_KEY: told[node].signed})
+            if node in sessions:
+                auth[TICKET_KEY] = make_ticket(sessions[node], told[node].digest)
+            sent[node] = RecordDict({**covered, AUTH_RECORD: auth})
+        gate = replace(gate, told=told, handshakes=0, sessions=sessions)
+        return sent, {"gate": gate}
+
+    def _sign(self, content: RecordDict, exchange: Exchange, now: int) -> tuple[RecordDict, _Told]:
+        """Return a content as it is sent, and the signed instruction that covers it."""
+        identity = self.credentials.identity
         encrypt = self.encrypt and exchange.kind == "train"
         if encrypt:
             suite = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
@@ -119,23 +146,7 @@ class Authenticate(MessageStage):
         )
         keys = self.credentials.roster.own_keys(identity, now)
         signed = sign_instruction(instruction, identity.name, keys.signing)
-        digest = message_digest(signed)
-        sessions = _usable(gate.sessions, set(nodes), now)
-        contents = {}
-        for node in nodes:
-            told = ConfigRecord({INSTRUCTION_KEY: signed})
-            if node in sessions:
-                told[TICKET_KEY] = make_ticket(sessions[node], digest)
-            contents[node] = RecordDict({**content, AUTH_RECORD: told})
-        gate = replace(
-            gate,
-            outstanding={digest: instruction},
-            offer=offer,
-            encrypted=encrypt,
-            handshakes=0,
-            sessions=sessions,
-        )
-        return contents, {"gate": gate}
+        return content, _Told(signed, message_digest(signed), instruction, offer, encrypt)
 
     def admit(
         self, sender: Sender, content: RecordDict, state: State, exchange: Exchange
@@ -149,11 +160,12 @@ class Authenticate(MessageStage):
         if not isinstance(signed, bytes):
             raise RejectedUpdate("unsigned", "the reply is not signed; the client needs auth_mod")
         now = int(self._clock())
+        told = gate.told.get(sender.node_id)
         reply, seen = verify_reply(
             signed,
             digest_of(content),
             node=sender.node_id,
-            outstanding=gate.outstanding,
+            outstanding={} if told is None else {told.digest: told.instruction},
             roster=self.credentials.roster,
             now=now,
             seen=gate.seen,
@@ -161,7 +173,7 @@ class Authenticate(MessageStage):
         # Whatever follows, this reply has been used up.
         sender = replace(sender, name=reply.signer.name)
         gate = self._session(replace(gate, seen=seen), reply, sender.node_id, now)
-        if gate.encrypted:
+        if told is not None and told.encrypted:
             content = _opened(content, gate.sessions.get(sender.node_id), reply)
         return sender, content, {"gate": gate}
 
@@ -171,11 +183,12 @@ class Authenticate(MessageStage):
         return {"sessions": len(gate.sessions), "handshakes": gate.handshakes}
 
     def _session(self, gate: _Gate, reply: Authentic[Reply], node: int, now: int) -> _Gate:
-        if gate.offer is None or not reply.content.acceptance:
+        told = gate.told.get(node)
+        if told is None or not reply.content.acceptance:
             return gate
         identity = self.credentials.identity
         keys = self.credentials.roster.own_keys(identity, now)
-        session = complete(gate.offer, reply, identity.public(keys), now=now)
+        session = complete(told.offer, reply, identity.public(keys), now=now)
         sessions = {**gate.sessions, node: session}
         return replace(gate, sessions=sessions, handshakes=gate.handshakes + 1)
 

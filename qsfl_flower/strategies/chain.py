@@ -13,6 +13,8 @@ from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout
 from qsfl_flower.strategies.stages import (
     CohortStage,
+    CombineStage,
+    DecodeStage,
     Exchange,
     Measurements,
     MessageStage,
@@ -37,13 +39,13 @@ class Chain:
     Raises
     ------
     CompositionError
-        If two stages have the same name, or there is more than one server optimiser or stage on
-        whole messages.
+        If two stages have the same name, two exclude each other, or a stage's guarantee would not
+        hold in this chain.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
-            if not isinstance(stage, MessageStage | CohortStage | VectorStage):
+            if not isinstance(stage, Stage):
                 raise ConfigError(
                     f"stages: {stage!r} is not a stage; give objects such as Clip(clip_norm=1.0)"
                 )
@@ -51,28 +53,44 @@ class Chain:
         double = {n for n in names if names.count(n) > 1}
         if double:
             raise CompositionError(f"stages: {', '.join(sorted(double))} is given more than once")
-        optimisers = [s.name for s in stages if s.phase is Phase.UPDATE]
-        if len(optimisers) > 1:
-            raise CompositionError(
-                f"stages: {' and '.join(optimisers)} are both server optimisers; choose one"
-            )
-        gates = [s.name for s in stages if isinstance(s, MessageStage)]
-        if len(gates) > 1:
-            raise CompositionError(
-                f"stages: {' and '.join(gates)} both work on whole messages; choose one, since the "
-                "second would not cover what the first adds"
-            )
+        _only_one("are both server optimisers", [s for s in stages if s.phase is Phase.UPDATE])
+        _only_one("both work on whole messages", [s for s in stages if isinstance(s, MessageStage)])
+        _only_one("both encode the updates", [s for s in stages if isinstance(s, DecodeStage)])
+        _only_one("both combine the updates", [s for s in stages if isinstance(s, CombineStage)])
         self.stages = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
+        self.decoder = next((s for s in self.stages if isinstance(s, DecodeStage)), None)
+        self.combiner = next((s for s in self.stages if isinstance(s, CombineStage)), None)
+        if self.hides:
+            _refuse_sight(self.stages)
+        for stage in self.stages:
+            stage.check(self.stages)
+
+    @property
+    def hides(self) -> bool:
+        """Whether single updates are hidden from the server."""
+        return self.combiner is not None and self.combiner.hides
 
     @property
     def needs_norms(self) -> bool:
         """Whether some stage needs the norm of every update."""
-        return any(isinstance(s, CohortStage) and s.needs_norms for s in self.stages)
+        kinds = CohortStage | CombineStage
+        return any(isinstance(s, kinds) and s.needs_norms for s in self.stages)
 
-    def plan(self) -> Plan:
-        """Return what the clients' mods have to do, in canonical order."""
-        steps = (stage.client_step() for stage in self.stages)
-        return Plan(tuple(step for step in steps if step is not None))
+    def prepare(self, states: Mapping[str, State], context: RoundContext) -> dict[str, State]:
+        """Let every stage get ready for the round."""
+        return {s.name: s.prepare(states[s.name], context) for s in self.stages}
+
+    def plan(self, states: Mapping[str, State], context: RoundContext) -> Plan:
+        """Return what the clients' mods have to do in this round, in the order of `ClientPhase`."""
+        steps = [x for s in self.stages for x in s.client_steps(states[s.name], context)]
+        return Plan(tuple(item for _, item in sorted(steps, key=lambda step: step[0])))
+
+    def support(
+        self, states: Mapping[str, State], context: RoundContext
+    ) -> NDArray[np.int64] | None:
+        """Return the public coordinates to which this round is restricted, if it is."""
+        decoder = self.decoder
+        return None if decoder is None else decoder.support(states[decoder.name], context)
 
     def init(self, layout: Layout, known: Mapping[str, State]) -> dict[str, State]:
         """Return the states of all stages: the known ones, and those before the first round."""
@@ -84,18 +102,16 @@ class Chain:
 
     def instruct(
         self,
-        content: RecordDict,
-        nodes: Sequence[int],
+        contents: Mapping[int, RecordDict],
         states: Mapping[str, State],
         exchange: Exchange,
     ) -> tuple[dict[int, RecordDict], dict[str, State]]:
         """Return what each node is sent."""
-        states = dict(states)
-        contents = dict.fromkeys(nodes, content)
+        states, contents = dict(states), dict(contents)
         for stage in self.stages:
             if isinstance(stage, MessageStage):
                 contents, states[stage.name] = stage.instruct(
-                    content, nodes, states[stage.name], exchange
+                    contents, states[stage.name], exchange
                 )
         return contents, states
 
@@ -132,7 +148,7 @@ class Chain:
         """Apply the stages that work on single updates."""
         states, measured = dict(states), {}
         for stage in self.stages:
-            if isinstance(stage, CohortStage):
+            if isinstance(stage, CohortStage) and not self.hides:
                 cohort, states[stage.name], measured[stage.name] = stage.apply(
                     cohort, states[stage.name], context
                 )
@@ -149,3 +165,20 @@ class Chain:
                     vector, states[stage.name], context
                 )
         return vector, states, measured
+
+
+def _only_one(why: str, stages: Sequence[Stage]) -> None:
+    if len(stages) > 1:
+        names = " and ".join(s.name for s in stages)
+        raise CompositionError(f"stages: {names} {why}; choose one")
+
+
+def _refuse_sight(stages: Sequence[Stage]) -> None:
+    """Refuse stages that must look at single updates where these are hidden."""
+    combiner = next(s for s in stages if isinstance(s, CombineStage))
+    for stage in stages:
+        if isinstance(stage, CohortStage) and not stage.blind:
+            raise CompositionError(
+                f"stages: {stage.name} has to look at single updates, which {combiner.name} hides "
+                "from the server; leave one of them out"
+            )

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from qsfl_flower.errors import RunInterrupted, TooFewReplies
+from qsfl_flower.wire import content_bytes
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Payload bytes that went to the clients and came back."""
+
+    down: int = 0
+    up: int = 0
+
+    def plus(self, messages: Iterable[Message], replies: Iterable[Message]) -> Traffic:
+        """Add one exchange."""
+        return Traffic(self.down + _payload(messages), self.up + _payload(replies))
 
 
 def registered_nodes(grid: Grid) -> list[int]:
@@ -103,6 +117,10 @@ def collect(
 
 def _pull(grid: Grid, ids: Sequence[str]) -> list[Message]:
     return [m for m in grid.pull_messages(ids) if m.metadata.reply_to_message_id in ids]
+
+
+def _payload(messages: Iterable[Message]) -> int:
+    return sum(content_bytes(m.content) for m in messages if m.has_content())
 
 
 def _check(stop: Callable[[], bool]) -> None:

@@ -80,7 +80,7 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             round=server_round,
             client=u.sender.name,
             node=str(u.sender.node_id),
-            status="accepted",
+            status=u.status,
             num_examples=u.num_examples,
             weight=u.weight,
             norm=None if u.measure is None else u.measure.norm,

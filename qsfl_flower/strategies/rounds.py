@@ -17,7 +17,7 @@ from qsfl_flower.numerics import MonitorState
 from qsfl_flower.strategies.checkpoint import Snapshot
 from qsfl_flower.strategies.exchange import collect
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, client_rows, first
-from qsfl_flower.wire import content_bytes, from_record, to_record
+from qsfl_flower.wire import from_record, to_record
 
 if TYPE_CHECKING:
     from qsfl_flower.strategies.stable import StableFedAvg
@@ -116,13 +116,14 @@ def _one_round(
     central = _evaluate_centrally(job, server_round, result)
     clock.lap("evaluate")
 
+    traffic = strategy.asked.plus((*messages, *questions), (*replies, *answers))
     record = RoundRecord(
         round=server_round,
         elapsed_s=_now() - progress.started,
         train_loss=first(metrics or {}, *_TRAIN_LOSS),
         train_accuracy=first(metrics or {}, *_TRAIN_ACCURACY),
-        bytes_down=_payload((*messages, *questions)),
-        bytes_up=_payload((*replies, *answers)),
+        bytes_down=traffic.down,
+        bytes_up=traffic.up,
         selected=len(messages),
         replies=sum(m.has_content() for m in replies),
     )
@@ -233,10 +234,6 @@ def _why(record: RoundRecord, failed: int) -> str:
         f"because: {record.skipped}. Of {record.selected} clients asked, {record.accepted} were "
         f"usable; rejected: {reasons or 'none'}"
     )
-
-
-def _payload(messages: Sequence[Message]) -> int:
-    return sum(content_bytes(m.content) for m in messages if m.has_content())
 
 
 def _now() -> float:

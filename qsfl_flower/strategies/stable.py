@@ -6,13 +6,14 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Monitor, bounded_weights, example_count
 from qsfl_flower.strategies.admission import (
     Asked,
@@ -22,16 +23,23 @@ from qsfl_flower.strategies.admission import (
     match,
     single,
 )
-from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, Weighting, aggregate
+from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.combine import mean_metrics
-from qsfl_flower.strategies.exchange import wait_for_nodes
+from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
 from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.rounds import Job, run_rounds
-from qsfl_flower.strategies.stages import Exchange, Stage, State, Validate
-from qsfl_flower.strategies.update import Rejection, Sender, Update
-from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, records_of, to_record
+from qsfl_flower.strategies.stages import (
+    Exchange,
+    MessageStage,
+    RoundContext,
+    Stage,
+    State,
+    Validate,
+)
+from qsfl_flower.strategies.update import Rejection, Sender, Update, Weighting
+from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, Plan, from_record, records_of, to_record
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
@@ -150,6 +158,16 @@ class StableFedAvg(FedAvg):
         if not any(isinstance(stage, Validate) for stage in stages):
             stages = (*stages, Validate())
         self.chain = Chain(stages)
+        if self.chain.hides and train_metrics_aggr_fn is not None:
+            raise CompositionError(
+                "train_metrics_aggr_fn: the replies of single clients are hidden from the server; "
+                "leave it out, the metrics are averaged under the same protection"
+            )
+        if self.chain.hides and client_api == "legacy":
+            raise CompositionError(
+                "client_api: legacy apps without mods send their updates in the clear; add "
+                "qsfl_mod and legacy_mod to the ClientApp and leave client_api at 'message'"
+            )
         self.proximal_mu = proximal_mu
         self.seed = seed
         self.weighting = Weighting(max_num_examples, max_weight_ratio)
@@ -168,6 +186,8 @@ class StableFedAvg(FedAvg):
         self._sent: list[Message] = []
         self._ranks: dict[int, int] = {}
         self._exchange = Exchange("train", 0, 0, self.timeout)
+        self._context: RoundContext | None = None
+        self.asked = Traffic()
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -179,6 +199,7 @@ class StableFedAvg(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes and build their instructions; see Flower's ``Strategy``."""
+        self.asked = Traffic()
         if self.fraction_train == 0.0:
             return []
         self._model = GlobalModel.of(from_record(arrays))
@@ -212,30 +233,29 @@ class StableFedAvg(FedAvg):
         tuple[ArrayRecord or None, MetricRecord or None]
             The next model and the mean metrics, or None and None if the round is skipped.
         """
-        if self._model is None:
+        if self._model is None or self._context is None:
             raise ConfigError("aggregate_train: no model yet; call configure_train first")
         contents: dict[int, RecordDict] = {}
-        reader = ReplyReader(self._model.layout, self.arrayrecord_key, self.weighted_by_key)
+        context, chain = self._context, self.chain
+        reader = self._reader(context)
 
         def read(sender: Sender, content: RecordDict) -> Update:
             content = self._translate("train", content)
             contents[sender.node_id] = content
+            if chain.combiner is not None and chain.hides:
+                return chain.combiner.read(sender, content, context)
             return reader.read(sender, content)
 
-        entries, self.states, admitted = self.chain.admit(
+        entries, self.states, admitted = chain.admit(
             match(replies, self._asked()), self.states, self._exchange
         )
         outcome = aggregate(
-            admit(entries, read),
-            self._model,
-            self.chain,
-            self.states,
-            server_round,
-            self.weighting,
-            self.min_replies,
+            admit(entries, read), self._model, chain, self.states, context, self.min_replies
         )
         self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
-        self.states = outcome.states
+        # What `ask` has done to the gates meanwhile is kept.
+        gates = {s.name: self.states[s.name] for s in chain.stages if isinstance(s, MessageStage)}
+        self.states = {**outcome.states, **gates}
         for rejection in self.outcome.cohort.rejections:
             log.warning(
                 "round %d: %s from %s: %s",
@@ -248,7 +268,9 @@ class StableFedAvg(FedAvg):
             log.warning("round %d: model unchanged: %s", server_round, self.outcome.skipped)
             return None, None
         updates = self.outcome.cohort.updates
-        if self._train_metrics is not None:
+        if self.outcome.metrics is not None:
+            metrics = MetricRecord({**self.outcome.metrics})
+        elif self._train_metrics is not None:
             accepted = [contents[u.sender.node_id] for u in updates]
             metrics = self._train_metrics(accepted, self.weighted_by_key)
         else:
@@ -357,17 +379,61 @@ class StableFedAvg(FedAvg):
             content = to_legacy_instruction(kind, arrays, config)
         else:
             content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-            plan = self.chain.plan()
-            if kind == "train" and plan.items:
-                content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
         self._exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout)
-        self.states = self.chain.init(Layout.of(from_record(arrays)), self.states)
+        layout = Layout.of(from_record(arrays))
+        self.states = self.chain.init(layout, self.states)
+        if kind == "train" and self._model is not None:
+            plan = self._prepare(server_round, self._model, grid)
+            if plan.items and self.client_api == "message":
+                content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
         contents, self.states = self.chain.instruct(
-            content, list(self._ranks), self.states, self._exchange
+            dict.fromkeys(self._ranks, content), self.states, self._exchange
         )
         ttl = max(self.timeout, 1.0)
         self._sent = [Message(contents[node], node, kind, ttl=ttl) for node in self._ranks]
         return self._sent
+
+    def _prepare(self, server_round: int, model: GlobalModel, grid: Grid) -> Plan:
+        """Let the stages get ready, and return what the clients have to do."""
+        context = RoundContext(
+            server_round,
+            model.layout,
+            model.vector,
+            grid.run.run_id,
+            tuple(Sender(n, rank, f"node {rank}") for n, rank in self._ranks.items()),
+            self.weighting,
+            partial(self._ask, grid),
+        )
+        self.states = self.chain.prepare(self.states, context)
+        plan = self.chain.plan(self.states, context)
+        self._context = replace(context, support=self.chain.support(self.states, context))
+        return plan
+
+    def _ask(
+        self, grid: Grid, contents: Mapping[int, RecordDict]
+    ) -> dict[int, tuple[Sender, RecordDict] | Rejection]:
+        """Send a task to each of some nodes and wait for their answers; see `RoundContext.ask`."""
+        told, self.states = self.chain.instruct(contents, self.states, self._exchange)
+        ttl = max(self.timeout, 1.0)
+        messages = [Message(content, node, "train", ttl=ttl) for node, content in told.items()]
+        replies = collect(grid, messages, timeout=self.timeout, stop=self.observer.should_stop)
+        self.asked = self.asked.plus(messages, replies)
+        nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        ranks = {n: self._ranks.get(n, len(self._ranks) + i) for i, n in enumerate(told)}
+        entries, self.states, _ = self.chain.admit(
+            match(replies, Asked(nodes, ranks)), self.states, self._exchange
+        )
+        return {
+            sender.node_id: content if isinstance(content, Rejection) else (sender, content)
+            for sender, content in entries
+        }
+
+    def _reader(self, context: RoundContext) -> ReplyReader:
+        reader = ReplyReader(context.layout, self.arrayrecord_key, self.weighted_by_key)
+        if (decoder := self.chain.decoder) is None:
+            return reader
+        decode = partial(decoder.decode, context=context)
+        return replace(reader, encoding=decoder.encoding, decode=decode)
 
     def _asked(self) -> Asked:
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}

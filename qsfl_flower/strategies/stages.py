@@ -4,28 +4,31 @@ A stage is pure: state goes in and comes out as a value, so that it can be saved
 Stages of a `Chain` are put into the canonical order of their phases whatever the order in which
 they were given; a single-purpose strategy is the chain with one stage.
 
-There are three kinds. A `MessageStage` works on whole messages, before anything in them is read. A
-`CohortStage` works on single updates and comes before the round is combined; a `VectorStage` works
-on the combined difference and comes after it. The combination between them is the only crossing.
+A `MessageStage` works on whole messages, before anything in them is read; a `DecodeStage` reads
+replies that a mechanism has encoded. A `CohortStage` works on single updates and comes before the
+round is combined; a `VectorStage` works on the combined difference and comes after it. The
+combination between them is the only crossing: a weighted mean, or what a `CombineStage` does.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout, Vector, check_finite_and_size, measure
-from qsfl_flower.strategies.update import Cohort, Sender, Update
-from qsfl_flower.wire import PlanItem
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
+from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
+
+Record = ArrayRecord | ConfigRecord
 
 State = Mapping[str, Any]
 """A stage's state: names to arrays or JSON values. Stages without state use an empty mapping."""
@@ -41,9 +44,25 @@ class Phase(IntEnum):
 
     AUTHENTICATE = 10
     ADMIT = 20
+    DECODE = 30
     BOUND = 40
+    DETECT = 50
+    COMBINE = 60
     PRIVATIZE = 70
     UPDATE = 80
+
+
+class ClientPhase(IntEnum):
+    """Where among the steps of a client a stage's half stands."""
+
+    CORRECT = 10
+    SPARSIFY = 20
+    CLIP = 30
+    NOISE = 40
+    ENCODE = 50
+
+
+Steps = Sequence[tuple[ClientPhase, PlanItem]]
 
 
 @dataclass(frozen=True)
@@ -68,26 +87,94 @@ class Exchange:
     timeout: float
 
 
+Ask = Callable[[Mapping[int, RecordDict]], dict[int, tuple[Sender, RecordDict] | Rejection]]
+"""Sends one message to each of some nodes and waits: what came back from each of them."""
+
+
+def _nobody(contents: Mapping[int, RecordDict]) -> dict[int, tuple[Sender, RecordDict] | Rejection]:
+    raise QSFLError(f"there is no grid to ask {len(contents)} nodes on")
+
+
 @dataclass(frozen=True)
 class RoundContext:
-    """What a stage may know about the round besides the updates."""
+    """What a stage may know about the round besides the updates.
+
+    Parameters
+    ----------
+    server_round : int
+        The round.
+    layout : Layout
+        The model's layout, of d floating-point coordinates.
+    model : Vector
+        The model of this round, shape (d,).
+    run_id : int
+        Flower's id of the run.
+    senders : tuple[Sender, ...]
+        The nodes that are asked to train, in canonical order.
+    weighting : Weighting
+        How claimed sample counts become weights.
+    ask : Ask
+        A further exchange inside the round, through the chain's `MessageStage`. The contents should
+        name a task (`task_content`), which the clients' mod answers without the app.
+    support : numpy.ndarray or None
+        Where the round's updates are restricted to k public coordinates: these, ascending.
+    """
 
     server_round: int
     layout: Layout
     model: Vector
+    run_id: int = 0
+    senders: tuple[Sender, ...] = ()
+    weighting: Weighting = field(default_factory=Weighting)
+    ask: Ask = _nobody
+    support: NDArray[np.int64] | None = None
+
+
+def task_content(task: str, **records: Record) -> RecordDict:
+    """Return the content of a message that the clients' mod answers by itself.
+
+    Parameters
+    ----------
+    task : str
+        Name in `qsfl_flower.clients.steps.TASKS`.
+    **records : ArrayRecord or ConfigRecord
+        What goes with it.
+    """
+    return RecordDict({QSFL_RECORD: ConfigRecord({TASK_KEY: task}), **records})
 
 
 class Stage(ABC):
-    """Common part; subclass `MessageStage`, `CohortStage` or `VectorStage`."""
+    """Common part; subclass one of the kinds below."""
 
     name: ClassVar[str]
     phase: ClassVar[Phase]
     volatile: ClassVar[bool] = False
     """True if the state must not be written to a checkpoint; it starts anew after a restart."""
 
-    def client_step(self) -> PlanItem | None:
-        """Return what the clients' mod has to do for this stage, or None if nothing."""
-        return None
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse a chain in which this stage's guarantee would not hold.
+
+        Parameters
+        ----------
+        stages : Sequence[Stage]
+            All stages of the chain in canonical order, this one included.
+
+        Raises
+        ------
+        CompositionError
+            With the reason and an alternative.
+        """
+        del stages
+
+    def prepare(self, state: State, context: RoundContext) -> State:
+        """Return the state with what this round needs, before its instruction is made."""
+        del context
+        return state
+
+    def client_steps(self, state: State, context: RoundContext) -> Steps:
+        """Return what the clients' mod has to do for this stage in this round."""
+        del state, context
+        return ()
 
     def init(self, layout: Layout) -> State:
         """Return the state before the first round."""
@@ -100,9 +187,15 @@ class MessageStage(Stage):
 
     @abstractmethod
     def instruct(
-        self, content: RecordDict, nodes: Sequence[int], state: State, exchange: Exchange
+        self, contents: Mapping[int, RecordDict], state: State, exchange: Exchange
     ) -> tuple[dict[int, RecordDict], State]:
-        """Return what each node is sent, and the next state."""
+        """Return what each node is sent, and the next state.
+
+        Parameters
+        ----------
+        contents : Mapping[int, RecordDict]
+            What each node is told; usually one object for all of them.
+        """
 
     @abstractmethod
     def admit(
@@ -122,17 +215,100 @@ class MessageStage(Stage):
         return {}
 
 
+class DecodeStage(Stage):
+    """Reads replies whose arrays a mechanism has encoded on the client."""
+
+    encoding: ClassVar[str]
+    """Name of the encoding; replies in any other form are rejected."""
+
+    phase = Phase.DECODE
+
+    @abstractmethod
+    def decode(self, payload: ArrayRecord, context: RoundContext) -> Vector:
+        """Return the difference of shape (d,) that a payload stands for.
+
+        Raises
+        ------
+        RejectedUpdate
+            If the payload is not what `client_steps` asked for.
+        """
+
+    def support(self, state: State, context: RoundContext) -> NDArray[np.int64] | None:
+        """Return the public coordinates to which this round is restricted, if it is."""
+        del state, context
+        return None
+
+
 class CohortStage(Stage):
     """A stage on the single updates of a round."""
 
     needs_norms: bool = True
     """Whether every update has to be measured before this stage sees it."""
 
+    blind: ClassVar[bool] = False
+    """Whether the clients' half is enough where updates are hidden from the server."""
+
     @abstractmethod
     def apply(
         self, cohort: Cohort, state: State, context: RoundContext
     ) -> tuple[Cohort, State, Measurements]:
         """Return the changed cohort, the next state and what was measured."""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What became of a cohort.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        With the weights that the updates had, and a `status` where one did not count.
+    step : numpy.ndarray or None
+        The combined difference, float64, shape (d,) or (k,) on the round's support; None if the
+        model stays as it is.
+    state : State
+        The next state.
+    measured : Measurements
+        What was measured.
+    skipped : str or None
+        Why the model stays as it is.
+    metrics : Mapping[str, float] or None
+        The clients' mean metrics where the stage computes them itself.
+    """
+
+    cohort: Cohort
+    step: NDArray[np.float64] | None
+    state: State
+    measured: Measurements = field(default_factory=dict)
+    skipped: str | None = None
+    metrics: Mapping[str, float] | None = None
+
+
+class CombineStage(Stage):
+    """Makes one difference of the updates of a round, in place of the weighted mean."""
+
+    phase = Phase.COMBINE
+
+    needs_norms: bool = True
+    """Whether every update has to be measured before this stage sees it."""
+
+    hides: ClassVar[bool] = False
+    """Whether the server never sees single updates: they carry `Update.sealed` instead."""
+
+    @abstractmethod
+    def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
+        """Combine the updates of a round, in canonical order."""
+
+    def read(self, sender: Sender, content: RecordDict, context: RoundContext) -> Update:
+        """Read a reply whose update is hidden (`hides`).
+
+        Raises
+        ------
+        RejectedUpdate
+            If it is not what `client_steps` asked for.
+        """
+        del content, context
+        raise QSFLError(f"{type(self).__name__} does not read replies (of {sender.label})")
 
 
 class VectorStage(Stage):
@@ -165,6 +341,7 @@ class Validate(CohortStage):
 
     name = "validate"
     phase = Phase.ADMIT
+    blind = True
 
     def __init__(self, max_norm: float | None = None) -> None:
         if max_norm is not None and not max_norm > 0:
@@ -207,14 +384,16 @@ class Clip(CohortStage):
 
     name = "clip"
     phase = Phase.BOUND
+    blind = True
 
     def __init__(self, clip_norm: float, per_layer: bool = False) -> None:
         self.parameters = ClipParameters(clip_norm=clip_norm, per_layer=per_layer)
 
-    def client_step(self) -> PlanItem:
+    def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask the mod to clip with the same parameters."""
         p = self.parameters
-        return PlanItem(self.name, {"clip_norm": p.clip_norm, "per_layer": p.per_layer})
+        item = PlanItem(self.name, {"clip_norm": p.clip_norm, "per_layer": p.per_layer})
+        return [(ClientPhase.CLIP, item)]
 
     def apply(
         self, cohort: Cohort, state: State, context: RoundContext

@@ -66,6 +66,10 @@ class Update:
         Factor on the difference, for all of it or for each floating-point array; set by clipping.
     weight : float
         Share of this update in the mean, in [0, 1]; set when the round is combined.
+    status : str
+        ``"accepted"``, or why a stage lets the update count for nothing without rejecting it.
+    sealed : object or None
+        What a hidden update is to the server; `vector` is empty then.
     """
 
     sender: Sender
@@ -78,6 +82,8 @@ class Update:
     bytes_up: int = 0
     scale: float | NDArray[np.float64] = 1.0
     weight: float = 0.0
+    status: str = "accepted"
+    sealed: object | None = None
 
     def base(self, model: Vector) -> Vector | None:
         """Return what to subtract from `vector` to get the difference to the round's model."""
@@ -92,6 +98,14 @@ class Update:
     def __repr__(self) -> str:
         """Name the sender only: an update is private to its client."""
         return f"Update(sender={self.sender.name!r}, size={self.vector.size}, form={self.form!s})"
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How claimed sample counts become weights, see `qsfl_flower.numerics.bounded_weights`."""
+
+    max_num_examples: float | None = None
+    max_weight_ratio: float = 10.0
 
 
 @dataclass(frozen=True)

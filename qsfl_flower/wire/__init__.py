@@ -5,14 +5,26 @@ the plan that a strategy sends to the mods, and the older ``FitIns``/``FitRes`` 
 """
 
 from qsfl_flower.wire.arrays import content_bytes, from_record, numbers_only, records_of, to_record
-from qsfl_flower.wire.keys import CLIENT_KEY, FORM_KEY, PLAN_KEY, QSFL_RECORD, Form
+from qsfl_flower.wire.keys import (
+    CLIENT_KEY,
+    ENCODING_KEY,
+    FORM_KEY,
+    PAYLOAD_RECORD,
+    PLAN_KEY,
+    QSFL_RECORD,
+    TASK_KEY,
+    Form,
+)
 from qsfl_flower.wire.plan import Plan, PlanItem
 
 __all__ = [
     "CLIENT_KEY",
+    "ENCODING_KEY",
     "FORM_KEY",
+    "PAYLOAD_RECORD",
     "PLAN_KEY",
     "QSFL_RECORD",
+    "TASK_KEY",
     "Form",
     "Plan",
     "PlanItem",

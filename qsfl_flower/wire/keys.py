@@ -17,6 +17,16 @@ CLIENT_KEY = "client"
 """In a reply: the name that the client gives itself. A claim, used for display only."""
 
 
+TASK_KEY = "task"
+"""In an instruction: the mod answers it alone, without the app, by this entry of ``TASKS``."""
+
+PAYLOAD_RECORD = "qsfl-payload"
+"""ArrayRecord of a reply whose form is ``encoded``: what a mechanism made of the update."""
+
+ENCODING_KEY = "encoding"
+"""In such a reply: the name of the mechanism that can read the payload."""
+
+
 class Form(StrEnum):
     """What the arrays of a reply mean."""
 
@@ -25,6 +35,9 @@ class Form(StrEnum):
 
     DELTA = "delta"
     """Model after training minus model before: what the mod sends."""
+
+    ENCODED = "encoded"
+    """A payload in a format of its own (compressed, shared, masked)."""
 
 
 ENCRYPT_KEY = "encrypt"

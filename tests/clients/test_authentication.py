@@ -422,7 +422,7 @@ def signed_round(keys):
     gate = Authenticate(Credentials(keys.server, roster), clock=lambda: NOW)
     exchange = Exchange("train", 1, 1, 10.0)
     content = RecordDict({"arrays": to_record(MODEL), "config": ConfigRecord({"server-round": 1})})
-    contents, state = gate.instruct(content, [101], gate.init(Layout.of(MODEL)), exchange)
+    contents, state = gate.instruct({101: content}, gate.init(Layout.of(MODEL)), exchange)
     reply = Device("1", 101, keys.clients["1"], roster)(Message(contents[101], 101, "train"))
     return gate, exchange, state, reply.content
 

@@ -121,7 +121,7 @@ def test_an_unknown_step_is_refused_before_training(inside_run):
             return super().fit(parameters, config)
 
     app = numpy_client_app(lambda context: Watch())
-    with pytest.raises(QSFLError, match="asks for 'teleport', which this client does not know"):
+    with pytest.raises(QSFLError, match="asks for step 'teleport', which this client"):
         app(instruction(plan=Plan((PlanItem("teleport"),))), context())
     assert trained == []
 

@@ -75,6 +75,7 @@ def test_round_trip() -> None:
         ("feeble", own(FEEBLE), "client", NOW, "downgraded-algorithm"),
         ("hub", own(HUB), "server", NOW + 91 * DAY, "expired"),  # the roster itself
     ],
+    ids=lambda value: "key" if isinstance(value, bytes) else None,
 )
 def test_lookup_names_its_reason(name: str, key: bytes, role: str, now: int, reason: str) -> None:
     opened = open_roster(SIGNED, AUTHORITY.public)

@@ -1,0 +1,134 @@
+"""The client's halves of the mechanisms: steps on its own update, and tasks beside training.
+
+A strategy's plan names steps in order; `qsfl_mod` carries them out on what the app returned. An
+instruction that names a task is answered without the app. Both are plain functions, registered in
+`STEPS` and `TASKS` under the name of the mechanism, which is the same on both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, RecordDict
+from numpy.typing import NDArray
+
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.identity import KeySet
+from qsfl_flower.errors import QSFLError
+from qsfl_flower.numerics import Clip, Layout, Vector, measure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClientUpdate:
+    """What a client is about to send, between two steps.
+
+    Parameters
+    ----------
+    vector : numpy.ndarray
+        The difference to the model that was sent, shape (d,), float64; shape (k,) after a step has
+        restricted it to k public coordinates. A step may change it in place.
+    layout : Layout
+        The model's layout, of d floating-point coordinates.
+    metrics : Mapping[str, float]
+        What the app reports, the number of examples included.
+    carried : Mapping[str, numpy.ndarray]
+        Integer and boolean arrays, which are not part of the vector.
+    payload : ArrayRecord or None
+        Set by an encoding step: sent instead of the vector.
+    encoding : str
+        Beside it: the name of the mechanism that can read it.
+    hidden : bool
+        True if nothing of this client's own may be sent in the clear: no metrics, no counters.
+    """
+
+    vector: NDArray[np.float64]
+    layout: Layout
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    payload: ArrayRecord | None = None
+    encoding: str = ""
+    hidden: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Party:
+    """Who this client is: its credentials, and the keys that are valid now (Unix seconds)."""
+
+    credentials: Credentials
+    keys: KeySet
+    now: int
+
+
+PARTY: ContextVar[Party | None] = ContextVar("qsfl_party", default=None)
+"""Set by `auth_mod` while a message that it has verified is handled."""
+
+
+@dataclass(frozen=True, repr=False)
+class StepContext:
+    """What a step or a task may know.
+
+    Parameters
+    ----------
+    context : Context
+        Flower's context; its ``state`` is the client's memory between messages.
+    content : RecordDict
+        The whole instruction.
+    model : Vector
+        The model that was sent, shape (d,); empty in a task without a model.
+    """
+
+    context: Context
+    content: RecordDict
+    model: Vector
+
+    @property
+    def party(self) -> Party:
+        """Return who this client is.
+
+        Raises
+        ------
+        QSFLError
+            Without `auth_mod`: then nobody vouches for keys.
+        """
+        party = PARTY.get()
+        if party is None:
+            raise QSFLError(
+                "this step needs the client's keys and roster: put auth_mod(credentials) before "
+                "qsfl_mod in the mods of the ClientApp"
+            )
+        return party
+
+
+Step = Callable[[ClientUpdate, Mapping[str, Any], StepContext], ClientUpdate]
+"""Works on the update with the plan's parameters."""
+
+Task = Callable[[StepContext], RecordDict]
+"""Answers an instruction; returns the content of the reply."""
+
+
+def clip_step(
+    update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
+) -> ClientUpdate:
+    """Clip the difference; the strategy's half is `qsfl_flower.strategies.Clip`."""
+    del context
+    clip, vector = Clip(**parameters), update.vector
+    whole = vector.size == update.layout.size
+    if clip.per_layer and not whole:
+        raise QSFLError("clip: per_layer needs the whole update, not k coordinates of it")
+    scales = clip.scales(measure(Vector.dense(vector), None, update.layout if whole else None))
+    if np.ndim(scales) == 0:
+        return replace(update, vector=vector * scales)
+    for view, scale in zip(update.layout.views(vector).values(), np.asarray(scales), strict=True):
+        view *= scale
+    return update
+
+
+STEPS: dict[str, Step] = {"clip": clip_step}
+"""Steps by name of the mechanism."""
+
+TASKS: dict[str, Task] = {}
+"""Tasks by name."""
