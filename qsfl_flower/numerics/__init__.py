@@ -6,7 +6,7 @@ Nothing here knows Flower, torch, or the network.
 from qsfl_flower.numerics.carried import combine_carried
 from qsfl_flower.numerics.layout import CastOverflow, Layout
 from qsfl_flower.numerics.mean import CompensatedSum, sum_and_measure, weighted_sum
-from qsfl_flower.numerics.monitor import Monitor, MonitorState
+from qsfl_flower.numerics.monitor import Monitor, MonitorState, Reaction
 from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, rough_norms
 from qsfl_flower.numerics.npy import dump_npy, view_npy
 from qsfl_flower.numerics.validation import (
@@ -24,6 +24,7 @@ __all__ = [
     "Measure",
     "Monitor",
     "MonitorState",
+    "Reaction",
     "Vector",
     "bounded_weights",
     "check_finite_and_size",

@@ -1,14 +1,24 @@
-"""Early signs of divergence, as a pure function with its state as a value."""
+"""Early signs of divergence and what to do then, as pure functions with the state as a value."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from qsfl_flower.errors import CheckpointError, ConfigError
+
+
+class Reaction(StrEnum):
+    """What is done about an alarm."""
+
+    LOWER_RATE = "lower-rate"
+    TIGHTEN_STALENESS = "tighten-staleness"
+    ROLL_BACK = "roll-back"
+    HALT = "halt"
 
 
 @dataclass(frozen=True)
@@ -23,15 +33,21 @@ class MonitorState:
         The latest update norms, at most a window of them.
     best : float or None
         Smallest mean loss over a full window so far.
+    reactions : int
+        How often there was a reaction.
+    quiet : int
+        Rounds for which alarms are still expected because of the last one.
     """
 
     losses: tuple[float, ...] = ()
     norms: tuple[float, ...] = ()
     best: float | None = None
+    reactions: int = 0
+    quiet: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as JSON values."""
-        return {"losses": list(self.losses), "norms": list(self.norms), "best": self.best}
+        return {**asdict(self), "losses": list(self.losses), "norms": list(self.norms)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MonitorState:
@@ -44,18 +60,22 @@ class MonitorState:
         """
         try:
             losses, norms = (tuple(map(float, values[key])) for key in ("losses", "norms"))
-            best = values["best"]
-            return cls(losses, norms, None if best is None else float(best))
+            best = None if values["best"] is None else float(values["best"])
+            return cls(losses, norms, best, int(values["reactions"]), int(values["quiet"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the state of the monitor is damaged: {error!r}") from None
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """Watches the loss and the norm of the model's steps.
+    """Watches the loss and the norm of the model's steps, and says what to do about an alarm.
 
     The loss is compared with the best mean over `window` rounds, since a single round is noisy and
     "it doubled" needs a reference; a loss that is not finite is an alarm at once.
+
+    The first alarm has the first of the `reactions` as its consequence, the next alarm the second,
+    and so on; the last one repeats. After a reaction, alarms are ignored for `patience` rounds, in
+    which the loss may take its time to come down, unless the loss is not finite.
 
     Parameters
     ----------
@@ -65,13 +85,21 @@ class Monitor:
         Alarm when the mean loss exceeds this many times the best one, > 1.
     norm_factor : float
         Alarm when a step is this many times longer than the median one, > 1.
+    reactions : tuple[Reaction, ...]
+        What to do at the first alarm, the second ...; none: alarms are only told.
+    patience : int
+        Rounds after a reaction in which there is no other, >= 0.
     """
 
     window: int = 5
     loss_factor: float = 2.0
     norm_factor: float = 10.0
+    reactions: tuple[Reaction, ...] = ()
+    patience: int = 5
 
     def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise ConfigError(f"monitor: patience is {self.patience!r}; it must be >= 0")
         if self.window < 1:
             raise ConfigError(f"monitor: window is {self.window!r}; it must be >= 1")
         for name in ("loss_factor", "norm_factor"):
@@ -106,6 +134,32 @@ class Monitor:
             state, alarm = self._norm(state, update_norm)
             alarms += [alarm] if alarm else []
         return state, "; ".join(alarms) or None
+
+    def react(
+        self, state: MonitorState, alarm: str | None, loss: float | None
+    ) -> tuple[MonitorState, Reaction | None]:
+        """Decide what to do, once a round, with what `observe` returned.
+
+        Parameters
+        ----------
+        state : MonitorState
+            From `observe`.
+        alarm : str or None
+            From `observe`.
+        loss : float or None
+            Loss of the round.
+
+        Returns
+        -------
+        tuple[MonitorState, Reaction or None]
+            After a reaction the windows begin anew; the best loss so far stays the reference.
+        """
+        finite = loss is None or math.isfinite(loss)
+        if alarm is None or not self.reactions or (state.quiet and finite):
+            return replace(state, quiet=max(state.quiet - 1, 0)), None
+        reaction = self.reactions[min(state.reactions, len(self.reactions) - 1)]
+        after = MonitorState((), (), state.best, state.reactions + 1, self.patience)
+        return after, reaction
 
     def _loss(self, state: MonitorState, loss: float) -> tuple[MonitorState, str | None]:
         losses = (*state.losses, loss)[-self.window :]

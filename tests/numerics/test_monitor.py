@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import CheckpointError, ConfigError
-from qsfl_flower.numerics.monitor import Monitor, MonitorState
+from qsfl_flower.numerics.monitor import Monitor, MonitorState, Reaction
 
 
 def watch(monitor: Monitor, losses, norms=None) -> list[str | None]:
@@ -125,3 +125,34 @@ def test_a_damaged_state_is_refused(values):
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         Monitor(**arguments)
+
+
+def test_reactions_follow_one_another_and_the_last_repeats():
+    monitor = Monitor(
+        window=1, patience=2, reactions=(Reaction.LOWER_RATE, Reaction.ROLL_BACK, Reaction.HALT)
+    )
+    state, taken = monitor.init(), []
+    for loss in (1.0, *[9.0] * 12):
+        state, alarm = monitor.observe(state, loss, None)
+        state, reaction = monitor.react(state, alarm, loss)
+        taken.append(reaction)
+    assert taken[0] is None
+    assert taken[1::3] == [Reaction.LOWER_RATE, Reaction.ROLL_BACK, Reaction.HALT, Reaction.HALT]
+    assert [r for i, r in enumerate(taken) if i % 3 != 1] == [None] * 9
+    assert MonitorState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_a_loss_that_is_not_finite_is_reacted_to_at_once():
+    monitor = Monitor(window=1, patience=100, reactions=(Reaction.LOWER_RATE, Reaction.HALT))
+    state, _ = monitor.observe(monitor.init(), 1.0, None)
+    for loss, expected in ((9.0, Reaction.LOWER_RATE), (9.0, None), (math.nan, Reaction.HALT)):
+        state, alarm = monitor.observe(state, loss, None)
+        state, reaction = monitor.react(state, alarm, loss)
+        assert reaction is expected
+
+
+def test_without_reactions_alarms_are_only_told():
+    monitor = Monitor()
+    state, alarm = monitor.observe(monitor.init(), math.inf, None)
+    assert alarm
+    assert monitor.react(state, alarm, math.inf) == (state, None)

@@ -1,0 +1,135 @@
+"""When answers count as arrived: by the clock on the wall, or by a clock that is only computed.
+
+A strategy tells its clock which tasks it has sent, and asks it for the next answers. The wall clock
+looks whether some are there. The virtual clock (`virtual.py`) fetches answers as they are computed
+and releases them in the order in which slow and fast devices would have delivered them. So the same
+strategy runs in a deployment and, without a second of waiting, in a simulation of one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The answer to a task.
+
+    Parameters
+    ----------
+    task : int
+        Number of the task.
+    answer : object
+        What came.
+    size : int
+        Payload in bytes.
+    """
+
+    task: int
+    answer: Any
+    size: int = 0
+
+
+Fetch = Callable[[Sequence[int]], Sequence[Delivery]]
+"""Look, without waiting, which of these tasks have been answered; each answer comes once."""
+
+Pause = Callable[[float], None]
+"""Sleep for so many seconds of real time; may raise to end the wait."""
+
+
+class Clock(ABC):
+    """Time, and the order in which answers arrive."""
+
+    @property
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds since the start of the run."""
+
+    @abstractmethod
+    def send(self, task: int, device: int, size: int) -> None:
+        """A task of `size` bytes leaves for a device now."""
+
+    @abstractmethod
+    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[Delivery]:
+        """Return the next answers, or none if `until` comes first.
+
+        Parameters
+        ----------
+        fetch : Fetch
+            Looks for answers.
+        until : float
+            Time of this clock at which to give up; infinity waits until no answer can come.
+        pause : Pause
+            Called between two looks.
+        """
+
+    @abstractmethod
+    def forget(self, tasks: Collection[int]) -> None:
+        """Wait for these answers no longer; they may still be released if they come."""
+
+    def online(self, device: int) -> bool:
+        """Tell whether a device that the network shows as connected can be asked now."""
+        del device
+        return True
+
+    def next_online(self, devices: Collection[int]) -> float:
+        """Return when the first of these devices can be asked; infinity if never."""
+        return self.now if devices else math.inf
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """Return the state as JSON values, or None if tasks under way do not survive a restart."""
+        return None
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        raise NotImplementedError(f"{type(self).__name__} has no state to go on from")
+
+
+class WallClock(Clock):
+    """Real time.
+
+    Parameters
+    ----------
+    source : Callable[[], float]
+        A monotonic clock of this machine, seconds. What clients say about time is not used.
+    """
+
+    def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._start = source()
+        self._open: dict[int, None] = {}
+
+    @property
+    def now(self) -> float:
+        """Seconds since the clock was made."""
+        return self._source() - self._start
+
+    def send(self, task: int, device: int, size: int) -> None:
+        """Expect an answer to the task."""
+        del device, size
+        self._open[task] = None
+
+    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[Delivery]:
+        """Look again and again, ever less often, until something is there or time is up."""
+        wait = _FIRST_PAUSE
+        while True:
+            found = list(fetch(list(self._open))) if self._open else []
+            self.forget([delivery.task for delivery in found])
+            left = until - self.now
+            if found or left <= 0 or not (self._open or math.isfinite(until)):
+                return found
+            pause(min(wait, left))
+            wait = min(wait * 1.3, _LONGEST_PAUSE)
+
+    def forget(self, tasks: Collection[int]) -> None:
+        """Look for these no longer."""
+        for task in tasks:
+            self._open.pop(task, None)
