@@ -1,0 +1,168 @@
+"""The public terms of a pairwise-mask sum, and what a client insists on."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from qsfl_flower.crypto.binding import Binding
+from qsfl_flower.crypto.codec import Reader, Writer, check_identifier
+from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.secure.graph import MAX_CLIENTS, Graph
+
+PURPOSE = "masked-sum-share"
+MAX_SIZE = 1 << 31
+_MAGIC = b"QMASK\x01"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a sum is about; every client checks it, and everything in the sum is bound to it.
+
+    Parameters
+    ----------
+    run, round : int
+        Where it belongs.
+    names : tuple of str
+        The clients that take part, sorted.
+    degree, threshold : int
+        As in `Graph`.
+    size : int
+        Words of the vector.
+    nonce : bytes
+        16 bytes that tell sums of one round apart.
+    """
+
+    run: int
+    round: int
+    names: tuple[str, ...]
+    degree: int
+    threshold: int
+    size: int
+    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+
+    def __post_init__(self) -> None:
+        if list(self.names) != sorted(set(self.names)):
+            raise ConfigError("masked sum: the names must be sorted and distinct")
+        for name in self.names:
+            check_identifier(name, "client")
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Who masks with whom, by place."""
+        return Graph(len(self.names), self.degree, self.threshold)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes that stand for these terms."""
+        return hashlib.sha256(self.encode()).digest()
+
+    @cached_property
+    def seats(self) -> tuple[str, ...]:
+        """The names in the order of their places on the ring: random, and the same for all."""
+        return tuple(
+            sorted(self.names, key=lambda n: hashlib.sha256(self.digest + n.encode()).digest())
+        )
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """The place of every name."""
+        return {name: place for place, name in enumerate(self.seats)}
+
+    def encode(self) -> bytes:
+        """Return the canonical encoding."""
+        out = Writer(_MAGIC).uint(self.run, 8).uint(self.round, 8).uint(self.size, 8)
+        out.fixed(self.nonce, 16).uint(self.degree, 2).uint(self.threshold, 2)
+        out.uint(len(self.names), 2)
+        for name in self.names:
+            out.text(name)
+        return out.done()
+
+    @classmethod
+    def read(cls, data: Reader) -> Terms:
+        """Read the canonical encoding."""
+        data.expect(_MAGIC)
+        run, round_, size, nonce = data.uint(8), data.uint(8), data.uint(8), data.fixed(16)
+        degree, threshold, count = data.uint(2), data.uint(2), data.uint(2)
+        if not (2 <= count <= MAX_CLIENTS and 0 < size <= MAX_SIZE):
+            raise data.fail(f"{count} clients and {size} words")
+        names = tuple(data.identifier("client") for _ in range(count))
+        try:
+            terms = cls(run, round_, names, degree, threshold, size, nonce)
+            terms.graph.neighbours(0)
+        except ConfigError as error:
+            raise data.fail(str(error)) from None
+        return terms
+
+    def binding(self, sender: int, receiver: int) -> Binding:
+        """What the packet between two places is bound to."""
+        seats = self.seats
+        return Binding(self.run, self.round, seats[sender], seats[receiver], PURPOSE)
+
+    def fewest_neighbours(self, places: Collection[int]) -> int:
+        """Return how many neighbours among `places` the worst placed of them has."""
+        among = frozenset(places)
+        return min(len(among.intersection(self.graph.neighbours(place))) for place in among)
+
+    def agreed(self, view: Collection[int], survivors: Collection[int] = ()) -> bytes:
+        """Return the digest of what a client was told: who dealt, and who survived."""
+        out = Writer().fixed(self.digest, 32)
+        write_places(out, view, len(self.names))
+        write_places(out, survivors, len(self.names))
+        return hashlib.sha256(out.done()).digest()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a client insists on, whatever the server asks.
+
+    Parameters
+    ----------
+    colluding : float
+        Share of the clients that may help the server, in [0, 1).
+    min_clients : int
+        No sum of fewer clients is released, >= 2.
+    """
+
+    colluding: float = 0.1
+    min_clients: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.colluding < 1 or self.min_clients < 2:
+            raise ConfigError(
+                f"masked sum: colluding {self.colluding!r} must be in [0, 1) and min_clients "
+                f"{self.min_clients!r} at least 2"
+            )
+
+    def check(self, terms: Terms, left: int) -> None:
+        """Raise ``refused`` unless a sum over `left` clients is one that this client takes part in.
+
+        Raises
+        ------
+        RejectedUpdate
+            ``refused``, with the reason.
+        """
+        if left < self.min_clients:
+            raise RejectedUpdate(
+                "refused", f"a sum of {left} clients; at least {self.min_clients} are required here"
+            )
+        try:
+            terms.graph.check(self.colluding, lost=len(terms.names) - left)
+        except ConfigError as error:
+            raise RejectedUpdate("refused", str(error)) from None
+
+
+def write_places(out: Writer, places: Collection[int], count: int) -> None:
+    """Append a set of places as a bit map."""
+    out.uint(sum(1 << place for place in places), (count + 7) // 8)
+
+
+def read_places(reader: Reader, count: int) -> frozenset[int]:
+    """Read what `write_places` wrote."""
+    bits = reader.uint((count + 7) // 8)
+    if bits >> count:
+        raise reader.fail(f"a place beyond the {count} of this sum")
+    return frozenset(place for place in range(count) if bits >> place & 1)

@@ -1,0 +1,295 @@
+"""The server's side of a pairwise-mask sum: relay, check, recover, and never see one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from qsfl_flower.crypto.codec import Reader, Writer
+from qsfl_flower.crypto.roster import Roster
+from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.secure.field import SEED_SIZE
+from qsfl_flower.secure.masks import Ring, apply_masks
+from qsfl_flower.secure.pairwise import (
+    MAX_PACKET,
+    MAX_STATEMENT,
+    STATEMENT,
+    Promise,
+    read_statement,
+)
+from qsfl_flower.secure.recovery import SHARE_SIZE, check_share, join_shares
+from qsfl_flower.secure.seeds import (
+    COMMITMENT_SIZE,
+    TAG_SIZE,
+    commit_seed,
+    commit_share,
+    decrypt,
+    edge_key,
+    open_locker,
+    packet_digest,
+    pair_seed,
+)
+from qsfl_flower.secure.terms import Terms, write_places
+
+_LOCKER = SEED_SIZE + TAG_SIZE
+
+
+class SumAbandoned(QSFLError):
+    """A sum cannot be finished; nothing of it is known, and the model stays as it is.
+
+    Parameters
+    ----------
+    reason : str
+        Short machine-readable name.
+    detail : str
+        One sentence for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, repr=False)
+class Deal:
+    """What one client dealt: packets and commitments by neighbour."""
+
+    statement: bytes
+    promise: Promise
+    packets: Mapping[int, bytes]
+    commitments: Mapping[int, bytes]
+
+
+@dataclass(frozen=True, repr=False)
+class Release:
+    """What one client released: openers and locks by neighbour, and its shares, encrypted."""
+
+    openers: Mapping[int, Secret]
+    locks: Mapping[int, bytes]
+    payload: bytes
+
+
+def read_deal(terms: Terms, place: int, data: bytes, roster: Roster, now: int) -> Deal:
+    """Check what the client at `place` dealt.
+
+    Raises
+    ------
+    RejectedUpdate
+        ``malformed``, ``bad-packet``, or as `Roster.verify`.
+    """
+    name = terms.seats[place]
+    reader = Reader(data, f"shares of {name}")
+    statement = reader.blob(MAX_STATEMENT)
+    signed, signer = roster.verify(statement, STATEMENT, "client", now)
+    if signer.name != name:
+        raise RejectedUpdate("bad-packet", f"the shares of {name} are signed by {signer.name}")
+    promise = read_statement(signed.body, terms, place)
+    packets, commitments = {}, {}
+    for digest, neighbour in zip(promise.digests, terms.graph.neighbours(place), strict=True):
+        packets[neighbour] = reader.blob(MAX_PACKET)
+        commitments[neighbour] = reader.fixed(2 * COMMITMENT_SIZE)
+        if digest != packet_digest(packets[neighbour], commitments[neighbour]):
+            raise RejectedUpdate("bad-packet", f"{name} did not sign what it dealt")
+    reader.finish()
+    return Deal(statement, promise, packets, commitments)
+
+
+def check_enough(terms: Terms, places: Collection[int]) -> None:
+    """Raise ``too-few-clients`` unless everybody has enough neighbours among `places`."""
+    if len(places) < 2 or terms.fewest_neighbours(places) < terms.threshold:
+        raise SumAbandoned(
+            "too-few-clients",
+            f"{len(places)} of {len(terms.names)} clients are left; each needs "
+            f"{terms.threshold} neighbours among them",
+        )
+
+
+def relay(terms: Terms, deals: Mapping[int, Deal], place: int) -> bytes:
+    """Return what the client at `place` is sent for the mask step."""
+    out = Writer()
+    write_places(out, deals, len(terms.names))
+    for neighbour in _active(terms, deals, place):
+        dealt = deals[neighbour]
+        out.blob(dealt.statement).blob(dealt.packets[place])
+        out.fixed(dealt.commitments[place], 2 * COMMITMENT_SIZE)
+    return out.done()
+
+
+def read_lockers(
+    terms: Terms, deals: Mapping[int, Deal], place: int, data: bytes
+) -> dict[int, bytes]:
+    """Return the lockers that came with a masked vector, by neighbour.
+
+    Raises
+    ------
+    RejectedUpdate
+        ``malformed`` if there are too few or too many.
+    """
+    reader = Reader(data, f"lockers of {terms.seats[place]}")
+    upper = [other for other in _active(terms, deals, place) if other > place]
+    lockers = {other: reader.fixed(_LOCKER) for other in upper}
+    reader.finish()
+    return lockers
+
+
+def survivor_list(terms: Terms, survivors: Iterable[int]) -> bytes:
+    """Return what the survivors are told for the release step."""
+    out = Writer()
+    write_places(out, frozenset(survivors), len(terms.names))
+    return out.done()
+
+
+def read_release(
+    terms: Terms, deals: Mapping[int, Deal], survivors: Iterable[int], place: int, data: bytes
+) -> Release:
+    """Return what the client at `place` released.
+
+    Raises
+    ------
+    RejectedUpdate
+        ``malformed``, or ``wrong-survivors`` if it answers another question.
+    """
+    reader = Reader(data, f"release of {terms.seats[place]}")
+    if reader.fixed(32) != terms.agreed(deals, frozenset(survivors)):
+        raise RejectedUpdate("wrong-survivors", "the release is for another list of survivors")
+    openers, locks = {}, {}
+    active = _active(terms, deals, place)
+    for neighbour in active:
+        openers[neighbour] = Secret(reader.fixed(SEED_SIZE))
+        locks[neighbour] = reader.fixed(SHARE_SIZE + TAG_SIZE)
+    payload = reader.blob(len(active) * SHARE_SIZE + TAG_SIZE)
+    reader.finish()
+    return Release(openers, locks, payload)
+
+
+def unmask(
+    terms: Terms,
+    deals: Mapping[int, Deal],
+    lockers: Mapping[int, Mapping[int, bytes]],
+    releases: Mapping[int, Release],
+    total: Ring,
+) -> dict[int, RejectedUpdate]:
+    """Take all masks off the sum of the masked vectors, in place.
+
+    Parameters
+    ----------
+    terms : Terms
+        The sum.
+    deals : mapping of int to Deal
+        By place: who dealt, and was in what everybody was told before masking.
+    lockers : mapping of int to mapping
+        By place: who sent a masked vector, the survivors.
+    releases : mapping of int to Release
+        By place: who released its shares.
+    total : ndarray of uint32, shape (size,)
+        The sum of the survivors' vectors.
+
+    Returns
+    -------
+    dict of int to RejectedUpdate
+        By place: who released something wrong, without harm to the sum.
+
+    Raises
+    ------
+    SumAbandoned
+        ``recovery-failed`` if too few good shares of some seed came back,
+        ``inconsistent-shares`` if a client dealt shares that open no seed of its.
+    """
+    faults: dict[int, RejectedUpdate] = {}
+    held: dict[int, dict[int, bytes]] = {place: {} for place in deals}
+    for holder in releases:
+        try:
+            opened = _opened(terms, releases, holder)
+        except RejectedUpdate as error:
+            faults[holder] = error
+            continue
+        for owner, share in opened.items():
+            kind = b"self" if owner in lockers else b"pair"
+            committed = deals[owner].commitments[holder]
+            half = slice(COMMITMENT_SIZE) if kind == b"self" else slice(COMMITMENT_SIZE, None)
+            if commit_share(owner, holder, kind, share) == committed[half]:
+                held[owner][holder + 1] = share
+            else:
+                detail = f"{terms.seats[holder]} released a wrong share of {terms.seats[owner]}"
+                faults[holder] = RejectedUpdate("wrong-share", detail)
+    add: list[Secret] = []
+    subtract: list[Secret] = []
+    agreed_view = terms.agreed(deals)
+    for owner, shares in held.items():
+        dealt = deals[owner].promise
+        if owner in lockers:
+            subtract.append(_joined(terms, owner, shares, dealt.self_seed))
+            continue
+        pair_key = _joined(terms, owner, shares, dealt.pair_key)
+        for place in _active(terms, lockers, owner):
+            edge = edge_key(pair_key, place)
+            if owner < place:  # the survivor has subtracted this mask
+                add.append(pair_seed(edge, agreed_view))
+            else:
+                subtract.append(_unlocked(terms, edge, agreed_view, lockers[place][owner], place))
+    apply_masks(total, add, subtract)
+    return faults
+
+
+def _opened(terms: Terms, releases: Mapping[int, Release], owner: int) -> dict[int, bytes]:
+    """Return the shares that a client released, by whose they are.
+
+    Raises
+    ------
+    RejectedUpdate
+        ``locked`` if too few neighbours opened it, ``inconsistent-release`` if it cannot be opened.
+    """
+    release = releases[owner]
+    shares: dict[int, bytes] = {}
+    for holder, lock in release.locks.items():
+        if holder not in releases or len(shares) == terms.threshold:
+            continue
+        try:
+            share = decrypt(releases[holder].openers[owner], lock)
+            check_share(share)
+        except RejectedUpdate:
+            continue  # one of the two lies; others can open it
+        shares[holder + 1] = share
+    name = terms.seats[owner]
+    if len(shares) < terms.threshold:
+        raise RejectedUpdate("locked", f"too few neighbours of {name} opened what it released")
+    try:
+        plain = decrypt(join_shares(shares), release.payload)
+    except RejectedUpdate as error:
+        raise RejectedUpdate("inconsistent-release", f"{name}: {error.detail}") from None
+    return {
+        place: plain[at * SHARE_SIZE : (at + 1) * SHARE_SIZE]
+        for at, place in enumerate(release.locks)
+    }
+
+
+def _joined(terms: Terms, owner: int, shares: Mapping[int, bytes], commitment: bytes) -> Secret:
+    name, needed = terms.seats[owner], terms.threshold
+    if len(shares) < needed:
+        raise SumAbandoned(
+            "recovery-failed", f"{len(shares)} shares of {name} came back, {needed} are needed"
+        )
+    try:
+        seed = join_shares(dict(list(shares.items())[:needed]))
+    except RejectedUpdate:
+        seed = None
+    if seed is None or commit_seed(seed) != commitment:
+        raise SumAbandoned("inconsistent-shares", f"{name} dealt shares that do not open its seed")
+    return seed
+
+
+def _unlocked(terms: Terms, edge: Secret, agreed: bytes, locker: bytes, place: int) -> Secret:
+    try:
+        return open_locker(edge, agreed, locker)
+    except RejectedUpdate:
+        raise SumAbandoned(
+            "wrong-locker", f"{terms.seats[place]} sent a pair seed that cannot be opened"
+        ) from None
+
+
+def _active(terms: Terms, places: Iterable[int], place: int) -> list[int]:
+    """Return the neighbours of a place that are among `places`, in ascending order."""
+    among = frozenset(places)
+    return [other for other in terms.graph.neighbours(place) if other in among]
