@@ -11,10 +11,9 @@ from functools import cached_property
 from qsfl_flower.crypto.binding import Binding
 from qsfl_flower.crypto.codec import Reader, Writer, check_identifier
 from qsfl_flower.errors import ConfigError, RejectedUpdate
-from qsfl_flower.secure.graph import MAX_CLIENTS, Graph
+from qsfl_flower.secure.pairwise.graph import MAX_CLIENTS, Graph
 
 PURPOSE = "masked-sum-share"
-MAX_SIZE = 1 << 31
 _MAGIC = b"QMASK\x01"
 
 
@@ -30,8 +29,6 @@ class Terms:
         The clients that take part, sorted.
     degree, threshold : int
         As in `Graph`.
-    size : int
-        Words of the vector.
     nonce : bytes
         16 bytes that tell sums of one round apart.
     """
@@ -41,7 +38,6 @@ class Terms:
     names: tuple[str, ...]
     degree: int
     threshold: int
-    size: int
     nonce: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
     def __post_init__(self) -> None:
@@ -74,7 +70,7 @@ class Terms:
 
     def encode(self) -> bytes:
         """Return the canonical encoding."""
-        out = Writer(_MAGIC).uint(self.run, 8).uint(self.round, 8).uint(self.size, 8)
+        out = Writer(_MAGIC).uint(self.run, 8).uint(self.round, 8)
         out.fixed(self.nonce, 16).uint(self.degree, 2).uint(self.threshold, 2)
         out.uint(len(self.names), 2)
         for name in self.names:
@@ -85,14 +81,14 @@ class Terms:
     def read(cls, data: Reader) -> Terms:
         """Read the canonical encoding."""
         data.expect(_MAGIC)
-        run, round_, size, nonce = data.uint(8), data.uint(8), data.uint(8), data.fixed(16)
+        run, round_, nonce = data.uint(8), data.uint(8), data.fixed(16)
         degree, threshold, count = data.uint(2), data.uint(2), data.uint(2)
-        if not (2 <= count <= MAX_CLIENTS and 0 < size <= MAX_SIZE):
-            raise data.fail(f"{count} clients and {size} words")
+        if not 2 <= count <= MAX_CLIENTS:
+            raise data.fail(f"{count} clients, allowed are 2 to {MAX_CLIENTS}")
         names = tuple(data.identifier("client") for _ in range(count))
         try:
-            terms = cls(run, round_, names, degree, threshold, size, nonce)
-            terms.graph.neighbours(0)
+            terms = cls(run, round_, names, degree, threshold, nonce)
+            _ = terms.graph
         except ConfigError as error:
             raise data.fail(str(error)) from None
         return terms

@@ -10,16 +10,16 @@ from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE
-from qsfl_flower.secure.masks import Ring, apply_masks
-from qsfl_flower.secure.pairwise import (
+from qsfl_flower.secure.pairwise.client import (
     MAX_PACKET,
     MAX_STATEMENT,
     STATEMENT,
     Promise,
     read_statement,
 )
-from qsfl_flower.secure.recovery import SHARE_SIZE, check_share, join_shares
-from qsfl_flower.secure.seeds import (
+from qsfl_flower.secure.pairwise.masks import Ring, apply_masks
+from qsfl_flower.secure.pairwise.recovery import SHARE_SIZE, check_share, join_shares
+from qsfl_flower.secure.pairwise.seeds import (
     COMMITMENT_SIZE,
     TAG_SIZE,
     commit_seed,
@@ -30,7 +30,7 @@ from qsfl_flower.secure.seeds import (
     packet_digest,
     pair_seed,
 )
-from qsfl_flower.secure.terms import Terms, write_places
+from qsfl_flower.secure.pairwise.terms import Terms, write_places
 
 _LOCKER = SEED_SIZE + TAG_SIZE
 
@@ -183,7 +183,7 @@ def unmask(
         By place: who sent a masked vector, the survivors.
     releases : mapping of int to Release
         By place: who released its shares.
-    total : ndarray of uint32, shape (size,)
+    total : ndarray of uint32, shape (d,)
         The sum of the survivors' vectors.
 
     Returns

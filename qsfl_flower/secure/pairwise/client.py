@@ -38,9 +38,9 @@ from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.statement import sign_statement
 from qsfl_flower.errors import CryptoError, RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE
-from qsfl_flower.secure.masks import Ring, apply_masks
-from qsfl_flower.secure.recovery import SHARE_SIZE, check_share, split_seed
-from qsfl_flower.secure.seeds import (
+from qsfl_flower.secure.pairwise.masks import Ring, apply_masks
+from qsfl_flower.secure.pairwise.recovery import SHARE_SIZE, check_share, split_seed
+from qsfl_flower.secure.pairwise.seeds import (
     COMMITMENT_SIZE,
     TAG_SIZE,
     commit_seed,
@@ -54,7 +54,7 @@ from qsfl_flower.secure.seeds import (
     place_bytes,
     shared_lock,
 )
-from qsfl_flower.secure.terms import Policy, Terms, read_places, write_places
+from qsfl_flower.secure.pairwise.terms import Policy, Terms, read_places, write_places
 
 STATEMENT = "masked-sum-shares"
 MAX_PACKET = 1 << 14
@@ -207,7 +207,7 @@ def mask(
         What `deal` kept.
     relay : bytes
         Who dealt, and the neighbours' packets.
-    vector : ndarray of uint32, shape (size,)
+    vector : ndarray of uint32, shape (d,)
         The client's encoded values; masked in place, also if this raises.
     credentials, policy, now
         As in `deal`.
@@ -225,8 +225,6 @@ def mask(
         `Roster.verify`.
     """
     terms = client.terms
-    if vector.size != terms.size:
-        raise CryptoError(f"the vector has {vector.size} words, the sum is over {terms.size}")
     if client.view:
         raise RejectedUpdate("second-mask", "this client has masked its vector already")
     reader = Reader(relay, "relayed packets")

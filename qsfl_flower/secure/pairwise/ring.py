@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
-from qsfl_flower.secure.masks import BLOCK, Ring
+from qsfl_flower.secure.pairwise.masks import BLOCK, Ring
 
 MAX_TERMS = 1 << 16
 LIMBS = 4
