@@ -133,7 +133,7 @@ def test_fixed_randomness_gives_fixed_shares():
 
 
 def test_shares_below_the_threshold_are_uniform():
-    """Chi-square of two extreme seeds' shares at one point in 61 buckets; false alarm 1 in 30,000."""
+    """Chi-square of two extreme seeds' shares in 61 buckets; false alarm once in 100,000."""
     for seed in (Secret(bytes(32)), Secret(b"\xff" * 32)):
         counts = np.zeros(61)
         for _ in range(1200):
@@ -141,7 +141,7 @@ def test_shares_below_the_threshold_are_uniform():
             for chunk in range(5):
                 counts[int.from_bytes(share[8 * chunk : 8 * chunk + 8], "big") % 61] += 1
         expected = counts.sum() / 61
-        # 60 degrees of freedom: P[X > 123] < 1e-5; a constant would have 4e5.
+        # 60 degrees of freedom: P[X > 123] = 3e-6; a constant would have 4e5.
         assert ((counts - expected) ** 2 / expected).sum() < 123
 
 
