@@ -1,0 +1,41 @@
+"""All rules and preparations by name."""
+
+from __future__ import annotations
+
+from qsfl_flower.robust.centres import CenteredClipping, GeometricMedian
+from qsfl_flower.robust.coordinates import MeaMed, Median, TrimmedMean
+from qsfl_flower.robust.preparations import Bucketing, NearestNeighbourMixing
+from qsfl_flower.robust.rule import Preparation, Rule
+from qsfl_flower.robust.selection import (
+    CGE,
+    MDA,
+    Bulyan,
+    Krum,
+    Mean,
+    MultiKrum,
+    NormBoundedMean,
+)
+from qsfl_flower.robust.trust import FLTrust
+
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (
+        Mean,
+        Krum,
+        MultiKrum,
+        Median,
+        TrimmedMean,
+        MeaMed,
+        Bulyan,
+        GeometricMedian,
+        CenteredClipping,
+        MDA,
+        CGE,
+        NormBoundedMean,
+        FLTrust,
+    )
+}
+
+PREPARATIONS: dict[str, type[Preparation]] = {
+    preparation.name: preparation for preparation in (Bucketing, NearestNeighbourMixing)
+}
