@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from qsfl_flower.clients.steps import PARTY, Party
+from qsfl_flower.clients.steps import Party, acting_as
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.envelope import (
     Authentic,
@@ -83,11 +83,10 @@ def auth_mod(
         )
         content = message.content
         message.content = RecordDict({k: v for k, v in content.items() if k != AUTH_RECORD})
-        known = PARTY.set(Party(party.credentials, party.keys, now))
         try:
-            reply = call_next(message, context)
+            with acting_as(Party(party.credentials, party.keys, now)):
+                reply = call_next(message, context)
         finally:
-            PARTY.reset(known)
             message.content = content
         if reply.has_error():
             return reply

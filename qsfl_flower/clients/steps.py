@@ -7,7 +7,8 @@ instruction that names a task is answered without the app. Both are plain functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,8 +64,17 @@ class Party:
     now: int
 
 
-PARTY: ContextVar[Party | None] = ContextVar("qsfl_party", default=None)
-"""Set by `auth_mod` while a message that it has verified is handled."""
+_PARTY: ContextVar[Party | None] = ContextVar("qsfl_party", default=None)
+
+
+@contextmanager
+def acting_as(party: Party) -> Iterator[None]:
+    """Let steps and tasks know who this client is, while a verified message is handled."""
+    before = _PARTY.set(party)
+    try:
+        yield
+    finally:
+        _PARTY.reset(before)
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +104,7 @@ class StepContext:
         QSFLError
             Without `auth_mod`: then nobody vouches for keys.
         """
-        party = PARTY.get()
+        party = _PARTY.get()
         if party is None:
             raise QSFLError(
                 "this step needs the client's keys and roster: put auth_mod(credentials) before "

@@ -444,3 +444,10 @@ def test_no_changed_byte_of_a_signed_message_gets_in(signed_round, data):
     with pytest.raises(RejectedUpdate):
         gate.admit(Sender(101, 0, "1"), forged, state, exchange)
     gate.admit(Sender(101, 0, "1"), content, state, exchange)
+
+
+def test_the_mod_travels_to_other_processes():
+    """Ray sends apps by value, so that the mod may refer only to what can be sent."""
+    import cloudpickle
+
+    cloudpickle.dumps(auth_mod(lambda context: None))
