@@ -9,6 +9,7 @@ from qsfl_flower.numerics.mean import CompensatedSum, sum_and_measure, weighted_
 from qsfl_flower.numerics.monitor import Monitor, MonitorState, Reaction
 from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, rough_norms
 from qsfl_flower.numerics.npy import dump_npy, view_npy
+from qsfl_flower.numerics.sparse import SparseVector
 from qsfl_flower.numerics.validation import (
     bounded_weights,
     check_finite_and_size,
@@ -25,6 +26,7 @@ __all__ = [
     "Monitor",
     "MonitorState",
     "Reaction",
+    "SparseVector",
     "Vector",
     "bounded_weights",
     "check_finite_and_size",
