@@ -104,12 +104,14 @@ class WallClock(Clock):
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
         self._source = source
-        self._start = source()
+        self._start: float | None = None
         self._open: dict[int, None] = {}
 
     @property
     def now(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was first looked at."""
+        if self._start is None:
+            self._start = self._source()
         return self._source() - self._start
 
     def send(self, task: int, device: int, size: int) -> None:

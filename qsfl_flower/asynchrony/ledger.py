@@ -9,7 +9,7 @@ given out) is recognised from the numbers alone, without a memory that grows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -143,17 +143,21 @@ class Ledger:
         """
         if now < self.next_deadline:
             return self, ()
-        missed = tuple(task for task in self.open.values() if task.deadline <= now)
         overdue = {n: task for n, task in self.overdue.items() if task.deadline > now}
-        misses = dict(self.misses)
+        late = [task.number for task in self.open.values() if task.deadline <= now]
+        return replace(self, overdue=MappingProxyType(overdue)).give_up(late, now)
+
+    def give_up(self, numbers: Collection[int], now: float) -> tuple[Ledger, tuple[Task, ...]]:
+        """Give up open tasks before their deadline; see `expire`."""
+        missed = tuple(self.open[number] for number in numbers if number in self.open)
+        overdue, misses = dict(self.overdue), dict(self.misses)
         for task in missed:
             times = misses[task.client] = misses.get(task.client, 0) + 1
             rest = (task.deadline - task.sent_at) * 2 ** min(times, _LONGEST_REST)
             overdue[task.number] = replace(task, deadline=now + rest)
-        rest_open = _without(self.open, *(task.number for task in missed))
         return replace(
             self,
-            open=rest_open,
+            open=_without(self.open, *(task.number for task in missed)),
             overdue=MappingProxyType(overdue),
             misses=MappingProxyType(misses),
         ), missed

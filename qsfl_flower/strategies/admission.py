@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -49,10 +49,24 @@ _ERROR_REASONS = {
 
 @dataclass(frozen=True)
 class Asked:
-    """The nodes that were asked in an exchange: message id to node, and the canonical order."""
+    """The nodes that were asked in an exchange.
+
+    Parameters
+    ----------
+    nodes : Mapping[str, int]
+        Node by the id of the message that it was sent.
+    ranks : Mapping[int, int]
+        The canonical order.
+    spans : Mapping[int, tuple[float, float]]
+        When a rank was asked and when it answered, in seconds of the strategy's clock.
+    cut : bool
+        Whether the exchange ended because enough had answered.
+    """
 
     nodes: Mapping[str, int]
     ranks: Mapping[int, int]
+    spans: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    cut: bool = False
 
     def in_order(self) -> list[int]:
         """Return the asked nodes in canonical order."""
@@ -60,7 +74,9 @@ class Asked:
 
     def sender(self, node_id: int, name: str | None = None) -> Sender:
         """Describe a node that was asked."""
-        return Sender(node_id, self.ranks[node_id], name or str(node_id))
+        rank = self.ranks[node_id]
+        sent_at, arrived_at = self.spans.get(rank, (None, None))
+        return Sender(node_id, rank, name or str(node_id), sent_at, arrived_at)
 
 
 @dataclass(frozen=True)
@@ -233,6 +249,8 @@ def _outcome(
     asked: Asked, node: int, reply: Message | None
 ) -> tuple[Sender, RecordDict | Rejection]:
     sender = asked.sender(node)
+    if reply is None and asked.cut:
+        return sender, Rejection(sender, "cut-off", "enough others had answered")
     if reply is None:
         return sender, Rejection(sender, "no-reply", "no reply before the time-out")
     if reply.has_error():

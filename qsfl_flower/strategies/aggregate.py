@@ -26,7 +26,7 @@ from qsfl_flower.strategies.stages import (
     RoundContext,
     State,
 )
-from qsfl_flower.strategies.update import Cohort, Update, Weighting
+from qsfl_flower.strategies.update import Cohort, Update
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def aggregate(
     A round with fewer than `min_replies` usable updates, or without a single training example,
     leaves the model and every state as they were, except that of a `CombineStage` that gave up.
     """
-    cohort, capped = _weigh(cohort, context.weighting)
+    cohort, capped = weigh(cohort, context.weighting)
     admitted, total = _look(cohort.updates, model, chain)
     cohort, new_states, measured = chain.on_cohort(
         replace(cohort, updates=admitted), states, context
@@ -106,7 +106,7 @@ def aggregate(
             cohort, states, skipped=f"{usable} usable replies, at least {min_replies} needed"
         )
     if usable < len(admitted):
-        cohort, capped = _weigh(cohort, context.weighting)
+        cohort, capped = weigh(cohort, context.weighting)
         total = None
     if (combiner := chain.combiner) is None:
         combined = _mean(cohort, total, context)
@@ -165,11 +165,3 @@ def _look(
         if total is not None:
             return updates, total
     return measure_and_sum(updates, model.vector)
-
-
-def _weigh(cohort: Cohort, weighting: Weighting) -> tuple[Cohort, int]:
-    return weigh(
-        cohort,
-        max_num_examples=weighting.max_num_examples,
-        max_weight_ratio=weighting.max_weight_ratio,
-    )

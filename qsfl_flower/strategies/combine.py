@@ -23,40 +23,47 @@ from qsfl_flower.numerics import (
     sum_and_measure,
     weighted_sum,
 )
-from qsfl_flower.strategies.update import Cohort, Update
+from qsfl_flower.strategies.update import Cohort, Update, Weighting
 
 Floats = NDArray[np.float64]
 
 
-def weigh(
-    cohort: Cohort, *, max_num_examples: float | None, max_weight_ratio: float
-) -> tuple[Cohort, int]:
-    """Turn claimed sample counts into shares of the mean.
+def weigh(cohort: Cohort, weighting: Weighting) -> tuple[Cohort, int]:
+    r"""Turn claimed sample counts into shares of the step.
+
+    .. math:: w_i = d_i \frac{n_i}{\sum_j n_j} \min(1, |S| / K)
+
+    with the bounded claims n, the damping d of stale updates, and, if there is a buffer size K, the
+    number :math:`|S|` of updates.
 
     Parameters
     ----------
     cohort : Cohort
         Updates whose `num_examples` are claims.
-    max_num_examples : float or None
-        No claim counts for more than this.
-    max_weight_ratio : float
-        No claim counts for more than this many times the median claim, >= 1.
+    weighting : Weighting
+        Bounds, and the buffer size.
 
     Returns
     -------
     tuple[Cohort, int]
-        The cohort with `weight` set (summing to 1, or all zero if nobody claims an example), and
-        how many claims were reduced.
+        The cohort with `weight` set (all zero if nobody claims an example; else they sum to 1, or
+        to less with damping and a buffer size), and how many claims were reduced.
     """
     claims = [u.num_examples for u in cohort.updates]
     weights, capped = bounded_weights(
-        claims, max_num_examples=max_num_examples, max_weight_ratio=max_weight_ratio
+        claims,
+        max_num_examples=weighting.max_num_examples,
+        max_weight_ratio=weighting.max_weight_ratio,
     )
     total = math.fsum(weights)
     if total <= 0:
         return cohort, 0
+    full = 1.0
+    if weighting.buffer_size is not None:
+        full = min(1.0, len(claims) / weighting.buffer_size)
     updates = tuple(
-        replace(u, weight=float(w / total)) for u, w in zip(cohort.updates, weights, strict=True)
+        replace(u, weight=float(w / total) * full * u.damping)
+        for u, w in zip(cohort.updates, weights, strict=True)
     )
     return replace(cohort, updates=updates), int(np.sum(capped))
 
@@ -73,7 +80,7 @@ def mean_difference(updates: Sequence[Update], layout: Layout, model: Vector) ->
     Parameters
     ----------
     updates : Sequence[Update]
-        In canonical order, with weights that sum to 1.
+        In canonical order, with their weights.
     layout : Layout
         The model's layout, of d floating-point coordinates.
     model : Vector

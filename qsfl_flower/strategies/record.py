@@ -11,7 +11,11 @@ from qsfl_flower.strategies.update import Cohort
 
 @dataclass(frozen=True)
 class ClientRow:
-    """One node in one round. `num_examples`, losses and `seconds` are the client's claims."""
+    """One node in one round.
+
+    `num_examples`, losses and `seconds` are the client's claims; `sent_s` and `arrived_s` are times
+    of the strategy's clock.
+    """
 
     round: int
     client: str
@@ -25,15 +29,22 @@ class ClientRow:
     train_accuracy: float | None = None
     bytes_up: int = 0
     seconds: float | None = None
+    staleness: int | None = None
+    sent_s: float | None = None
+    arrived_s: float | None = None
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round. Sizes are payload bytes; times are seconds; unknown values are None."""
+    """One round. Sizes are payload bytes; times are seconds; unknown values are None.
+
+    `clock_s` is the strategy's clock after training: virtual seconds in simulations of devices.
+    """
 
     round: int
     elapsed_s: float = 0.0
     time_s: float = 0.0
+    clock_s: float | None = None
     train_loss: float | None = None
     train_accuracy: float | None = None
     eval_loss: float | None = None
@@ -88,6 +99,9 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             train_accuracy=first(u.metrics, "train-accuracy", "train_accuracy", "accuracy"),
             bytes_up=u.bytes_up,
             seconds=first(u.metrics, "seconds"),
+            staleness=u.staleness,
+            sent_s=u.sender.sent_at,
+            arrived_s=u.sender.arrived_at,
         )
         for u in cohort.updates
     ]
@@ -99,6 +113,8 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             status=r.reason,
             detail=r.detail,
             bytes_up=r.bytes_up,
+            sent_s=r.sender.sent_at,
+            arrived_s=r.sender.arrived_at,
         )
         for r in cohort.rejections
     ]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -40,6 +41,26 @@ class Job:
     train_config: ConfigRecord
     evaluate_config: ConfigRecord
     evaluate_fn: EvaluateFunction | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of the training of a round.
+
+    Parameters
+    ----------
+    messages, replies : Sequence[Message]
+        What was sent and what came back meanwhile.
+    arrays : ArrayRecord or None
+        The next model; None: it stays as it is.
+    metrics : MetricRecord or None
+        The clients' mean metrics.
+    """
+
+    messages: Sequence[Message]
+    replies: Sequence[Message]
+    arrays: ArrayRecord | None
+    metrics: MetricRecord | None
 
 
 @dataclass
@@ -94,22 +115,23 @@ def _one_round(
     strategy: StableFedAvg, job: Job, progress: _Progress, server_round: int
 ) -> tuple[RoundRecord, tuple[ClientRow, ...]]:
     clock, result = _Clock(), progress.result
-    messages = list(
-        strategy.configure_train(server_round, result.arrays, job.train_config, job.grid)
-    )
-    clock.lap("configure")
-    replies = _exchange(strategy, job, messages, server_round, "train")
-    clock.lap("clients")
-    arrays, metrics = strategy.aggregate_train(server_round, replies) if messages else (None, None)
-    if arrays is not None:
-        result.arrays = arrays
+    trained = strategy.train_round(job, server_round, result.arrays, clock.lap)
+    messages, replies, metrics = trained.messages, trained.replies, trained.metrics
+    if trained.arrays is not None:
+        result.arrays = trained.arrays
     if metrics is not None:
         result.train_metrics_clientapp[server_round] = metrics
-    clock.lap("aggregate")
+    clock_s = strategy.post.clock.now
     questions = list(
         strategy.configure_evaluate(server_round, result.arrays, job.evaluate_config, job.grid)
     )
-    answers = _exchange(strategy, job, questions, server_round, "evaluate")
+    answers = collect(
+        job.grid,
+        questions,
+        timeout=strategy.timeout,
+        stop=strategy.observer.should_stop,
+        on_reply=partial(strategy.observer.on_progress, server_round, "evaluate"),
+    )
     told = strategy.aggregate_evaluate(server_round, answers) if questions else None
     if told is not None:
         result.evaluate_metrics_clientapp[server_round] = told
@@ -120,6 +142,7 @@ def _one_round(
     record = RoundRecord(
         round=server_round,
         elapsed_s=_now() - progress.started,
+        clock_s=clock_s,
         train_loss=first(metrics or {}, *_TRAIN_LOSS),
         train_accuracy=first(metrics or {}, *_TRAIN_ACCURACY),
         bytes_down=traffic.down,
@@ -146,19 +169,6 @@ def _one_round(
     if alarm:
         log.warning("round %d: %s", server_round, alarm)
     return replace(record, alarm=alarm), rows
-
-
-def _exchange(
-    strategy: StableFedAvg, job: Job, messages: Sequence[Message], server_round: int, phase: str
-) -> list[Message]:
-    observer = strategy.observer
-    return collect(
-        job.grid,
-        messages,
-        timeout=strategy.timeout,
-        stop=observer.should_stop,
-        on_reply=lambda done, total: observer.on_progress(server_round, phase, done, total),
-    )
 
 
 def _evaluate_centrally(job: Job, server_round: int, result: Result) -> MetricRecord | None:

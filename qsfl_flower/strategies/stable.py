@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import random
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,8 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
-from qsfl_flower.numerics import Layout, Monitor, bounded_weights, example_count
+from qsfl_flower.asynchrony import Clock, Selection, WallClock
+from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate, TooFewReplies
+from qsfl_flower.numerics import Monitor, bounded_weights, example_count
 from qsfl_flower.strategies.admission import (
     Asked,
     ReplyReader,
@@ -24,22 +25,26 @@ from qsfl_flower.strategies.admission import (
     single,
 )
 from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
+from qsfl_flower.strategies.assignment import Assignment
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.combine import mean_metrics
 from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
+from qsfl_flower.strategies.post import Post
 from qsfl_flower.strategies.record import RunObserver
-from qsfl_flower.strategies.rounds import Job, run_rounds
+from qsfl_flower.strategies.rounds import Job, Trained, run_rounds
+from qsfl_flower.strategies.sampling import Sampling
 from qsfl_flower.strategies.stages import (
     Exchange,
+    Measurements,
     MessageStage,
     RoundContext,
     Stage,
     State,
     Validate,
 )
-from qsfl_flower.strategies.update import Rejection, Sender, Update, Weighting
-from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, Plan, from_record, records_of, to_record
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
+from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, records_of, to_record
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
@@ -95,6 +100,15 @@ class StableFedAvg(FedAvg):
         Written after every round.
     observer : RunObserver, optional
         Told about progress and every finished round; may ask the run to stop.
+    selection : Selection, optional
+        How clients are drawn, for example `FasterFirst`; by default everybody alike.
+    over_selection : float
+        So many more clients are asked, as a share of those needed, >= 0; the round ends when the
+        number needed have answered, and does not wait for the slowest.
+    deadline : float, optional
+        Seconds after which an answer is waited for no longer; by default the `timeout` of `start`.
+    clock : Clock, optional
+        The wall clock, or a `VirtualClock` in simulations of devices.
 
     Raises
     ------
@@ -135,6 +149,10 @@ class StableFedAvg(FedAvg):
         monitor: Monitor | None = None,
         checkpoints: CheckpointStore | None = None,
         observer: RunObserver | None = None,
+        selection: Selection | None = None,
+        over_selection: float = 0.0,
+        deadline: float | None = None,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__(
             fraction_train,
@@ -153,6 +171,9 @@ class StableFedAvg(FedAvg):
         _require(min_replies >= 1, "min_replies", min_replies, ">= 1")
         _require(max_failed_rounds >= 1, "max_failed_rounds", max_failed_rounds, ">= 1")
         _require(client_api in ("message", "legacy"), "client_api", client_api, "message or legacy")
+        _require(over_selection >= 0, "over_selection", over_selection, ">= 0")
+        if deadline is not None:
+            _require(deadline > 0, "deadline", deadline, "> 0")
         if max_num_examples is not None:
             _require(max_num_examples > 0, "max_num_examples", max_num_examples, "> 0")
         if not any(isinstance(stage, Validate) for stage in stages):
@@ -169,7 +190,6 @@ class StableFedAvg(FedAvg):
                 "qsfl_mod and legacy_mod to the ClientApp and leave client_api at 'message'"
             )
         self.proximal_mu = proximal_mu
-        self.seed = seed
         self.weighting = Weighting(max_num_examples, max_weight_ratio)
         self.min_replies = min_replies
         self.max_failed_rounds = max_failed_rounds
@@ -177,17 +197,22 @@ class StableFedAvg(FedAvg):
         self.monitor = monitor or Monitor()
         self.checkpoints = checkpoints
         self.observer = observer or RunObserver()
+        self.sampling = Sampling(selection, seed)
+        self.over_selection = over_selection
+        self.deadline = deadline
+        self.post = Post(clock or WallClock(), self.observer.should_stop)
         self.timeout = 3600.0
         self.states: Mapping[str, State] = {}
         self.outcome: Outcome | None = None
+        self.asked = Traffic()
         self._train_metrics = train_metrics_aggr_fn
         self._evaluate_metrics = evaluate_metrics_aggr_fn
-        self._model: GlobalModel | None = None
+        self._training: Assignment | None = None
+        self._evaluation: Assignment | None = None
         self._sent: list[Message] = []
-        self._ranks: dict[int, int] = {}
-        self._exchange = Exchange("train", 0, 0, self.timeout)
-        self._context: RoundContext | None = None
-        self.asked = Traffic()
+        self._enough = 0
+        self._spans: Mapping[int, tuple[float, float]] = {}
+        self._cut = False
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -202,10 +227,10 @@ class StableFedAvg(FedAvg):
         self.asked = Traffic()
         if self.fraction_train == 0.0:
             return []
-        self._model = GlobalModel.of(from_record(arrays))
-        return self._instruct(
-            "train", server_round, arrays, config, grid, self.fraction_train, self.min_train_nodes
-        )
+        ranks = self._sample("train", server_round, grid, self.fraction_train, self.min_train_nodes)
+        self._training = self._assign("train", server_round, arrays, config, grid, ranks)
+        self._sent = self._address(self._training, ranks)
+        return self._sent
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -213,15 +238,11 @@ class StableFedAvg(FedAvg):
         """Sample nodes and build their instructions; see Flower's ``Strategy``."""
         if self.fraction_evaluate == 0.0:
             return []
-        return self._instruct(
-            "evaluate",
-            server_round,
-            arrays,
-            config,
-            grid,
-            self.fraction_evaluate,
-            self.min_evaluate_nodes,
-        )
+        fraction, minimum = self.fraction_evaluate, self.min_evaluate_nodes
+        ranks = self._sample("evaluate", server_round, grid, fraction, minimum)
+        self._evaluation = self._assign("evaluate", server_round, arrays, config, grid, ranks)
+        self._sent = self._address(self._evaluation, ranks)
+        return self._sent
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -233,63 +254,35 @@ class StableFedAvg(FedAvg):
         tuple[ArrayRecord or None, MetricRecord or None]
             The next model and the mean metrics, or None and None if the round is skipped.
         """
-        if self._model is None or self._context is None:
+        del server_round
+        if (training := self._training) is None:
             raise ConfigError("aggregate_train: no model yet; call configure_train first")
+        entries, self.states, admitted = self.chain.admit(
+            match(replies, self._asked()), self.states, training.exchange
+        )
         contents: dict[int, RecordDict] = {}
-        context, chain = self._context, self.chain
-        reader = self._reader(context)
 
         def read(sender: Sender, content: RecordDict) -> Update:
-            content = self._translate("train", content)
-            contents[sender.node_id] = content
-            if chain.combiner is not None and chain.hides:
-                return chain.combiner.read(sender, content, context)
-            return reader.read(sender, content)
+            contents[sender.node_id] = content = self._translate(training, content)
+            return self._read(training, sender, content)
 
-        entries, self.states, admitted = chain.admit(
-            match(replies, self._asked()), self.states, self._exchange
-        )
-        outcome = aggregate(
-            admit(entries, read), self._model, chain, self.states, context, self.min_replies
-        )
-        self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
-        # What `ask` has done to the gates meanwhile is kept.
-        gates = {s.name: self.states[s.name] for s in chain.stages if isinstance(s, MessageStage)}
-        self.states = {**outcome.states, **gates}
-        for rejection in self.outcome.cohort.rejections:
-            log.warning(
-                "round %d: %s from %s: %s",
-                server_round,
-                rejection.reason,
-                rejection.sender.label,
-                rejection.detail,
-            )
-        if self.outcome.arrays is None:
-            log.warning("round %d: model unchanged: %s", server_round, self.outcome.skipped)
-            return None, None
-        updates = self.outcome.cohort.updates
-        if self.outcome.metrics is not None:
-            metrics = MetricRecord({**self.outcome.metrics})
-        elif self._train_metrics is not None:
-            accepted = [contents[u.sender.node_id] for u in updates]
-            metrics = self._train_metrics(accepted, self.weighted_by_key)
-        else:
-            metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})
-        return to_record(self.outcome.arrays), metrics
+        return self._combine(training, admit(entries, read), admitted, contents)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Average the clients' evaluation metrics with bounded weights."""
+        if (evaluation := self._evaluation) is None:
+            raise ConfigError("aggregate_evaluate: nobody was asked; call configure_evaluate first")
         kept: list[tuple[float, dict[str, float], RecordDict]] = []
         entries, self.states, _ = self.chain.admit(
-            match(replies, self._asked()), self.states, self._exchange
+            match(replies, self._asked()), self.states, evaluation.exchange
         )
         for sender, content in entries:
             try:
                 if isinstance(content, Rejection):
                     raise RejectedUpdate(content.reason, content.detail)
-                content = self._translate("evaluate", content)
+                content = self._translate(evaluation, content)
                 metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
                 claim = example_count(metrics.get(self.weighted_by_key))
                 kept.append((claim, finite_metrics(metrics, self.weighted_by_key), content))
@@ -353,24 +346,84 @@ class StableFedAvg(FedAvg):
         )
         return run_rounds(self, job, initial_arrays, resume)
 
-    def _instruct(
+    def train_round(
+        self, job: Job, server_round: int, arrays: ArrayRecord, lap: Callable[[str], None]
+    ) -> Trained:
+        """Train once: ask, wait, combine.
+
+        Parameters
+        ----------
+        job : Job
+            What the run was started with.
+        server_round : int
+            Counted from 1.
+        arrays : ArrayRecord
+            The model to train.
+        lap : Callable[[str], None]
+            Told the name of each part of the round when it is over.
+        """
+        messages = list(self.configure_train(server_round, arrays, job.train_config, job.grid))
+        lap("configure")
+        ranks = self.sampling.ranks
+        arrivals = self.post.exchange(
+            job.grid,
+            [(ranks[m.metadata.dst_node_id], m) for m in messages],
+            version=server_round - 1,
+            patience=self.deadline or self.timeout,
+            enough=self._enough,
+            on_reply=partial(self.observer.on_progress, server_round, "train"),
+        )
+        lap("clients")
+        replies = [a.message for a in arrivals if a.message is not None]
+        self._spans = {a.task.client: (a.task.sent_at, a.at) for a in arrivals}
+        self._cut = sum(reply.has_content() for reply in replies) >= self._enough
+        model, metrics = self.aggregate_train(server_round, replies) if messages else (None, None)
+        lap("aggregate")
+        return Trained(messages, replies, model, metrics)
+
+    def _sample(
+        self, kind: str, server_round: int, grid: Grid, fraction: float, minimum: int
+    ) -> dict[int, int]:
+        """Return the nodes to ask and their ranks, in canonical order; none of them is busy."""
+        required = max(self.min_available_nodes, minimum)
+        nodes = wait_for_nodes(grid, required, self.timeout, self.observer.should_stop)
+        self.sampling.meet(nodes)
+        ranks = sorted(self.sampling.ranks[node] for node in nodes)
+        free = self._wait_for_free(grid, ranks, minimum)
+        needed = min(max(int(len(nodes) * fraction), minimum), len(free))
+        size = min(math.ceil(needed * (1 + self.over_selection)), len(free))
+        self._enough = needed
+        chosen = self.sampling.draw(f"{kind}/{server_round}", free, size, self.post.latencies)
+        return {self.sampling.nodes[rank]: rank for rank in chosen}
+
+    def _wait_for_free(self, grid: Grid, ranks: Sequence[int], minimum: int) -> list[int]:
+        """Wait until at least `minimum` clients have no task left over from an earlier round."""
+        clock = self.post.clock
+        end = clock.now + self.timeout
+        while True:
+            idle = [rank for rank in ranks if rank not in self.post.ledger.busy]
+            free = [rank for rank in idle if clock.online(rank)]
+            if len(free) >= minimum:
+                return free
+            if clock.now >= end:
+                raise TooFewReplies(
+                    f"after {self.timeout:g} s {len(free)} of {len(ranks)} clients are free; at "
+                    f"least {minimum} are needed (min_train_nodes, min_evaluate_nodes)"
+                )
+            away = set(idle) - set(free)
+            self.post.receive(grid, min(end, clock.next_online(away)))
+
+    def _assign(
         self,
         kind: str,
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,
         grid: Grid,
-        fraction: float,
-        minimum: int,
-    ) -> list[Message]:
-        required = max(self.min_available_nodes, minimum)
-        nodes = wait_for_nodes(grid, required, self.timeout, self.observer.should_stop)
-        size = max(int(len(nodes) * fraction), minimum)
-        generator = random.Random(
-            None if self.seed is None else f"{self.seed}/{kind}/{server_round}"
-        )
-        ranks = sorted(generator.sample(range(len(nodes)), size))
-        self._ranks = {nodes[rank]: rank for rank in ranks}
+        ranks: Mapping[int, int],
+    ) -> Assignment:
+        """Make what every client of a round is told."""
+        model = GlobalModel.of(from_record(arrays))
         # A record of one's own for every round: Flower's simulation passes records by reference.
         config = ConfigRecord({**config, "server-round": server_round})
         if kind == "train" and self.proximal_mu > 0:
@@ -379,70 +432,111 @@ class StableFedAvg(FedAvg):
             content = to_legacy_instruction(kind, arrays, config)
         else:
             content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        self._exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout)
-        layout = Layout.of(from_record(arrays))
-        self.states = self.chain.init(layout, self.states)
-        if kind == "train" and self._model is not None:
-            plan = self._prepare(server_round, self._model, grid)
-            if plan.items and self.client_api == "message":
-                content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
-        contents, self.states = self.chain.instruct(
-            dict.fromkeys(self._ranks, content), self.states, self._exchange
-        )
-        ttl = max(self.timeout, 1.0)
-        self._sent = [Message(contents[node], node, kind, ttl=ttl) for node in self._ranks]
-        return self._sent
-
-    def _prepare(self, server_round: int, model: GlobalModel, grid: Grid) -> Plan:
-        """Let the stages get ready, and return what the clients have to do."""
+        exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout)
+        self.states = self.chain.init(model.layout, self.states)
         context = RoundContext(
             server_round,
             model.layout,
             model.vector,
             grid.run.run_id,
-            tuple(Sender(n, rank, f"node {rank}") for n, rank in self._ranks.items()),
+            tuple(Sender(n, rank, f"node {rank}") for n, rank in ranks.items()),
             self.weighting,
-            partial(self._ask, grid),
+            partial(self._ask, grid, exchange),
         )
-        self.states = self.chain.prepare(self.states, context)
-        plan = self.chain.plan(self.states, context)
-        self._context = replace(context, support=self.chain.support(self.states, context))
-        return plan
+        if kind == "train":
+            self.states = self.chain.prepare(self.states, context)
+            plan = self.chain.plan(self.states, context)
+            context = replace(context, support=self.chain.support(self.states, context))
+            if plan.items and self.client_api == "message":
+                content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
+        return Assignment(exchange, content, model, context)
+
+    def _address(self, assignment: Assignment, nodes: Iterable[int]) -> list[Message]:
+        """Make the messages to some nodes."""
+        contents, self.states = self.chain.instruct(
+            dict.fromkeys(nodes, assignment.content), self.states, assignment.exchange
+        )
+        ttl = max(self.timeout, 1.0)
+        kind = assignment.exchange.kind
+        return [Message(content, node, kind, ttl=ttl) for node, content in contents.items()]
 
     def _ask(
-        self, grid: Grid, contents: Mapping[int, RecordDict]
+        self, grid: Grid, exchange: Exchange, contents: Mapping[int, RecordDict]
     ) -> dict[int, tuple[Sender, RecordDict] | Rejection]:
         """Send a task to each of some nodes and wait for their answers; see `RoundContext.ask`."""
-        told, self.states = self.chain.instruct(contents, self.states, self._exchange)
+        told, self.states = self.chain.instruct(contents, self.states, exchange)
         ttl = max(self.timeout, 1.0)
         messages = [Message(content, node, "train", ttl=ttl) for node, content in told.items()]
         replies = collect(grid, messages, timeout=self.timeout, stop=self.observer.should_stop)
         self.asked = self.asked.plus(messages, replies)
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-        ranks = {n: self._ranks.get(n, len(self._ranks) + i) for i, n in enumerate(told)}
+        ranks = self.sampling.ranks
+        ranks = {n: ranks.get(n, len(ranks) + i) for i, n in enumerate(told)}
         entries, self.states, _ = self.chain.admit(
-            match(replies, Asked(nodes, ranks)), self.states, self._exchange
+            match(replies, Asked(nodes, ranks)), self.states, exchange
         )
         return {
             sender.node_id: content if isinstance(content, Rejection) else (sender, content)
             for sender, content in entries
         }
 
-    def _reader(self, context: RoundContext) -> ReplyReader:
-        reader = ReplyReader(context.layout, self.arrayrecord_key, self.weighted_by_key)
-        if (decoder := self.chain.decoder) is None:
-            return reader
-        decode = partial(decoder.decode, context=context)
-        return replace(reader, encoding=decoder.encoding, decode=decode)
-
     def _asked(self) -> Asked:
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
-        return Asked(nodes, self._ranks)
+        return Asked(nodes, self.sampling.ranks, self._spans, self._cut)
 
-    def _translate(self, kind: str, content: RecordDict) -> RecordDict:
-        if self.client_api == "message" or self._model is None:
+    def _translate(self, assignment: Assignment, content: RecordDict) -> RecordDict:
+        if self.client_api == "message":
             return content
-        return from_legacy_reply(kind, content, self._model.arrays, self.arrayrecord_key)
+        kind, arrays = assignment.exchange.kind, assignment.model.arrays
+        return from_legacy_reply(kind, content, arrays, self.arrayrecord_key)
+
+    def _read(self, training: Assignment, sender: Sender, content: RecordDict) -> Update:
+        """Read a reply to an assignment, as its client was told to make it."""
+        chain, context = self.chain, training.context
+        if chain.combiner is not None and chain.hides:
+            return chain.combiner.read(sender, content, context)
+        reader = ReplyReader(context.layout, self.arrayrecord_key, self.weighted_by_key)
+        if (decoder := chain.decoder) is not None:
+            decode = partial(decoder.decode, context=context)
+            reader = replace(reader, encoding=decoder.encoding, decode=decode)
+        return reader.read(sender, content)
+
+    def _combine(
+        self,
+        training: Assignment,
+        cohort: Cohort,
+        admitted: Mapping[str, Measurements],
+        contents: Mapping[int, RecordDict],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Run a cohort through the chain; see `aggregate_train`."""
+        chain, server_round = self.chain, training.context.server_round
+        outcome = aggregate(
+            cohort, training.model, chain, self.states, training.context, self.min_replies
+        )
+        self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
+        # What `ask` has done to the gates meanwhile is kept.
+        gates = {s.name: self.states[s.name] for s in chain.stages if isinstance(s, MessageStage)}
+        self.states = {**outcome.states, **gates}
+        for rejection in self.outcome.cohort.rejections:
+            log.warning(
+                "round %d: %s from %s: %s",
+                server_round,
+                rejection.reason,
+                rejection.sender.label,
+                rejection.detail,
+            )
+        if self.outcome.arrays is None:
+            log.warning("round %d: model unchanged: %s", server_round, self.outcome.skipped)
+            return None, None
+        updates = self.outcome.cohort.updates
+        if self.outcome.metrics is not None:
+            metrics = MetricRecord({**self.outcome.metrics})
+        elif self._train_metrics is not None:
+            accepted = [contents[u.sender.node_id] for u in updates]
+            metrics = self._train_metrics(accepted, self.weighted_by_key)
+        else:
+            metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})
+        return to_record(self.outcome.arrays), metrics
 
 
 def _require(good: bool, name: str, value: object, allowed: str) -> None:

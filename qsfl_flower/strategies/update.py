@@ -28,11 +28,15 @@ class Sender:
         the same from run to run, while Flower's node ids are random.
     name : str
         What to show to people. Given by the client, so a claim.
+    sent_at, arrived_at : float or None
+        When the node was asked and when its answer arrived, in seconds of the strategy's clock.
     """
 
     node_id: int
     rank: int
     name: str
+    sent_at: float | None = None
+    arrived_at: float | None = None
 
     @property
     def label(self) -> str:
@@ -66,6 +70,10 @@ class Update:
         Factor on the difference, for all of it or for each floating-point array; set by clipping.
     weight : float
         Share of this update in the mean, in [0, 1]; set when the round is combined.
+    staleness : int
+        How many versions the global model had moved on when the update arrived.
+    damping : float
+        Factor in (0, 1] on the weight, for its staleness.
     status : str
         ``"accepted"``, or why a stage lets the update count for nothing without rejecting it.
     sealed : object or None
@@ -82,6 +90,8 @@ class Update:
     bytes_up: int = 0
     scale: float | NDArray[np.float64] = 1.0
     weight: float = 0.0
+    staleness: int = 0
+    damping: float = 1.0
     status: str = "accepted"
     sealed: object | None = None
 
@@ -102,10 +112,20 @@ class Update:
 
 @dataclass(frozen=True)
 class Weighting:
-    """How claimed sample counts become weights, see `qsfl_flower.numerics.bounded_weights`."""
+    """How claimed sample counts become weights, see `qsfl_flower.numerics.bounded_weights`.
+
+    Parameters
+    ----------
+    max_num_examples, max_weight_ratio : float or None, float
+        Bounds on the claims.
+    buffer_size : int or None
+        The fixed number K of updates that a step is made of. With fewer usable ones the step is
+        shorter in proportion: the influence of one update does not grow when others fail.
+    """
 
     max_num_examples: float | None = None
     max_weight_ratio: float = 10.0
+    buffer_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ class Wall:
 def test_the_wall_clock_looks_ever_less_often_and_gives_up_in_time():
     wall = Wall()
     clock = WallClock(wall)
+    assert clock.now == 0
     clock.send(0, 0, 0)
     assert clock.receive(lambda tasks: [], 10.0, wall.pause) == []
     assert clock.now == pytest.approx(10.0)

@@ -256,7 +256,7 @@ def test_the_plan_is_in_the_order_of_the_clients_phases(fake_grid, trained):
     grid = fake_grid({1: trained(1.0), 2: trained(1.0)})
     model = ArrayRecord({"w": Array(np.zeros(4, np.float32))})
     strategy.configure_train(1, model, ConfigRecord(), grid)
-    plan = strategy.chain.plan(strategy.states, strategy._context)
+    plan = strategy.chain.plan(strategy.states, strategy._training.context)
     assert [item.name for item in plan.items] == ["clip", "half"]
 
 

@@ -1,0 +1,188 @@
+"""The tasks under way between a strategy and its clients, by the strategy's clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from qsfl_flower.asynchrony import Clock, Delivery, Latencies, Ledger, Task, Verdict
+from qsfl_flower.errors import RunInterrupted
+from qsfl_flower.wire import content_bytes
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A task that is over: answered, or given up if there is no message.
+
+    Parameters
+    ----------
+    task : Task
+        What was asked.
+    at : float
+        When it ended, in seconds of the clock.
+    message : Message or None
+        The answer, which may be one of Flower's errors.
+    """
+
+    task: Task
+    at: float
+    message: Message | None = None
+
+
+class Post:
+    """Sends tasks and hands out every answer once, whatever the network does.
+
+    Parameters
+    ----------
+    clock : Clock
+        Decides when an answer counts as arrived.
+    stop : Callable[[], bool]
+        Asked between two looks at the grid; true ends the wait with `RunInterrupted`.
+    """
+
+    def __init__(self, clock: Clock, stop: Callable[[], bool] = lambda: False) -> None:
+        self.clock = clock
+        self.ledger = Ledger()
+        self.latencies = Latencies()
+        self._stop = stop
+        self._numbers: dict[str, int] = {}
+        self._ids: dict[int, str] = {}
+
+    def send(
+        self, grid: Grid, messages: Sequence[tuple[int, Message]], version: int, patience: float
+    ) -> list[Task]:
+        """Give each of some clients a task.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's grid.
+        messages : Sequence[tuple[int, Message]]
+            Clients and what they are sent; none of them may be busy.
+        version : int
+            Version of the model that goes with it.
+        patience : float
+            Seconds after which a task is given up.
+
+        Returns
+        -------
+        list[Task]
+            The tasks that the grid has taken, in the same order. A node that is gone has none.
+        """
+        tasks = []
+        for client, _ in messages:
+            self.ledger, task = self.ledger.assign(client, version, self.clock.now, patience)
+            tasks.append(task)
+        return self.push(grid, [(task, m) for task, (_, m) in zip(tasks, messages, strict=True)])
+
+    def push(self, grid: Grid, messages: Sequence[tuple[Task, Message]]) -> list[Task]:
+        """Put messages of assigned tasks onto the grid; see `send`."""
+        stored = {i for i in grid.push_messages([m for _, m in messages]) if i}
+        taken = []
+        for task, message in messages:
+            name = message.metadata.message_id
+            if name not in stored:
+                self.ledger, _ = self.ledger.release([task.client])
+                continue
+            self._numbers[name], self._ids[task.number] = task.number, name
+            self.clock.send(task.number, task.client, content_bytes(message.content))
+            taken.append(task)
+        return taken
+
+    def receive(self, grid: Grid, until: float) -> list[Arrival]:
+        """Return the next tasks that ended, or none if `until` comes first.
+
+        An answer to a task that was given up frees its client, and is dropped.
+        """
+        until = min(until, self.ledger.next_deadline)
+        found = self.clock.receive(lambda tasks: self._fetch(grid, tasks), until, self._pause)
+        arrivals = []
+        for delivery in found:
+            self.ledger, task, verdict = self.ledger.settle(delivery.task)
+            self._numbers.pop(self._ids.pop(delivery.task, ""), None)
+            if task is None:
+                continue
+            self.latencies = self.latencies.observe(task.client, self.clock.now - task.sent_at)
+            if verdict is Verdict.COUNTS:
+                arrivals.append(Arrival(task, self.clock.now, delivery.answer))
+        if not found:
+            self.ledger, missed = self.ledger.expire(self.clock.now)
+            arrivals += [Arrival(task, self.clock.now) for task in missed]
+            self._forget_silent()
+        return arrivals
+
+    def exchange(
+        self,
+        grid: Grid,
+        messages: Sequence[tuple[int, Message]],
+        *,
+        version: int,
+        patience: float,
+        enough: int,
+        on_reply: Callable[[int, int], None],
+    ) -> list[Arrival]:
+        """Send messages and return what comes back until all, or enough good ones, are there.
+
+        Parameters
+        ----------
+        grid, messages, version, patience
+            As for `send`.
+        enough : int
+            Answers without error that end the exchange. Clients that are cut off are busy until
+            they are heard of; those who have not answered in time may be asked again.
+        on_reply : Callable[[int, int], None]
+            Told how many answers are there, and how many are expected.
+
+        Returns
+        -------
+        list[Arrival]
+            The answers, in the order of their arrival.
+        """
+        waiting = {task.number: task for task in self.send(grid, messages, version, patience)}
+        total, good = len(waiting), 0
+        answers: list[Arrival] = []
+        on_reply(0, total)
+        while waiting and good < enough:
+            for arrival in self.receive(grid, math.inf):
+                del waiting[arrival.task.number]
+                if arrival.message is None:
+                    self.release([arrival.task.client])
+                    continue
+                answers.append(arrival)
+                good += arrival.message.has_content()
+            on_reply(len(answers), total)
+        self.ledger, _ = self.ledger.give_up(waiting, self.clock.now)
+        return answers
+
+    def release(self, clients: Collection[int]) -> list[Arrival]:
+        """Give up the tasks of clients that are gone."""
+        self.ledger, lost = self.ledger.release(clients)
+        self._forget_silent()
+        return [Arrival(task, self.clock.now) for task in lost]
+
+    def _forget_silent(self) -> None:
+        known = self.ledger.open.keys() | self.ledger.overdue.keys()
+        silent = [number for number in self._ids if number not in known]
+        self.clock.forget(silent)
+        for number in silent:
+            self._numbers.pop(self._ids.pop(number), None)
+
+    def _fetch(self, grid: Grid, tasks: Sequence[int]) -> list[Delivery]:
+        names = [self._ids[task] for task in tasks if task in self._ids]
+        found = {}
+        for message in grid.pull_messages(names):
+            number = self._numbers.get(message.metadata.reply_to_message_id)
+            if number is not None and number not in found:
+                size = content_bytes(message.content) if message.has_content() else 0
+                found[number] = Delivery(number, message, size)
+        return list(found.values())
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop():
+            raise RunInterrupted("the run was asked to stop")
+        time.sleep(seconds)
