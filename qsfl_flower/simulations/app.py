@@ -27,6 +27,7 @@ from qsfl_flower.simulations.build import Owners, client_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.faults import fault_mod
 from qsfl_flower.simulations.federation import authenticates, client_credentials
+from qsfl_flower.simulations.fleet import fleet_mod, hosts_of
 from qsfl_flower.simulations.progress import LogDisplay
 from qsfl_flower.simulations.serve import Job, prepare, serve
 
@@ -55,6 +56,8 @@ def mods_of(experiment: Experiment) -> list[Mod]:
         mods.insert(0, auth_mod(lambda context: _credentials(experiment, context)))
     if experiment.faults:
         mods.insert(0, fault_mod(experiment))
+    if experiment.simulation.supernodes is not None:
+        mods.insert(0, fleet_mod(experiment.clients.count))
     return mods
 
 
@@ -109,17 +112,18 @@ def _of_context(context: Context) -> tuple[Experiment, Owners]:
 
 def _client_of_context(context: Context) -> TrainingClient:
     experiment, owners = _of_context(context)
-    if int(context.node_config["num-partitions"]) != experiment.clients.count:
-        raise ConfigError(
-            f"the federation has {context.node_config['num-partitions']} SuperNodes, clients.count "
-            f"is {experiment.clients.count}: start it with "
-            f"--federation-config num-supernodes={experiment.clients.count}"
-        )
     return client_of(experiment, owners, int(context.node_config["partition-id"]))
 
 
 def _mods_of_context(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     experiment, _ = _of_context(context)
+    hosts = hosts_of(experiment)
+    if int(context.node_config["num-partitions"]) != hosts:
+        raise ConfigError(
+            f"the federation has {context.node_config['num-partitions']} SuperNodes, the "
+            f"experiment needs {hosts} (simulation.supernodes, else clients.count): start it with "
+            f"--federation-config num-supernodes={hosts}"
+        )
     return make_ffn(call_next, mods_of(experiment))(message, context)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from qsfl_flower.errors import QSFLError, RunError, RunInterrupted
 from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.simulations.fleet import hosts_of
 from qsfl_flower.simulations.serve import Display, Job, prepare
 
 log = logging.getLogger("qsfl_flower")
@@ -88,7 +89,7 @@ def _simulate(job: Job, listen: Callable[[], None]) -> BaseException | None:
             run_simulation(
                 server_app=make_server_app(job),
                 client_app=make_client_app(job.experiment, job.owners),
-                num_supernodes=job.experiment.clients.count,
+                num_supernodes=hosts_of(job.experiment),
                 backend_config=backend_config(job.experiment),
             )
         except BaseException as error:
@@ -111,7 +112,7 @@ def backend_config(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Return the settings of Flower's Ray backend for an experiment."""
     spec = experiment.simulation
     actors = spec.actors or max(1, (os.cpu_count() or 1) // spec.cpus_per_client)
-    actors = min(actors, experiment.clients.count)
+    actors = min(actors, hosts_of(experiment))
     return {
         "init_args": {
             "num_cpus": actors * spec.cpus_per_client,

@@ -24,6 +24,7 @@ from qsfl_flower.simulations.build import (
     strategy_of,
 )
 from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.simulations.fleet import FleetGrid
 from qsfl_flower.simulations.folder import RunFolder, check_room, new_folder
 from qsfl_flower.simulations.loggers import MlflowLogger, RoundLogger, TensorBoardLogger
 from qsfl_flower.strategies import CheckpointStore, ClientRow, RoundRecord, RunObserver, Snapshot
@@ -159,6 +160,8 @@ def serve(job: Job, grid: Grid) -> None:
     """Run the rounds on a grid; the final model is in ``job.final``."""
     experiment = job.experiment
     strategy = strategy_of(experiment, job.checkpoints, job)
+    if experiment.simulation.supernodes is not None:
+        grid = FleetGrid(grid, experiment.clients.count, experiment.simulation.supernodes)
     result = strategy.start(
         grid,
         to_record(job.initial),

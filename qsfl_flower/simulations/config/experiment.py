@@ -95,6 +95,13 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             "clients have nothing to evaluate on while data.test_fraction is 0; "
             "set data.test_fraction above 0 or clients.fraction_evaluate to 0",
         )
+    hosts = exp.simulation.supernodes
+    if hosts is not None and hosts > exp.clients.count:
+        yield Contradiction(
+            ("simulation.supernodes", "clients.count"),
+            f"simulation.supernodes {hosts} is more than clients.count {exp.clients.count}, so "
+            "that some would host nobody; lower the first or raise the second",
+        )
     yield from _impostors(exp)
     for index, fault in enumerate(exp.faults):
         if fault.client >= exp.clients.count:

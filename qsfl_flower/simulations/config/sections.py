@@ -187,6 +187,14 @@ class ClientsSpec(Section):
 class SimulationSpec(Section):
     """How the run uses this machine; only a round_timeout that strikes changes the model."""
 
+    supernodes: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Flower nodes that host the clients, each running its clients one after the "
+        "other; null: one node per client. A few dozen host thousands of clients.",
+    )
+
     cpus_per_client: int = Field(
         default=1, ge=1, le=1024, description="Cores reserved for a client while it works (cores)."
     )
