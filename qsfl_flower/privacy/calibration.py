@@ -1,0 +1,113 @@
+"""From a target (epsilon, delta) to noise, rounds or sampling, by search on the accountant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.privacy.accountant import Accountant, Method
+from qsfl_flower.privacy.events import AnyEvent, Event
+
+_LEAST, _MOST = 1e-2, 1e7
+
+
+def epsilon_of_events(events: Sequence[AnyEvent], delta: float, method: Method = "rdp") -> float:
+    """Return the epsilon that a list of events costs together."""
+    return Accountant(method, events, max(1, sum(e.count for e in events))).epsilon(delta)
+
+
+def smallest_scale(
+    events: Callable[[float], Sequence[AnyEvent]],
+    epsilon: float,
+    delta: float,
+    method: Method = "rdp",
+) -> float:
+    """Return the smallest factor for which the events stay within (epsilon, delta).
+
+    Parameters
+    ----------
+    events : callable
+        Maps a factor > 0 to what would be accounted for; a larger factor must cost less.
+    epsilon, delta : float
+        The target, epsilon > 0 and 0 < delta < 1.
+    method : {"rdp", "prv"}
+        Which accountant.
+
+    Returns
+    -------
+    float
+        Right to 1 in 100,000, rounded up.
+
+    Raises
+    ------
+    ConfigError
+        If no factor up to 10^7 is enough.
+    """
+    if not epsilon > 0:
+        raise ConfigError(f"epsilon must be greater than 0, found {epsilon!r}")
+
+    def enough(scale: float) -> bool:
+        return epsilon_of_events(events(scale), delta, method) <= epsilon
+
+    low, high = _LEAST, 1.0
+    while not enough(high):
+        low, high = high, 4 * high
+        if high > _MOST:
+            raise ConfigError(
+                f"no noise reaches epsilon = {epsilon} at delta = {delta} for this plan; allow a "
+                "larger epsilon or delta, or plan fewer rounds"
+            )
+    while high / low > 1 + 1e-5:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def noise_multiplier_for(
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    sampling_rate: float = 1.0,
+    *,
+    method: Method = "rdp",
+    slack: float = 0.0,
+) -> float:
+    """Return the smallest noise multiplier with which `rounds` releases cost at most epsilon.
+
+    Examples
+    --------
+    >>> round(noise_multiplier_for(1.0, 1e-5, 1000, 0.05), 1)
+    6.5
+    """
+    return smallest_scale(
+        lambda z: [Event(z, sampling_rate, rounds, slack)], epsilon, delta, method
+    )
+
+
+def rounds_for(
+    epsilon: float,
+    delta: float,
+    noise_multiplier: float,
+    sampling_rate: float = 1.0,
+    *,
+    method: Method = "rdp",
+    slack: float = 0.0,
+    most: int = 1_000_000,
+) -> int:
+    """Return how many releases epsilon allows: 0 to `most`."""
+
+    def allowed(count: int) -> bool:
+        event = Event(noise_multiplier, sampling_rate, count, slack)
+        return epsilon_of_events([event], delta, method) <= epsilon
+
+    if not allowed(1):
+        return 0
+    low, high = 1, 2
+    while high <= most and allowed(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if allowed(middle) else (low, middle)
+    return low

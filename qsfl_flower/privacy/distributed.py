@@ -1,0 +1,168 @@
+r"""Noise that is split over the clients, so that only a noisy sum ever exists.
+
+Every client rounds its vector to an integer grid, adds its share of discrete Gaussian noise, and
+hands the integers to the secure sum. Shares are sized for the fewest honest contributions that
+may be combined: with at least h of them the sum carries at least the promised variance, whoever
+else drops out or leaves the noise out.
+
+References
+----------
+P. Kairouz, Z. Liu, T. Steinke, "The distributed discrete Gaussian mechanism for federated learning
+with secure aggregation", 2021.
+C. Canonne, G. Kamath, T. Steinke, "The discrete Gaussian for differential privacy", 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.privacy.discrete import LARGEST, discrete_gaussian
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.gaussian import grid_slack
+from qsfl_flower.privacy.randomness import Keystream
+
+LEAST_STEPS = 1 << 10
+"""Least standard deviation of a share in grid steps. The distance between a sum of discrete
+Gaussians and one discrete Gaussian is then below 10 n exp(-pi^2 2^20) (Kairouz et al., theorem 1),
+which is nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseShare:
+    """What every client of a round adds; the same object on both ends.
+
+    Parameters
+    ----------
+    clip_norm : float
+        Largest L2 change of the sum when the protected unit comes or goes, > 0: a client's clip
+        norm, or a record's.
+    noise_multiplier : float
+        Promised standard deviation of the noise of the sum over `clip_norm`, > 0.
+    fewest : int
+        Fewest contributions that are combined, >= 1; with fewer the round must fail.
+    non_contributors : int
+        How many of them may add no noise (and know their own, if they did), >= 0, < `fewest`.
+    size : int
+        Number of coordinates d, >= 1.
+    resolution : float
+        Finest grid that the secure sum can carry, > 0.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    fewest: int
+    non_contributors: int = 0
+    size: int
+    resolution: float = 2.0**-24
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("clip_norm", 0 < self.clip_norm < math.inf, "> 0"),
+            ("noise_multiplier", 0 < self.noise_multiplier < math.inf, "> 0"),
+            ("fewest", self.fewest >= 1, ">= 1"),
+            (
+                "non_contributors",
+                0 <= self.non_contributors < self.fewest,
+                f">= 0 and < fewest = {self.fewest}: somebody has to add the noise",
+            ),
+            ("size", self.size >= 1, ">= 1"),
+            ("resolution", 0 < self.resolution < math.inf, "> 0"),
+        )
+        for field, valid, allowed in rules:
+            if not valid:
+                raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
+        if self.steps < LEAST_STEPS:
+            raise ConfigError(
+                f"a noise share of {self.steps} steps of {self.resolution} is too coarse; at least "
+                f"{LEAST_STEPS} are needed: use a finer resolution"
+            )
+
+    @property
+    def honest(self) -> int:
+        """Contributions that are sure to carry noise."""
+        return self.fewest - self.non_contributors
+
+    @property
+    def shift(self) -> int:
+        """Coarsening j: values and noise are multiples of 2^j steps of the resolution."""
+        excess = self._share(self.resolution) / LARGEST
+        return max(0, math.ceil(math.log2(excess))) if excess > 1 else 0
+
+    @property
+    def grid(self) -> float:
+        """Distance between the values that a client may send."""
+        return self.resolution * 2.0**self.shift
+
+    @property
+    def steps(self) -> int:
+        """Standard deviation of a share in steps of `grid`."""
+        return math.ceil(self._share(self.grid))
+
+    def _share(self, grid: float) -> float:
+        # Rounding can move two neighbouring vectors apart by sqrt(d) steps; the noise covers it.
+        sensitivity = self.clip_norm / grid + math.sqrt(self.size)
+        return self.noise_multiplier * sensitivity / math.sqrt(self.honest)
+
+    def std(self, contributions: int) -> float:
+        """Return the standard deviation of the noise in a sum of so many honest contributions."""
+        return self.steps * self.grid * math.sqrt(contributions)
+
+    def largest(self, bound: float) -> int:
+        """Return what no coordinate of a client exceeds in steps of `resolution`.
+
+        `bound` is the largest size of a value before noise. Noise beyond 40 standard deviations
+        (probability below 1e-300) is redrawn by `privatise`.
+        """
+        return (math.ceil(bound / self.grid) + 1 + 40 * self.steps) << self.shift
+
+    def privatise(
+        self, values: NDArray[np.float64], bound: float, source: Keystream
+    ) -> NDArray[np.int64]:
+        """Round a client's vector and add its noise share.
+
+        Parameters
+        ----------
+        values : ndarray of float64, shape (d,)
+            The clipped vector.
+        bound : float
+            Its largest allowed L2 norm, > 0; `clip_norm` where the unit is the client.
+        source : Keystream
+            Randomness of the noise.
+
+        Returns
+        -------
+        ndarray of int64, shape (d,)
+            Multiples of `resolution`.
+
+        Raises
+        ------
+        ConfigError
+            If the size is wrong, or the norm is larger than promised: nothing may be sent then.
+        """
+        norm = float(np.linalg.norm(values))
+        if values.shape != (self.size,) or not norm <= bound * (1 + 1e-6):
+            raise ConfigError(
+                f"a vector of shape {values.shape} and norm {norm:.6g} was to be privatised; "
+                f"allowed are shape ({self.size},) and norms up to {bound:.6g}"
+            )
+        noise = discrete_gaussian(self.steps, self.size, source)
+        while np.abs(noise).max() > 40 * self.steps:
+            noise = discrete_gaussian(self.steps, self.size, source)
+        return (np.rint(values / self.grid).astype(np.int64) + noise) << self.shift
+
+    def event(self, sampling_rate: float = 1.0) -> Event:
+        """Return what one release of the sum costs.
+
+        Parameters
+        ----------
+        sampling_rate : float
+            Rate of a Poisson sample that stays hidden from the server: the records of a client.
+            The server knows which clients take part, so for clients it is 1.
+        """
+        slack = grid_slack(self.size, self.steps * math.sqrt(self.honest))
+        return Event(self.noise_multiplier, sampling_rate, 1, slack)
