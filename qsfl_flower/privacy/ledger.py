@@ -136,8 +136,8 @@ class Ledger:
     Notes
     -----
     Every change is one transaction that has reached the disk when the call returns
-    (``synchronous=FULL``), and a reservation checks and writes under the database's write lock, so two
-    processes cannot spend the same remainder.
+    (``synchronous=FULL``), and a reservation checks and writes under the database's write lock, so
+    two processes cannot spend the same remainder.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,9 +1,9 @@
 r"""Numerical composition of privacy losses, one event at a time.
 
 The losses of independent releases add up as random variables, so their distributions convolve.
-As Opacus' PRV accountant (tests compare them) this discretises each distribution so that its mean is
-kept, which makes errors cancel; unlike it, it keeps the product of the Fourier transforms, so a new
-event costs one transform instead of the whole history.
+As Opacus' PRV accountant (tests compare them) this discretises each distribution so that its mean
+is kept, which makes errors cancel; unlike it, it keeps the product of the Fourier transforms, so a
+new event costs one transform instead of the whole history.
 
 Releases without sampling need no discretisation: together they are one Gaussian.
 
@@ -45,9 +45,9 @@ class LossDistribution:
 
     Notes
     -----
-    The width of the grid follows from the RDP bound of the events scaled to `room` releases, so that
-    a loss outside it has a probability below delta / 1000. `Accountant` uses this up to an epsilon
-    of 50; beyond, a bound says nothing anyway.
+    The width of the grid follows from the RDP bound of the events scaled to `room` releases, so
+    that a loss outside it has a probability below delta / 1000. `Accountant` uses this up to an
+    epsilon of 50; beyond, a bound says nothing anyway.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class LossDistribution:
         return mass
 
     def _keeping_mean(self, cdf: Floats) -> tuple[Floats, float]:
-        """Return the mass of each cell, and the shift that restores the mean of the distribution."""
+        """Return the mass of each cell, and the shift that restores the mean."""
         mass = np.diff(cdf)
         share = cdf[-1] - cdf[0]
         mass = mass / share

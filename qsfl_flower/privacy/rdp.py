@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp
+from scipy.special import gammaln
 
 from qsfl_flower.privacy.events import AnyEvent, PureEvent
 from qsfl_flower.privacy.gaussian import check_delta
@@ -60,46 +60,49 @@ def epsilon_of(rdp: Floats, delta: float) -> float:
 
 @lru_cache(maxsize=512)
 def _sampled_gaussian(noise_multiplier: float, rate: float) -> Floats:
-    sigma = noise_multiplier
-    log_a = np.concatenate(
-        [
-            _log_a_by_integral(sigma, rate, _LOW),
-            [_log_a_by_sum(sigma, rate, int(order)) for order in _HIGH],
-        ]
-    )
+    low = _log_a_by_integral(noise_multiplier, rate)
+    high = _log_a_by_sums(noise_multiplier, rate)
     # log A is at least 0; rounding may leave it at -1e-16.
-    result: Floats = np.maximum(log_a, 0.0) / (ORDERS - 1)
+    result: Floats = np.maximum(np.concatenate([low, high]), 0.0) / (ORDERS - 1)
     # The sampled release is never worse than the unsampled one.
-    result = np.minimum(result, ORDERS / (2 * sigma**2))
+    result = np.minimum(result, ORDERS / (2 * noise_multiplier**2))
     result.flags.writeable = False
     return result
 
 
-def _log_a_by_sum(sigma: float, rate: float, order: int) -> float:
-    """Return log A for an integer order: the binomial expansion."""
-    i = np.arange(order + 1)
+_STARTS = np.concatenate([[0], np.cumsum(_HIGH + 1)[:-1]]).astype(np.int64)
+_ORDER = np.repeat(_HIGH, (_HIGH + 1).astype(np.int64))
+_TERM = np.concatenate([np.arange(order + 1) for order in _HIGH])
+_LOG_BINOMIAL = gammaln(_ORDER + 1) - gammaln(_TERM + 1) - gammaln(_ORDER - _TERM + 1)
+
+
+def _log_a_by_sums(sigma: float, rate: float) -> Floats:
+    """Return log A for the integer orders from 12 on: the binomial expansion of each."""
     terms = (
-        gammaln(order + 1)
-        - gammaln(i + 1)
-        - gammaln(order - i + 1)
-        + i * math.log(rate)
-        + (order - i) * math.log1p(-rate)
-        + (i * i - i) / (2 * sigma**2)
+        _LOG_BINOMIAL
+        + _TERM * (math.log(rate) - 1 / (2 * sigma**2))
+        + (_ORDER - _TERM) * math.log1p(-rate)
+        + _TERM * _TERM / (2 * sigma**2)
     )
-    return float(logsumexp(terms))
+    largest = np.maximum.reduceat(terms, _STARTS)
+    terms -= np.repeat(largest, (_HIGH + 1).astype(np.int64))
+    result: Floats = largest + np.log(np.add.reduceat(np.exp(terms), _STARTS))
+    return result
 
 
-def _log_a_by_integral(sigma: float, rate: float, orders: Floats) -> Floats:
-    r"""Return log A for small orders: :math:`E_{x \sim N(0,1)} (1 - q + q e^{x/s - 1/2s^2})^a`.
+def _log_a_by_integral(sigma: float, rate: float) -> Floats:
+    r"""Return log A for orders below 12: :math:`E_{x \sim N(0,1)} (1 - q + q e^{x/s - 1/2s^2})^a`.
 
     The trapezoidal rule converges exponentially here: the integrand is analytic in the strip
-    :math:`|\Im x| < \pi s`, and negligible beyond twelve standard deviations of either peak.
+    :math:`|\Im x| < \pi s`, and negligible beyond ten standard deviations of either peak.
     """
-    step = min(0.05, sigma / 4)
-    x = np.arange(-12.0, float(orders[-1]) / sigma + 12.0, step)
+    step = min(0.1, sigma / 4)
+    x = np.arange(-10.0, float(_LOW[-1]) / sigma + 10.0, step)
     loss = np.logaddexp(math.log1p(-rate), math.log(rate) + x / sigma - 1 / (2 * sigma**2))
-    weights = -x * x / 2 + math.log(step / math.sqrt(2 * math.pi))
-    result: Floats = logsumexp(orders[:, None] * loss + weights, axis=1)
+    terms = _LOW[:, None] * loss - x * x / 2
+    largest = terms.max(axis=1)
+    total = np.exp(terms - largest[:, None]).sum(axis=1)
+    result: Floats = largest + np.log(total * (step / math.sqrt(2 * math.pi)))
     return result
 
 

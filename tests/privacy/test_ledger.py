@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from qsfl_flower.errors import ConfigError, QSFLError
+from qsfl_flower.privacy.calibration import epsilon_of_events, rounds_for
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.ledger import Budget, BudgetExceeded, Ledger
+
+EVENT = Event(10.0)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    yield ledger
+    ledger.close()
+
+
+def spend(ledger, *paths, event=EVENT, server_round=1):
+    release = ledger.reserve(paths, [event], run="r", server_round=server_round)
+    ledger.commit(release)
+
+
+def test_a_budget_is_used_to_the_last_round_and_never_over(ledger):
+    ledger.grant("fed", Budget(1.0))
+    allowed = rounds_for(1.0, 1e-5, EVENT.noise_multiplier)
+    for server_round in range(allowed):
+        spend(ledger, "fed/a", server_round=server_round)
+    with pytest.raises(BudgetExceeded, match="'fed' would reach") as error:
+        spend(ledger, "fed/a")
+    assert error.value.requested > error.value.available == 1.0
+    status = ledger.status("fed")
+    assert 0.9 < status.spent <= 1.0
+    assert status.warning
+    assert status.spent == pytest.approx(epsilon_of_events([Event(10.0, count=allowed)], 1e-5))
+
+
+def test_a_charge_reaches_everything_above_once_per_release(ledger):
+    spend(ledger, "fed/north/1", "fed/north/2", "fed/south/1")
+    counts = {path: len(ledger.history(path)) for path in ledger.paths()}
+    assert counts == {
+        "fed": 1,
+        "fed/north": 1,
+        "fed/north/1": 1,
+        "fed/north/2": 1,
+        "fed/south": 1,
+        "fed/south/1": 1,
+    }
+
+
+def test_one_account_without_room_stops_the_whole_release(ledger):
+    ledger.grant("fed/south", Budget(0.01))
+    with pytest.raises(BudgetExceeded, match="fed/south"):
+        ledger.reserve(["fed/north/1", "fed/south/1"], [EVENT], run="r", server_round=1)
+    assert ledger.history("fed/north/1") == []
+
+
+def test_reservations_count_until_they_are_given_back(ledger):
+    release = ledger.reserve(["a"], [EVENT], run="r", server_round=1)
+    reserved = ledger.status("a")
+    assert (reserved.spent > 0, reserved.reserved) == (True, 1)
+    ledger.cancel(release)
+    assert ledger.status("a").spent == 0
+    with pytest.raises(QSFLError, match="not reserved"):
+        ledger.commit(release)
+
+
+def test_a_period_is_a_rate_limit_and_no_refund(ledger, monkeypatch):
+    now = [1e9]
+    monkeypatch.setattr("qsfl_flower.privacy.ledger.time.time", lambda: now[0])
+    one = epsilon_of_events([EVENT], 1e-5)
+    ledger.grant("a", Budget(100.0, period_epsilon=1.2 * one, period_seconds=86_400))
+    spend(ledger, "a")
+    with pytest.raises(BudgetExceeded, match="this period"):
+        spend(ledger, "a")
+    now[0] += 86_401
+    spend(ledger, "a")
+    status = ledger.status("a")
+    assert status.period_spent == pytest.approx(one)
+    assert status.spent > one  # the lifetime total has grown
+
+
+def test_a_killed_process_has_spent_what_it_reserved(tmp_path):
+    program = """
+        import os, sys
+        from pathlib import Path
+        from qsfl_flower.privacy.events import Event
+        from qsfl_flower.privacy.ledger import Ledger
+        ledger = Ledger(Path(sys.argv[1]))
+        for r in range(1, 100):
+            release = ledger.reserve(["fed/a"], [Event(10.0)], run="r", server_round=r)
+            print(r, flush=True)
+            if r == 7:
+                sys.stdin.read()
+            ledger.commit(release)
+    """
+    path = tmp_path / "ledger.db"
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(path)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    )
+    while process.stdout.readline().strip() != "7":
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    ledger = Ledger(path)
+    status = ledger.status("fed")
+    assert status.spent == pytest.approx(epsilon_of_events([Event(10.0, count=7)], 1e-5))
+    assert status.reserved == 1
+    assert [row["status"] for row in ledger.history("fed")] == ["committed"] * 6 + ["reserved"]
+
+
+def test_many_at_once_cannot_spend_the_same_remainder(tmp_path):
+    path = tmp_path / "ledger.db"
+    Ledger(path).grant("fed", Budget(1.0))
+    allowed = rounds_for(1.0, 1e-5, 5.0)
+
+    def work(worker: int) -> int:
+        ledger, done = Ledger(path), 0
+        for server_round in range(allowed):
+            try:
+                spend(ledger, f"fed/{worker}", event=Event(5.0), server_round=server_round)
+                done += 1
+            except BudgetExceeded:
+                break
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(work, range(4))) == allowed
+    assert Ledger(path).status("fed").spent <= 1.0
+
+
+def test_accounts_and_budgets_are_checked(ledger):
+    for path in ("", "a//b", " a", "a/"):
+        with pytest.raises(ConfigError, match="path"):
+            ledger.grant(path, Budget(1.0))
+    for bad in (
+        {"epsilon": 0.0},
+        {"epsilon": 1.0, "delta": 2.0},
+        {"epsilon": 1.0, "period_epsilon": 1.0},
+    ):
+        with pytest.raises(ConfigError):
+            Budget(**bad)
