@@ -4,7 +4,7 @@ An element is a ``uint64`` in ``[0, p)``, always in this one form, so equal elem
 bits. Since :math:`2^{61} \equiv 1`, a reduction adds the high bits to the low ones. Long arrays are
 worked on in blocks that stay in the cache; the results do not depend on the cut.
 
-Dot products and Gram matrices go through the floating-point unit and are exact nevertheless:
+Gram matrices go through the floating-point unit and are exact nevertheless:
 elements are cut into three limbs of 21 bits, and so few products of limbs are added at a time that
 every partial sum stays below 2^53.
 
@@ -129,24 +129,30 @@ def combine(factors: Sequence[int], vectors: Sequence[Elements]) -> Elements:
     return total
 
 
-def dots(rows: Sequence[Elements], columns: Sequence[Elements]) -> Elements:
-    """Return all inner products modulo p.
-
-    Parameters
-    ----------
-    rows, columns : sequence of arrays of shape (d,)
-        Field elements; at least one of each.
-
-    Returns
-    -------
-    ndarray of uint64, shape (len(rows), len(columns))
-    """
-    return _products(rows, columns)
+def dot(a: Elements, b: Elements) -> int:
+    """Return the inner product of two vectors of shape (d,) modulo p."""
+    total = 0
+    low = np.uint64(0xFFFFFFFF)
+    for lo in range(0, a.size, BLOCK):
+        terms = _multiply_block(a[lo : lo + BLOCK], b[lo : lo + BLOCK])
+        # The halves of so few elements add up far below 2^64.
+        total += int((terms & low).sum()) + (int((terms >> np.uint64(32)).sum()) << 32)
+    return total % P
 
 
 def gram(rows: Sequence[Elements]) -> Elements:
-    """Return the symmetric matrix of the inner products of n vectors modulo p: shape (n, n)."""
-    return _products(rows, None)
+    """Return the inner products of n vectors of shape (d,) modulo p: shape (n, n), symmetric."""
+    n = len(rows)
+    total = np.zeros((n, n), np.uint64)
+    for lo in range(0, rows[0].size, _EXACT_TERMS):
+        limbs = _limbs(rows, lo, min(lo + _EXACT_TERMS, rows[0].size))
+        products = (limbs @ limbs.T).astype(np.uint64)
+        for i in range(_LIMBS):
+            for j in range(_LIMBS):
+                part = products[i * n : (i + 1) * n, j * n : (j + 1) * n]
+                total += _shifted(part, _LIMB * (i + j))
+                reduce_once(total)
+    return total
 
 
 def expand(seed: bytes, out: Elements, stream: int = 0) -> None:
@@ -248,22 +254,6 @@ def _limbs(vectors: Sequence[Elements], lo: int, hi: int) -> NDArray[np.float64]
         out[n + i] = (part >> np.uint64(_LIMB)) & _LIMB_MASK
         out[2 * n + i] = part >> np.uint64(2 * _LIMB)
     return out
-
-
-def _products(rows: Sequence[Elements], columns: Sequence[Elements] | None) -> Elements:
-    n, k = len(rows), len(rows if columns is None else columns)
-    total = np.zeros((n, k), np.uint64)
-    for lo in range(0, rows[0].size, _EXACT_TERMS):
-        hi = min(lo + _EXACT_TERMS, rows[0].size)
-        left = _limbs(rows, lo, hi)
-        right = left if columns is None else _limbs(columns, lo, hi)
-        products = (left @ right.T).astype(np.uint64)
-        for i in range(_LIMBS):
-            for j in range(_LIMBS):
-                part = products[i * n : (i + 1) * n, j * k : (j + 1) * k]
-                total += _shifted(part, _LIMB * (i + j))
-                reduce_once(total)
-    return total
 
 
 def _shifted(x: Elements, bits: int) -> Elements:

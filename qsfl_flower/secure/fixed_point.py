@@ -69,13 +69,21 @@ class FixedPoint:
         """Largest magnitude of an encoded value, as an integer."""
         return int(np.ceil(np.ldexp(self.bound, self.bits)))
 
-    def encode(self, values: NDArray[np.float64], seed: bytes | None = None) -> Elements:
+    def encode(
+        self,
+        values: NDArray[np.float64],
+        out: Elements | None = None,
+        *,
+        seed: bytes | None = None,
+    ) -> Elements:
         """Encode a vector.
 
         Parameters
         ----------
         values : ndarray of float64, shape (d,)
             Finite and at most `bound` in magnitude.
+        out : ndarray of uint64, shape (d,), optional
+            Where to put the elements.
         seed : bytes, optional
             Of the stochastic rounding; by default drawn from the operating system.
 
@@ -84,7 +92,7 @@ class FixedPoint:
         RejectedUpdate
             ``not-finite`` or ``out-of-range``; nothing ever wraps or saturates.
         """
-        out = np.empty(values.size, np.uint64)
+        out = np.empty(values.size, np.uint64) if out is None else out
         integers = out.view(np.int64)
         if self.rounding == "stochastic":
             expand(secrets.token_bytes(SEED_SIZE) if seed is None else seed, out)

@@ -1,0 +1,188 @@
+"""What everybody agrees on before anything is shared: one value, named in every signature."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from qsfl_flower.crypto.codec import check_identifier
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.secure.field import P
+from qsfl_flower.secure.fixed_point import FixedPoint
+from qsfl_flower.secure.shamir import Sharing
+from qsfl_flower.secure.zero_sharing import ZeroSharing
+
+MAX_WEIGHT = 1 << 10
+"""Largest public integer weight: a sum with weights far apart would tell its terms apart."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one round of secure aggregation.
+
+    They travel in the instruction to the clients and in the tasks to the members. Each client signs
+    their digest with its shares, and a member works only with shares that were made under the very
+    terms that it is shown, so nobody can lower a limit afterwards.
+
+    Parameters
+    ----------
+    run, round : int
+        Flower run and server round.
+    members : tuple of str
+        The committee by name; member j of it holds the value at the point j = 1 .. m.
+    threshold : int
+        t: the members together can open a sum, t - 1 of them learn nothing. At least 2.
+    quorum : int
+        q, in [t, m]: how many members must answer for the same sum before it opens.
+    min_clients, max_clients : int
+        A sum of fewer clients is not released; more are not expected.
+    max_weight : int
+        Largest public integer weight of a client in a sum.
+    bits : int
+        Fractional bits of the fixed point.
+    bound : float
+        Largest magnitude of a coordinate.
+    clip_norm : float
+        Largest L2 norm of an update.
+    extras : int
+        Further coordinates behind the update: hidden weight and metrics.
+    distances, norms : bool
+        Whether the members help to open the pairwise squared distances, and the squared norms, of
+        the updates.
+
+    Raises
+    ------
+    ConfigError
+        If they contradict each other.
+    """
+
+    run: int
+    round: int
+    members: tuple[str, ...]
+    threshold: int
+    quorum: int
+    min_clients: int
+    max_clients: int
+    bits: int
+    bound: float
+    clip_norm: float
+    max_weight: int = 1
+    extras: int = 0
+    distances: bool = False
+    norms: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.members:
+            check_identifier(name, "committee member")
+        if len(set(self.members)) != len(self.members):
+            raise ConfigError(f"committee {', '.join(self.members)}: a member is there twice")
+        m, t = self.sharing.members, self.sharing.threshold
+        if not t <= self.quorum <= m:
+            raise ConfigError(f"quorum {self.quorum} must be between threshold {t} and {m} members")
+        if not 2 <= self.min_clients <= self.max_clients:
+            raise ConfigError(
+                f"min_clients {self.min_clients} must be at least 2 and at most max_clients "
+                f"{self.max_clients}"
+            )
+        if not 1 <= self.max_weight <= MAX_WEIGHT:
+            raise ConfigError(f"max_weight {self.max_weight} must be in [1, {MAX_WEIGHT}]")
+        if not 0 < self.clip_norm <= self.bound < math.inf:
+            raise ConfigError(
+                f"clip norm {self.clip_norm} must be greater than 0 and at most the bound on a "
+                f"coordinate, {self.bound}"
+            )
+        if self.extras < 0:
+            raise ConfigError(f"{self.extras} further coordinates")
+        if self.opens_products and m < 2 * t - 1:
+            raise ConfigError(
+                f"distances and norms are of degree {2 * t - 2}: {m} members with threshold {t} "
+                f"cannot open them, take at least {2 * t - 1}"
+            )
+        self.fixed_point  # noqa: B018  # checks the room
+        self.zero_sharings  # noqa: B018  # checks the number of seeds
+
+    @property
+    def sharing(self) -> Sharing:
+        """M and t."""
+        return Sharing(len(self.members), self.threshold)
+
+    @property
+    def opens_products(self) -> bool:
+        """Whether anything of degree 2 in the updates is opened."""
+        return self.distances or self.norms
+
+    @cached_property
+    def fixed_point(self) -> FixedPoint:
+        """The number format, with room for all clients at the largest weight."""
+        return FixedPoint(self.bits, self.bound, self.max_clients * self.max_weight)
+
+    @cached_property
+    def zero_sharings(self) -> tuple[ZeroSharing | None, ZeroSharing | None]:
+        """How released sums and opened products are masked, where they need it."""
+        for_sums = self.quorum > self.threshold
+        return (
+            ZeroSharing(self.sharing, self.quorum - 1) if for_sums else None,
+            ZeroSharing(self.sharing, 2 * self.threshold - 2) if self.opens_products else None,
+        )
+
+    @property
+    def zero_sets(self) -> ZeroSharing | None:
+        """The sets of members for which a client draws seeds, or None if there are no masks."""
+        for_sums, for_products = self.zero_sharings
+        return for_sums or for_products
+
+    def check_size(self, size: int) -> None:
+        """Refuse vectors whose squared distances could wrap, for a length of `size`.
+
+        With rounding to the nearest, an encoded update has a norm of at most ``clip_norm 2^bits +
+        sqrt(size) / 2``, and a difference of two has twice that.
+        """
+        norm = math.ldexp(self.clip_norm, self.bits) + math.sqrt(size) / 2 + 1
+        if self.opens_products and (2 * norm) ** 2 >= P:
+            raise ConfigError(
+                f"a squared distance between updates of norm {self.clip_norm:g} with {self.bits} "
+                f"fractional bits needs {math.log2(2 * norm) * 2:.1f} bits, the field has 61: "
+                "lower the fractional bits or the clip norm"
+            )
+
+    def encode(self) -> str:
+        """Return the canonical text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes that stand for the terms."""
+        return hashlib.sha256(b"qsfl-flower/1/terms" + self.encode().encode()).digest()
+
+    @classmethod
+    def decode(cls, values: Mapping[str, Any]) -> Terms:
+        """Read the fields strictly.
+
+        Raises
+        ------
+        ConfigError
+            If one is missing, unknown or of another type, or they contradict each other.
+        """
+        kinds = {f.name: str(f.type) for f in fields(cls)}
+        if set(values) != set(kinds):
+            wrong = sorted(set(values) ^ set(kinds))
+            raise ConfigError(f"terms of secure aggregation: missing or unknown {wrong}")
+        read: dict[str, Any] = {}
+        for name, value in values.items():
+            if kinds[name] == "tuple[str, ...]" and isinstance(value, list | tuple):
+                value = tuple(value)
+                fits = all(isinstance(part, str) for part in value)
+            elif kinds[name] == "float":
+                fits = type(value) in (int, float)
+                value = float(value) if fits else value
+            else:
+                fits = type(value).__name__ == kinds[name]
+            if not fits:
+                raise ConfigError(f"terms of secure aggregation: {name} is {value!r:.80}")
+            read[name] = value
+        return cls(**read)

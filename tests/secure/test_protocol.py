@@ -1,0 +1,275 @@
+"""Client, members and server together, without Flower."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qsfl_flower.crypto.errors import Rejected
+from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.secure import dealing
+from qsfl_flower.secure.committee import Desk, Refused
+from qsfl_flower.secure.decoding import Inconsistent, open_vectors
+from qsfl_flower.secure.field import P, gram
+from qsfl_flower.secure.fixed_point import signed
+from qsfl_flower.secure.krum import distances_of_gram, scores, select
+from qsfl_flower.secure.verdict import Check, Verdict, judge
+
+from .conftest import Room
+
+ALL = range(1, 6)
+
+
+def updates(n, size=6, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(n, size))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def exact_sum(vectors, weights=None):
+    weights = [1] * len(vectors) if weights is None else weights
+    return sum(
+        w * np.rint(v * 2.0**24).astype(np.int64) for v, w in zip(vectors, weights, strict=True)
+    )
+
+
+@pytest.mark.parametrize("quorum", [3, 4, 5])
+def test_every_subset_that_suffices_opens_the_exact_sum(room, quorum):
+    room = room.under(quorum=quorum)
+    vectors = updates(4)
+    dealt = [room.deal(v, i) for i, v in enumerate(vectors)]
+    checks = room.check(dealt, ALL)
+    assert judge(checks, 4, 3) == Verdict({}, frozenset())
+    answers = room.release({"c0": 1, "c2": 1, "c3": 1}, ALL)
+    expected = exact_sum(vectors[[0, 2, 3]])
+    for subset in itertools.combinations(ALL, quorum):
+        opened = open_vectors({j: answers[j] for j in subset}, quorum - 1)
+        assert np.array_equal(signed(opened.vector), expected)
+    for subset in itertools.combinations(ALL, quorum - 1):
+        opened = open_vectors({j: answers[j] for j in subset}, quorum - 2)
+        assert not np.any(signed(opened.vector) == expected)
+
+
+@pytest.mark.parametrize(("m", "t"), [(2, 2), (3, 2), (7, 4), (12, 3)])
+def test_other_committees(parties, m, t):
+    names = tuple(f"c{i}" for i in range(m))
+    room = Room(*parties).under(members=names, threshold=t, quorum=t)
+    vectors = updates(3, size=2)
+    checks = room.check([room.deal(v, i) for i, v in enumerate(vectors)], range(1, m + 1))
+    assert judge(checks, 3, t) == Verdict({}, frozenset())
+    answers = room.release({"c0": 1, "c1": 1, "c2": 1}, range(1, m + 1))
+    opened = open_vectors(answers, t - 1)
+    assert np.array_equal(signed(opened.vector), exact_sum(vectors))
+
+
+def test_public_weights_scale_the_shares(room):
+    room = room.under(max_weight=9, quorum=4)
+    vectors = updates(3)
+    room.check([room.deal(v, i) for i, v in enumerate(vectors)], ALL)
+    answers = room.release({"c0": 9, "c1": 1, "c2": 4}, ALL)
+    opened = open_vectors(answers, 3)
+    assert np.array_equal(signed(opened.vector), exact_sum(vectors, [9, 1, 4]))
+
+
+@pytest.mark.parametrize("members", [5, 6, 7])
+def test_hidden_distances_are_those_of_the_encoded_updates_and_select_the_same(parties, members):
+    names = tuple(f"c{i}" for i in range(members))
+    room = Room(*parties).under(members=names, distances=True, norms=True, extras=2)
+    vectors = updates(9, size=40)
+    vectors[6:] = -3 * vectors[6]
+    dealt = [room.deal(np.append(v, [1.0, 0.5]), i) for i, v in enumerate(vectors)]
+    every = range(1, members + 1)
+    room.check(dealt, every)
+    answers = {j: room.products(j) for j in every}
+    encoded = [room.terms.fixed_point.encode(v) for v in vectors]
+    plain = gram(encoded)
+    for subset in itertools.combinations(every, 5):
+        distances = open_vectors({j: answers[j][0] for j in subset}, 4).vector
+        assert np.array_equal(distances, distances_of_gram(plain))
+        norms = open_vectors({j: answers[j][1] for j in subset}, 4).vector
+        assert np.array_equal(norms, np.diagonal(plain))
+    found = select(scores(distances, 9, 3), 4)
+    whole = [signed(e).astype(object) for e in encoded]
+    brute = [sorted(((a - b) ** 2).sum() for b in whole)[1:5] for a in whole]
+    ranks = sorted(range(9), key=lambda i: (sum(brute[i]), i))
+    assert found == tuple(sorted(ranks[:4]))
+
+
+# --- what clients may do -------------------------------------------------------------------------
+
+
+def tampered(room, monkeypatch, client, member, change):
+    """A deal in which the share of one member has been changed before sealing."""
+    share = dealing.share
+
+    def bad(secret, sharing, seeds=None, out=None):
+        shares = share(secret, sharing, seeds, out)
+        change(shares.vectors[member - sharing.threshold])
+        return shares
+
+    monkeypatch.setattr(dealing, "share", bad)
+    dealt = room.deal(updates(1)[0], client)
+    monkeypatch.undo()
+    return dealt
+
+
+def one_more(vector):
+    vector[2] ^= np.uint64(1)
+
+
+@pytest.mark.parametrize("member", [3, 4, 5])
+def test_a_client_whose_shares_do_not_fit_is_named(room, monkeypatch, member):
+    honest = [room.deal(v, i) for i, v in enumerate(updates(3))]
+    bad = tampered(room, monkeypatch, 3, member, one_more)
+    verdict = judge(room.check([*honest, bad], ALL), 4, 3)
+    assert verdict.members == frozenset()
+    assert list(verdict.clients) == [3]
+    assert f"member {member}" in verdict.clients[3]
+    # With one value more than needed it is still found out, with none it is not.
+    checks = room.check([*honest, bad], [1, 2, 3, 4])
+    assert (3 in judge(checks, 4, 3).clients) == (member != 5)
+
+
+def test_values_outside_the_field_and_foreign_bytes(room, monkeypatch):
+    def too_large(vector):
+        vector[0] = P
+
+    bad = tampered(room, monkeypatch, 1, 4, too_large)
+    with pytest.raises(RejectedUpdate, match="outside the field"):
+        room.receive(bad, 4)
+    honest = room.deal(updates(1)[0], 0)
+    for change in (lambda s: s[:-1], lambda s: bytes([s[0] ^ 1]) + bytes(s[1:])):
+        broken = replace(honest, sealed=(*honest.sealed[:4], change(honest.sealed[4])))
+        with pytest.raises(RejectedUpdate):
+            room.receive(broken, 5)
+    # Another member's payload, and the same one under another client's header.
+    with pytest.raises(RejectedUpdate):
+        room.receive(replace(honest, sealed=honest.sealed[::-1]), 5)
+    other = room.deal(updates(1)[0], 2)
+    with pytest.raises(RejectedUpdate, match="altered"):
+        room.receive(replace(other, sealed=honest.sealed), 5)
+
+
+def test_seeds_for_shares_of_zero_must_be_the_stated_ones(room, monkeypatch):
+    room = room.under(distances=True)
+    honest = room.deal(updates(1)[0], 0)
+    digests = []
+    real = dealing.Header.encode
+
+    def lie(self):
+        digests.extend(self.commitments)
+        return real(replace(self, commitments=(bytes(32), *self.commitments[1:])))
+
+    monkeypatch.setattr(dealing.Header, "encode", lie)
+    bad = room.deal(updates(1)[0], 0)
+    monkeypatch.undo()
+    assert len(digests) == 10
+    room.receive(honest, 5)
+    with pytest.raises(RejectedUpdate, match="bad-seed"):
+        room.receive(bad, 5)
+
+
+def test_terms_and_signature_are_checked(room):
+    dealt = room.deal(updates(1)[0], 0)
+    with pytest.raises(RejectedUpdate, match="other-terms"):
+        room.under(min_clients=3).header(dealt)
+    altered = bytearray(dealt.header)
+    altered[120] ^= 1
+    with pytest.raises(Rejected):
+        room.header(replace(dealt, header=bytes(altered)))
+
+
+def test_an_update_that_cannot_be_encoded_is_not_dealt(room):
+    for bad, reason in ((np.nan, "not-finite"), (4.1, "out-of-range")):
+        with pytest.raises(RejectedUpdate, match=reason):
+            room.deal([0.0, bad], 0)
+    with pytest.raises(ConfigError, match="squared distance"):
+        room.under(distances=True, bits=30).deal([0.0], 0)
+
+
+# --- what members may do -------------------------------------------------------------------------
+
+
+def test_a_member_that_lies_about_most_clients_is_found_and_the_clients_are_kept():
+    def line(a, b):
+        return {j: (a + b * j + 3 * j * j) % P for j in ALL}
+
+    truth = [line(5, 6), line(7, 1), line(2, 2)]
+    checks = {j: Check(["", "", ""], [t[j] if j != 2 else t[j] + 9 for t in truth]) for j in ALL}
+    assert judge(checks, 3, 3) == Verdict({}, frozenset({2}))
+    complaining = {**checks, 2: Check(["broken"] * 3, [0, 0, 0])}
+    assert judge(complaining, 3, 3) == Verdict({}, frozenset({2}))
+    # About one client only: the client cannot be used, whoever is to blame.
+    once = {**checks, 2: Check(["", "no", ""], [t[2] for t in truth])}
+    verdict = judge(once, 3, 3)
+    assert verdict.members == frozenset()
+    assert verdict.clients == {1: "its share for member 2: no"}
+    # One value more than needed: a contradiction, but nobody can tell whose.
+    verdict = judge({j: checks[j] for j in (1, 2, 3, 4)}, 3, 3)
+    assert set(verdict.clients) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("liar", ALL)
+def test_garbage_in_a_release_is_corrected_with_two_spare_members(room, liar):
+    vectors = updates(3)
+    room.check([room.deal(v, i) for i, v in enumerate(vectors)], ALL)
+    answers = room.release({"c0": 1, "c1": 1, "c2": 1}, ALL)
+    answers[liar] = np.roll(answers[liar], 1)
+    opened = open_vectors(answers, 2)
+    assert opened.liars == {liar}
+    assert np.array_equal(signed(opened.vector), exact_sum(vectors))
+    del answers[next(j for j in ALL if j != liar)]
+    with pytest.raises(Inconsistent):
+        open_vectors(answers, 2)
+
+
+def test_a_member_refuses_everything_but_one_sum_of_enough_clients(room):
+    room = room.under(min_clients=3)
+    dealt = [room.deal(v, i) for i, v in enumerate(updates(4))]
+    room.check(dealt, [1])
+    desk = room.desks[1]
+    for weights, says in [
+        ({"c0": 1, "c1": 1}, "at least 3"),
+        ({"c0": 1, "c1": 1, "c9": 1}, "no valid share of c9"),
+        ({"c0": 1, "c1": 1, "c2": 2}, "weights"),
+        ({"c0": 1, "c1": 1, "c2": 0}, "weights"),
+    ]:
+        with pytest.raises(Refused, match=says):
+            desk.release(3, weights, 1)
+    three = {"c0": 1, "c1": 1, "c2": 1}
+    for other in (2, 4):
+        with pytest.raises(Refused, match="no shares are held"):
+            desk.release(other, three, 1)
+    _, after = desk.release(3, three, 1)
+    assert (after.closed, after.terms, after.held) == (3, None, ())
+    # Not even the same subset again, and no fresh copy of the shares of a closed round.
+    with pytest.raises(Refused, match="once"):
+        after.release(3, three, 1)
+    held = [room.receive(d, 1) for d in dealt]
+    with pytest.raises(Refused, match="one per round"):
+        after.take(room.terms, 6, held)
+    with pytest.raises(Refused, match="one per round"):
+        after.take(replace(room.terms, round=2), 6, held)
+    with pytest.raises(Refused, match="twice"):
+        Desk().take(room.terms, 6, [held[0], held[0]])
+    with pytest.raises(Refused, match="terms are for 3"):
+        Desk().take(replace(room.terms, max_clients=3), 6, held)
+
+
+def test_with_a_quorum_answers_to_two_subsets_do_not_combine(room):
+    """Two colluders and a server that asks members for different subsets get neither sum."""
+    room = room.under(quorum=4)
+    vectors = updates(3)
+    room.check([room.deal(v, i) for i, v in enumerate(vectors)], ALL)
+    backup = dict(room.desks)
+    whole = room.release({"c0": 1, "c1": 1, "c2": 1}, [1, 2, 3, 4])
+    room.desks = backup
+    part = room.release({"c0": 1, "c1": 1}, [1, 2, 5])
+    # Members 1 and 2 collude and answer both; of the honest ones, 3 and 4 answer one and 5 the
+    # other question. The first opens, the second lacks a value.
+    assert np.array_equal(signed(open_vectors(whole, 3).vector), exact_sum(vectors))
+    mixed = {**part, 3: whole[3]}
+    wrong = open_vectors(mixed, 3).vector
+    assert not np.any(signed(wrong) == exact_sum(vectors[:2]))

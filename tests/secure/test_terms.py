@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from qsfl_flower.errors import ConfigError, CryptoError
+from qsfl_flower.secure.terms import Terms
+
+from .conftest import BASE
+
+
+def test_they_survive_the_wire_and_every_field_counts():
+    again = Terms.decode(json.loads(BASE.encode()))
+    assert again == BASE
+    assert again.digest == BASE.digest
+    changes = {
+        "run": 8,
+        "round": 4,
+        "members": tuple("abcde"),
+        "threshold": 2,
+        "quorum": 4,
+        "min_clients": 3,
+        "max_clients": 11,
+        "bits": 23,
+        "bound": 5.0,
+        "clip_norm": 3.0,
+        "max_weight": 2,
+        "extras": 1,
+        "distances": True,
+        "norms": True,
+    }
+    others = [replace(BASE, **{name: value}).digest for name, value in changes.items()]
+    if BASE.threshold == 3:
+        assert len({BASE.digest, *others}) == len(others) + 1
+    assert set(changes) == set(json.loads(BASE.encode()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"threshold": 1}, "threshold 1"),
+        ({"threshold": 6, "quorum": 6}, "threshold 6"),
+        ({"quorum": 2}, "quorum 2"),
+        ({"quorum": 6}, "quorum 6"),
+        ({"min_clients": 1}, "min_clients 1"),
+        ({"min_clients": 13}, "max_clients"),
+        ({"max_weight": 0}, "max_weight"),
+        ({"max_weight": 2000}, "max_weight"),
+        ({"clip_norm": 0.0}, "clip norm"),
+        ({"clip_norm": 5.0}, "clip norm"),
+        ({"extras": -1}, "further"),
+        ({"max_clients": 10**12}, "the field has 61"),
+        ({"members": ("a", "b", "c", "a", "d")}, "twice"),
+        ({"members": ("a", "b", "c", "d"), "distances": True}, "at least 5"),
+    ],
+)
+def test_contradictions(wrong, says):
+    with pytest.raises(ConfigError, match=says):
+        replace(BASE, **wrong)
+
+
+def test_names_are_identifiers():
+    with pytest.raises(CryptoError):
+        replace(BASE, members=("a b", "c", "d"))
+
+
+def test_room_for_squared_distances():
+    terms = replace(BASE, distances=True, bound=40.0, clip_norm=40.0)
+    terms.check_size(1_000_000)
+    with pytest.raises(ConfigError, match="the field has 61"):
+        replace(terms, bound=45.3, clip_norm=45.3).check_size(1_000_000)
+    # Without distances there is nothing to wrap.
+    replace(BASE, bound=45.3, clip_norm=45.3).check_size(1_000_000)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bits": "24"}, {"bits": True}, {"members": "abc"}, {"members": [1, 2]}, {"more": 1}],
+)
+def test_foreign_fields_are_refused(change):
+    with pytest.raises(ConfigError, match="terms of secure aggregation"):
+        Terms.decode({**json.loads(BASE.encode()), **change})
