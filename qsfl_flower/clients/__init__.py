@@ -11,10 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qsfl_flower.clients.authentication import auth_mod, credentials_from_node_config
     from qsfl_flower.clients.bridge import numpy_client_app
+    from qsfl_flower.clients.checkpoints import ClientCheckpoints
+    from qsfl_flower.clients.conditions import Conditions
+    from qsfl_flower.clients.device import DeviceClass, DeviceProfile, SystemMonitor, TraceMonitor
+    from qsfl_flower.clients.mobile import Device, MobileClient
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
+    from qsfl_flower.clients.workload import Workload
 
 _WHERE = {
+    "ClientCheckpoints": "checkpoints",
+    "Conditions": "conditions",
+    "Device": "mobile",
+    "DeviceClass": "device",
+    "DeviceProfile": "device",
+    "MobileClient": "mobile",
+    "SystemMonitor": "device",
+    "TraceMonitor": "device",
+    "Workload": "workload",
     "TrainConfig": "trainer",
     "TrainingClient": "trainer",
     "auth_mod": "authentication",
@@ -25,8 +39,17 @@ _WHERE = {
 }
 
 __all__ = [
+    "ClientCheckpoints",
+    "Conditions",
+    "Device",
+    "DeviceClass",
+    "DeviceProfile",
+    "MobileClient",
+    "SystemMonitor",
+    "TraceMonitor",
     "TrainConfig",
     "TrainingClient",
+    "Workload",
     "auth_mod",
     "credentials_from_node_config",
     "legacy_mod",

@@ -13,7 +13,14 @@ from flwr.clientapp.typing import Mod
 
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.wire import from_record, numbers_only, to_record
+from qsfl_flower.wire import (
+    QSFL_RECORD,
+    REFUSED_KEY,
+    from_record,
+    numbers_only,
+    refusal,
+    to_record,
+)
 
 NUM_EXAMPLES = "num-examples"
 
@@ -24,7 +31,8 @@ def numpy_client_app(
     """Make a ClientApp that trains and evaluates with a ``NumPyClient``.
 
     Unlike ``ClientApp(client_fn=...)`` it answers to Message-API strategies, and the parameters
-    keep their names.
+    keep their names. A ``fit`` whose metrics contain the text ``refused`` refuses the round: the
+    reply carries the reason and no arrays.
 
     Parameters
     ----------
@@ -46,6 +54,8 @@ def numpy_client_app(
         new, examples, metrics = client_fn(context).fit(
             [np.array(a) for a in from_record(record).values()], _config(message)
         )
+        if REFUSED_KEY in metrics:
+            return Message(RecordDict({QSFL_RECORD: refusal(metrics)}), reply_to=message)
         if len(new) != len(record):
             raise QSFLError(f"fit returned {len(new)} arrays; the model has {len(record)}")
         arrays = to_record(dict(zip(record, new, strict=True)))

@@ -32,6 +32,7 @@ from qsfl_flower.wire import (
     PAYLOAD_RECORD,
     PLAN_KEY,
     QSFL_RECORD,
+    REFUSED_KEY,
     TASK_KEY,
     Form,
     Plan,
@@ -67,7 +68,10 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
     if reply.has_error():
         return reply
     told = {CLIENT_KEY: client_name(context)}
-    if steps:
+    refused = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    if REFUSED_KEY in refused:
+        told |= {k: str(v) for k, v in refused.items()}
+    elif steps:
         told |= _transform(reply.content, model, steps, context, content)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
     return reply

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flwr.client import NumPyClient
 from flwr.common import Config, NDArrays, Scalar
 from torch import nn
 
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.models import get_arrays, set_arrays
-from qsfl_flower.clients.training import TrainConfig, TrainResult, evaluate_model, train
+from qsfl_flower.clients.training import (
+    TrainConfig,
+    TrainResult,
+    evaluate_classes,
+    evaluate_model,
+    train,
+)
 from qsfl_flower.errors import ConfigError
 
-__all__ = ["TrainConfig", "TrainResult", "TrainingClient", "evaluate_model", "train"]
+__all__ = ["TrainConfig", "TrainResult", "TrainingClient", "evaluate_model", "number", "train"]
 
 
 class TrainingClient(NumPyClient):
@@ -96,8 +104,8 @@ class TrainingClient(NumPyClient):
             If the parameters do not fit the model or the configuration is out of range.
         """
         started = time.perf_counter()
-        server_round = int(_number(config, "server-round", 1, 0))
-        proximal_mu = _number(config, "proximal-mu", 0.0, 0)
+        server_round = int(number(config, "server-round", 1, 0))
+        proximal_mu = number(config, "proximal-mu", 0.0, 0)
         self._load(parameters)
         result = train(
             self._model,
@@ -111,12 +119,7 @@ class TrainingClient(NumPyClient):
         )
         if result.num_examples == 0:
             self._load(parameters)
-        metrics: dict[str, Scalar] = {
-            "train-loss": result.loss,
-            "train-accuracy": result.accuracy,
-            "skipped-batches": result.skipped_batches,
-            "seconds": time.perf_counter() - started,
-        }
+        metrics = self._told(result, time.perf_counter() - started)
         return self.get_parameters({}), result.num_examples, metrics
 
     def evaluate(
@@ -124,16 +127,30 @@ class TrainingClient(NumPyClient):
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Return loss, number of examples and accuracy on the held-out examples.
 
-        A client without held-out examples returns zeros.
+        If ``config`` has a true ``per-class``, the metrics also tell the accuracy on each class
+        that the client holds (``accuracy-class-3``). A client without held-out examples returns
+        zeros.
         """
         count = len(self._data.y_test)
         if count == 0:
             return 0.0, 0, {"accuracy": 0.0}
         self._load(parameters)
-        loss, accuracy = evaluate_model(
+        loss, (examples, right) = evaluate_classes(
             self._model, self._data.x_test, self._data.y_test, self._data.normalization
         )
-        return loss, count, {"accuracy": accuracy}
+        metrics: dict[str, Scalar] = {"accuracy": int(right.sum()) / count}
+        if config.get("per-class"):
+            for label in np.flatnonzero(examples):
+                metrics[f"accuracy-class-{label}"] = float(right[label] / examples[label])
+        return loss, count, metrics
+
+    def _told(self, result: TrainResult, seconds: float) -> dict[str, Scalar]:
+        return {
+            "train-loss": result.loss,
+            "train-accuracy": result.accuracy,
+            "skipped-batches": result.skipped_batches,
+            "seconds": seconds,
+        }
 
     def _load(self, parameters: NDArrays) -> None:
         keys = list(self._model.state_dict())
@@ -164,7 +181,14 @@ def derive_seed(seed: int, client_id: int | str, server_round: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _number(config: dict[str, Any], key: str, default: float, minimum: float) -> float:
+def number(config: Mapping[str, Any], key: str, default: float, minimum: float) -> float:
+    """Return a number that the server sent, or its default.
+
+    Raises
+    ------
+    ConfigError
+        If it is no number, or less than `minimum`.
+    """
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= minimum:
         raise ConfigError(f"{key} must be a number >= {minimum}, found {value!r}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -11,73 +13,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.adam import adam
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
+from qsfl_flower.clients.batches import augmented, scale_of
 from qsfl_flower.clients.data import Normalization
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.clients.optimizer import Optimizer
+from qsfl_flower.clients.train_config import OPTIMIZERS, TrainConfig
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+__all__ = [
+    "OPTIMIZERS",
+    "After",
+    "LocalTraining",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate_classes",
+    "evaluate_model",
+    "train",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a client trains in one round.
+class After(Enum):
+    """What to do after a step."""
 
-    Parameters
-    ----------
-    epochs : int
-        Passes over the client's examples, >= 1.
-    batch_size : int
-        Examples per step, >= 1.
-    learning_rate : float
-        Step size in round 1, > 0.
-    lr_decay : float
-        0 < lr_decay <= 1; the step size of round r is ``learning_rate * lr_decay ** (r - 1)``.
-    optimizer : {"sgd", "adam", "adamw"}
-        Its state starts anew every round.
-    momentum : float
-        0 <= momentum < 1, for ``sgd``.
-    weight_decay : float
-        >= 0.
-    grad_clip_norm : float or None
-        Bound on the norm of a batch's gradient, > 0, for stability only: it bounds nobody's
-        influence and gives no privacy.
-    augment : bool
-        Shift pictures by up to an eighth at random; mirror those of three channels (photographs;
-        mirrored digits would be other signs).
-    """
-
-    epochs: int = 1
-    batch_size: int = 32
-    learning_rate: float = 0.05
-    lr_decay: float = 1.0
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    grad_clip_norm: float | None = None
-    augment: bool = False
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("epochs", self.epochs >= 1, ">= 1"),
-            ("batch_size", self.batch_size >= 1, ">= 1"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "> 0"),
-            ("lr_decay", 0 < self.lr_decay <= 1, "> 0 and <= 1"),
-            ("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-            ("momentum", 0 <= self.momentum < 1, ">= 0 and < 1"),
-            ("momentum", self.momentum == 0 or self.optimizer == "sgd", "0 unless sgd is used"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, ">= 0"),
-            (
-                "grad_clip_norm",
-                self.grad_clip_norm is None or 0 < self.grad_clip_norm < math.inf,
-                "> 0 or null",
-            ),
-        )
-        for field, valid, allowed in rules:
-            if not valid:
-                raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
+    GO_ON = "go on"
+    PAUSE = "pause"
+    """Stop here; `LocalTraining.save` tells how to go on later."""
+    FINISH = "finish"
+    """Be content with the steps so far."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +54,15 @@ class TrainResult:
         Means over the used examples while training (without the proximal term); 0 if none.
     skipped_batches : int
         Batches left out because the loss or the gradient was not finite.
+    steps : int
+        Steps of the optimiser.
     """
 
     num_examples: int
     loss: float
     accuracy: float
     skipped_batches: int
+    steps: int = 0
 
 
 def train(
@@ -112,15 +76,32 @@ def train(
     server_round: int = 1,
     proximal_mu: float = 0.0,
 ) -> TrainResult:
-    """Train a model in place; the result depends on the arguments alone, bit for bit.
+    """Train a model in place, from the first step to the last; see `LocalTraining`."""
+    training = LocalTraining(
+        model,
+        x,
+        y,
+        normalization,
+        config,
+        seed=seed,
+        server_round=server_round,
+        proximal_mu=proximal_mu,
+    )
+    training.run()
+    return training.result()
+
+
+class LocalTraining:
+    """One client's training in one round, which can be saved after any step and taken up again.
 
     Minimises the mean cross-entropy plus ``proximal_mu / 2 * |w - w_0|^2``, w_0 being the weights
-    at the start. A batch whose loss or gradient is not finite changes nothing and is counted.
+    at the start. A batch whose loss or gradient is not finite changes nothing and is counted. The
+    result depends on the arguments alone, bit for bit, interrupted or not.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Maps a float32 batch to logits.
+        Maps a float32 batch to logits; trained in place.
     x, y : ndarray
         Examples as in :class:`~qsfl_flower.clients.data.Dataset`, and their labels.
     normalization : Normalization
@@ -131,67 +112,210 @@ def train(
         Seed of shuffling, augmentation and dropout. Equal results also need the same number of
         torch threads.
     server_round : int
-        >= 1, for the decay of the step size.
+        >= 1, for the schedule of the step size.
     proximal_mu : float
         FedProx's weight, >= 0.
-
-    Returns
-    -------
-    TrainResult
-        ``num_examples`` is 0 if the model must not be used.
+    correction : Sequence[Tensor]
+        Added to the gradient of each trained parameter in every step (SCAFFOLD's ``c - c_i``).
+    micro_batch : int or None
+        Examples that are worked on at a time, >= 1: gradients of the parts of a batch are added up,
+        so that less memory gives the same step up to rounding (not with batch norm or dropout).
+    max_steps : int or None
+        Batches at most, >= 1.
 
     References
     ----------
     T. Li et al., "Federated Optimization in Heterogeneous Networks", 2020.
     """
-    if len(y) == 0:
-        return TrainResult(0, 0.0, 0.0, 0)
-    images, labels = torch.tensor(x), torch.tensor(y)
-    # Looked at before the forward pass, which would carry a NaN into batch norm's statistics.
-    usable = images.flatten(1).isfinite().all(dim=1)
-    shuffle = torch.Generator().manual_seed(seed)
-    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    anchor = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
-    step = _Optimizer(parameters, config, server_round)
-    mean, std = _scale(normalization, images.dim())
-    used = correct = skipped = 0
-    loss_sum = 0.0
-    model.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        for _ in range(config.epochs):
-            order = torch.randperm(len(labels), generator=shuffle)
-            for rows in torch.split(order, config.batch_size):
-                if not usable[rows].all():
-                    skipped += 1
-                    continue
-                batch, target = images[rows], labels[rows]
-                if config.augment and batch.dim() == 4:
-                    batch = _augmented(batch, shuffle)
-                batch = batch.to(torch.float32).sub_(mean).div_(std)
-                logits = model(batch)
-                loss = functional.cross_entropy(logits, target)
-                value = loss.item()
-                if not math.isfinite(value):
-                    skipped += 1
-                    continue
-                model.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                with torch.no_grad():
-                    for p, start in zip(parameters, anchor, strict=False):
-                        if p.grad is not None:
-                            p.grad.add_(p - start, alpha=proximal_mu)
-                    if not step():
-                        skipped += 1
-                        continue
-                used += len(rows)
-                loss_sum += value * len(rows)
-                correct += int((logits.argmax(dim=1) == target).sum())
-    model.zero_grad(set_to_none=True)
-    if used == 0 or not all(bool(v.isfinite().all()) for v in model.state_dict().values()):
-        return TrainResult(0, 0.0, 0.0, skipped)
-    examples = max(1, used // config.epochs)
-    return TrainResult(examples, loss_sum / used, correct / used, skipped)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: NDArray[np.generic],
+        y: NDArray[np.int64],
+        normalization: Normalization,
+        config: TrainConfig,
+        *,
+        seed: int,
+        server_round: int = 1,
+        proximal_mu: float = 0.0,
+        correction: Sequence[Tensor] = (),
+        micro_batch: int | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        self._model, self._config, self._mu = model, config, proximal_mu
+        self._images, self._labels = torch.tensor(x), torch.tensor(y)
+        # Looked at before the forward pass, which would carry a NaN into batch norm's statistics.
+        self._usable = self._images.flatten(1).isfinite().all(dim=1)
+        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._anchor = [p.detach().clone() for p in self._parameters] if proximal_mu > 0 else []
+        self._correction = correction
+        self._optimizer = Optimizer(self._parameters, config, server_round)
+        self._mean, self._std = scale_of(normalization, self._images.dim())
+        self._micro_batch = micro_batch or config.batch_size
+        self._max_steps = max_steps
+        self._shuffle = torch.Generator().manual_seed(seed)
+        self._dropout = torch.Generator().manual_seed(seed).get_state()
+        self._order = torch.zeros(0, dtype=torch.int64)
+        self._epoch = self._position = self._batches = self._steps = 0
+        self._used = self._correct = self._skipped = 0
+        self._loss_sum = 0.0
+        self._running = False
+
+    @property
+    def batches(self) -> int:
+        """Batches worked on so far, skipped ones included."""
+        return self._batches
+
+    @property
+    def last_batch(self) -> int:
+        """Examples of the last batch."""
+        whole = self._config.batch_size
+        return whole if self._position % whole == 0 else self._position % whole
+
+    @property
+    def planned(self) -> int:
+        """Batches of the whole training."""
+        whole = self._config.epochs * math.ceil(len(self._labels) / self._config.batch_size)
+        return whole if self._max_steps is None else min(whole, self._max_steps)
+
+    def run(self, after: Callable[[LocalTraining], After] | None = None) -> bool:
+        """Train on, and return whether training is finished.
+
+        Parameters
+        ----------
+        after : Callable[[LocalTraining], After], optional
+            Asked after every batch.
+        """
+        self._model.train()
+        finished = True
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.set_state(self._dropout)
+            self._running = True
+            while (rows := self._next()) is not None:
+                if self._step(rows):
+                    self._steps += 1
+                else:
+                    self._skipped += 1
+                what = After.GO_ON if after is None else after(self)
+                if what is not After.GO_ON:
+                    finished = what is After.FINISH
+                    break
+            self._dropout = torch.default_generator.get_state()
+            self._running = False
+        self._model.zero_grad(set_to_none=True)
+        return finished
+
+    def result(self) -> TrainResult:
+        """Return what training did; ``num_examples`` is 0 if the model must not be used."""
+        finite = all(bool(v.isfinite().all()) for v in self._model.state_dict().values())
+        if self._used == 0 or not finite:
+            return TrainResult(0, 0.0, 0.0, self._skipped, self._steps)
+        used = self._used
+        return TrainResult(
+            max(1, used // self._epoch),
+            self._loss_sum / used,
+            self._correct / used,
+            self._skipped,
+            self._steps,
+        )
+
+    def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return all that the remaining steps depend on, as arrays and JSON values.
+
+        To be called between two steps: inside `run`'s callback, or after it.
+        """
+        dropout = torch.default_generator.get_state() if self._running else self._dropout
+        tensors = {f"model/{k}": v for k, v in self._model.state_dict().items()}
+        tensors |= {f"optimizer/{k}": v for k, v in self._optimizer.state().items()}
+        tensors["shuffle"] = self._shuffle.get_state()
+        tensors["dropout"] = dropout
+        tensors["order"] = self._order
+        numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
+        return {k: v.numpy(force=True).copy() for k, v in tensors.items()}, numbers
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, Any]) -> None:
+        """Continue from what `save` returned; the model must be what it was at the start.
+
+        Raises
+        ------
+        ValueError, KeyError
+            If it belongs to another model, optimiser or amount of data.
+        """
+        targets = {f"model/{k}": v for k, v in self._model.state_dict().items()}
+        targets |= {f"optimizer/{k}": v for k, v in self._optimizer.state().items()}
+        found = {k: torch.tensor(v) for k, v in arrays.items()}
+        shapes = {k: (v.shape, v.dtype) for k, v in targets.items()}
+        if shapes != {k: (v.shape, v.dtype) for k, v in found.items() if "/" in k}:
+            raise ValueError("the saved arrays are those of another model or optimiser")
+        order = found["order"]
+        if len(order) not in (0, len(self._labels)) or set(numbers) != set(_NUMBERS):
+            raise ValueError("the saved position is that of other data")
+        with torch.no_grad():
+            for name, target in targets.items():
+                target.copy_(found[name])
+        self._shuffle.set_state(found["shuffle"])
+        self._dropout, self._order = found["dropout"], order
+        for name in _NUMBERS:
+            setattr(self, f"_{name}", numbers[name])
+
+    def _next(self) -> Tensor | None:
+        """Return the rows of the next batch, or None after the last."""
+        if self._max_steps is not None and self._batches >= self._max_steps:
+            return None
+        if self._position >= len(self._order):
+            if self._epoch == self._config.epochs or len(self._labels) == 0:
+                return None
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = torch.randperm(len(self._labels), generator=self._shuffle)
+        rows = self._order[self._position : self._position + self._config.batch_size]
+        self._position += len(rows)
+        self._batches += 1
+        return rows
+
+    def _step(self, rows: Tensor) -> bool:
+        """Train on a batch; return False, having changed nothing, if it is not usable."""
+        if not self._usable[rows].all():
+            return False
+        pictures, target = self._images[rows], self._labels[rows]
+        if self._config.augment and pictures.dim() == 4:
+            pictures = augmented(pictures, self._shuffle)
+        self._model.zero_grad(set_to_none=True)
+        value, correct = 0.0, 0
+        parts = list(torch.split(torch.arange(len(rows)), self._micro_batch))
+        for part in parts:
+            batch = pictures[part] if len(parts) > 1 else pictures
+            batch = batch.to(torch.float32).sub_(self._mean).div_(self._std)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._config.mixed_precision):
+                logits = self._model(batch)
+            logits = logits.float()
+            labels = target[part] if len(parts) > 1 else target
+            loss = functional.cross_entropy(logits, labels)
+            if len(parts) > 1:
+                loss = loss * (len(part) / len(rows))
+            value += loss.item()
+            if not math.isfinite(value):
+                return False
+            loss.backward()  # type: ignore[no-untyped-call]
+            correct += int((logits.argmax(dim=1) == labels).sum())
+        with torch.no_grad():
+            for p, start in zip(self._parameters, self._anchor, strict=False):
+                if p.grad is not None:
+                    p.grad.add_(p - start, alpha=self._mu)
+            for p, shift in zip(self._parameters, self._correction, strict=False):
+                if p.grad is not None:
+                    p.grad.add_(shift)
+            if not self._optimizer():
+                return False
+        self._used += len(rows)
+        self._loss_sum += value * len(rows)
+        self._correct += correct
+        return True
+
+
+_NUMBERS = (
+    "epoch", "position", "batches", "steps", "used", "correct", "skipped", "loss_sum", "max_steps",
+)  # fmt: skip
 
 
 def evaluate_model(
@@ -201,7 +325,19 @@ def evaluate_model(
     normalization: Normalization,
     batch_size: int = 512,
 ) -> tuple[float, float]:
-    """Return mean cross-entropy and accuracy of a model, both summed in float64.
+    """Return mean cross-entropy and accuracy of a model; see `evaluate_classes`."""
+    loss, counts = evaluate_classes(model, x, y, normalization, batch_size)
+    return loss, int(counts[1].sum()) / len(y)
+
+
+def evaluate_classes(
+    model: nn.Module,
+    x: NDArray[np.generic],
+    y: NDArray[np.int64],
+    normalization: Normalization,
+    batch_size: int = 512,
+) -> tuple[float, NDArray[np.int64]]:
+    """Evaluate a model class by class; the loss is summed in float64.
 
     Parameters
     ----------
@@ -216,95 +352,24 @@ def evaluate_model(
 
     Returns
     -------
-    loss, accuracy : float
-        The loss is NaN or infinite if the model is.
+    loss : float
+        Mean cross-entropy; NaN or infinite if the model is.
+    counts : ndarray of int64, shape (2, classes)
+        Examples of each class, and how many of them were recognised.
     """
-    mean, std = _scale(normalization, x.ndim)
-    loss, correct = 0.0, 0
+    mean, std = scale_of(normalization, x.ndim)
+    loss, hits = 0.0, []
     training = model.training
     model.eval()
+    classes = 0
     with torch.inference_mode():
         for start in range(0, len(y), batch_size):
             batch = torch.tensor(x[start : start + batch_size], dtype=torch.float32)
             target = torch.tensor(y[start : start + batch_size])
             logits = model(batch.sub_(mean).div_(std)).double()
             loss += functional.cross_entropy(logits, target, reduction="sum").item()
-            correct += int((logits.argmax(dim=1) == target).sum())
+            hits.append(target[logits.argmax(dim=1) == target].numpy())
+            classes = logits.shape[1]
     model.train(training)
-    return loss / len(y), correct / len(y)
-
-
-class _Optimizer:
-    """One update rule over torch's functional kernels, bit-identical to ``torch.optim``.
-
-    The classes of ``torch.optim`` import torch's compiler when they are built, which costs every
-    client process 1.5 s and 150 MB.
-    """
-
-    def __init__(self, parameters: list[Tensor], config: TrainConfig, server_round: int) -> None:
-        self._parameters = parameters
-        self._config = config
-        self._rate = config.learning_rate * config.lr_decay ** max(server_round - 1, 0)
-        self._first = [torch.zeros_like(p) for p in parameters]
-        self._second = [torch.zeros_like(p) for p in parameters]
-        self._steps = [torch.zeros(()) for _ in parameters]
-
-    def __call__(self) -> bool:
-        """Take a step; return False, having changed nothing, if a gradient is not finite."""
-        config = self._config
-        gradients: list[Tensor] = []
-        chosen: list[int] = []
-        for position, p in enumerate(self._parameters):
-            if p.grad is not None:
-                gradients.append(p.grad)
-                chosen.append(position)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not math.isfinite(norm.item()):
-            return False
-        if config.grad_clip_norm is not None:
-            factor = (config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in gradients:
-                gradient.mul_(factor)
-        parameters, first, second, steps = (
-            [values[i] for i in chosen]
-            for values in (self._parameters, self._first, self._second, self._steps)
-        )
-        if config.optimizer == "sgd":
-            momenta: list[Tensor | None] = [*(first if config.momentum else [None] * len(chosen))]
-            sgd(
-                parameters, gradients, momenta, foreach=False, weight_decay=config.weight_decay,
-                momentum=config.momentum, lr=self._rate, dampening=0.0, nesterov=False,
-                maximize=False,
-            )  # fmt: skip
-        else:
-            kernel: Any = adam if config.optimizer == "adam" else adamw
-            kernel(
-                parameters, gradients, first, second, [], steps, foreach=False, amsgrad=False,
-                beta1=0.9, beta2=0.999, lr=self._rate, weight_decay=config.weight_decay, eps=1e-8,
-                maximize=False,
-            )  # fmt: skip
-        return True
-
-
-def _scale(normalization: Normalization, dimensions: int) -> tuple[Tensor, Tensor]:
-    shape = (1, -1) + (1,) * (dimensions - 2)
-    return (
-        torch.tensor(normalization.mean, dtype=torch.float32).reshape(shape),
-        torch.tensor(normalization.std, dtype=torch.float32).reshape(shape),
-    )
-
-
-def _augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the pictures shifted (edges filled with zeros), and mirrored if they have colours."""
-    count, channels, height, width = pictures.shape
-    room = max(1, min(height, width) // 8)
-    padded = functional.pad(pictures, (room, room, room, room))
-    top, left = torch.randint(0, 2 * room + 1, (2, count, 1), generator=generator)
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
-    if channels == 3:
-        mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool()
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    example = torch.arange(count)[:, None, None]
-    picked = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+    counts = [np.bincount(labels, minlength=classes) for labels in (y, np.concatenate(hits))]
+    return loss / len(y), np.array(counts)

@@ -45,6 +45,7 @@ def write_file(path: Path, data: bytes, *, private: bool, overwrite: bool = Fals
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
     except FileExistsError:
         raise KeyFileError(f"{path} exists already and is not overwritten") from None
     except OSError as error:
@@ -52,6 +53,17 @@ def write_file(path: Path, data: bytes, *, private: bool, overwrite: bool = Fals
         if reserved:
             path.unlink(missing_ok=True)
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut, where the system lets folders be synchronised."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_file(path: Path, *, private: bool) -> bytes:

@@ -21,10 +21,12 @@ from qsfl_flower.numerics import Layout, Vector, example_count
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
 from qsfl_flower.wire import (
     CLIENT_KEY,
+    DETAIL_KEY,
     ENCODING_KEY,
     FORM_KEY,
     PAYLOAD_RECORD,
     QSFL_RECORD,
+    REFUSED_KEY,
     Form,
     content_bytes,
     from_record,
@@ -35,6 +37,7 @@ T = TypeVar("T")
 
 _MAX_METRICS = 64
 _MAX_NAME = 64
+_REFUSAL = re.compile("device-[a-z-]{1,32}")
 _ERROR_REASONS = {
     0: "client-crashed",
     1: "client-not-loaded",
@@ -179,6 +182,7 @@ def admit(
         if isinstance(content, Rejection):
             return content
         try:
+            _check_willing(content)
             return read(sender, content)
         except RejectedUpdate as error:
             return Rejection(sender, error.reason, error.detail, content_bytes(content))
@@ -221,6 +225,23 @@ def check_encoding(content: RecordDict, encoding: str) -> None:
         ``not-encoded``, or ``malformed``.
     """
     _form(content, encoding)
+
+
+def _check_willing(content: RecordDict) -> None:
+    """Turn a client's refusal to train into the rejection of that name.
+
+    Raises
+    ------
+    RejectedUpdate
+        With the client's reason, or ``malformed`` if that is no reason a device may give.
+    """
+    record = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
+    if REFUSED_KEY not in record:
+        return
+    reason, detail = str(record[REFUSED_KEY]), str(record.get(DETAIL_KEY, ""))
+    if not _REFUSAL.fullmatch(reason):
+        raise RejectedUpdate("malformed", f"the client refuses with {reason!r:.40}")
+    raise RejectedUpdate(reason, "".join(c for c in detail[:300] if c.isprintable()))
 
 
 def _form(content: RecordDict, encoding: str) -> Form:

@@ -4,14 +4,23 @@ Both sides import this package and nothing of each other: record names, arrays w
 the plan that a strategy sends to the mods, and the older ``FitIns``/``FitRes`` format.
 """
 
-from qsfl_flower.wire.arrays import content_bytes, from_record, numbers_only, records_of, to_record
+from qsfl_flower.wire.arrays import (
+    content_bytes,
+    from_record,
+    numbers_only,
+    records_of,
+    refusal,
+    to_record,
+)
 from qsfl_flower.wire.keys import (
     CLIENT_KEY,
+    DETAIL_KEY,
     ENCODING_KEY,
     FORM_KEY,
     PAYLOAD_RECORD,
     PLAN_KEY,
     QSFL_RECORD,
+    REFUSED_KEY,
     TASK_KEY,
     Form,
 )
@@ -19,11 +28,13 @@ from qsfl_flower.wire.plan import Plan, PlanItem
 
 __all__ = [
     "CLIENT_KEY",
+    "DETAIL_KEY",
     "ENCODING_KEY",
     "FORM_KEY",
     "PAYLOAD_RECORD",
     "PLAN_KEY",
     "QSFL_RECORD",
+    "REFUSED_KEY",
     "TASK_KEY",
     "Form",
     "Plan",
@@ -32,5 +43,6 @@ __all__ = [
     "from_record",
     "numbers_only",
     "records_of",
+    "refusal",
     "to_record",
 ]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics.npy import dump_npy, view_npy
+from qsfl_flower.wire.keys import DETAIL_KEY, REFUSED_KEY
 
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -56,6 +57,17 @@ def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
             for name, a in ((name, np.asarray(value)) for name, value in arrays.items())
         }
     )
+
+
+def refusal(told: Mapping[str, object]) -> ConfigRecord:
+    """Return the qsfl record of a reply that refuses a round.
+
+    Parameters
+    ----------
+    told : Mapping[str, object]
+        ``refused``: the named reason; ``refused-detail``: a sentence.
+    """
+    return ConfigRecord({key: str(told.get(key, "")) for key in (REFUSED_KEY, DETAIL_KEY)})
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -27,6 +27,14 @@ ENCODING_KEY = "encoding"
 """In such a reply: the name of the mechanism that can read the payload."""
 
 
+REFUSED_KEY = "refused"
+"""In a reply without arrays: why the client does not train in this round (``device-battery-low``).
+A NumPyClient returns it among its metrics."""
+
+DETAIL_KEY = "refused-detail"
+"""Beside it: one sentence for a person."""
+
+
 class Form(StrEnum):
     """What the arrays of a reply mean."""
 

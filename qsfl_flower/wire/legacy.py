@@ -15,7 +15,8 @@ from flwr.compat.common.recorddict_compat import EMPTY_TENSOR_KEY
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
-from qsfl_flower.wire.arrays import numbers_only, records_of
+from qsfl_flower.wire.arrays import numbers_only, records_of, refusal
+from qsfl_flower.wire.keys import QSFL_RECORD, REFUSED_KEY
 
 _INSTRUCTION = {"train": "fitins", "evaluate": "evaluateins"}
 _REPLY = {"train": "fitres", "evaluate": "evaluateres"}
@@ -59,6 +60,8 @@ def from_legacy_reply(
         ) from None
     if status.get("code") != 0:
         raise RejectedUpdate("client-error", f"the app reports: {status.get('message', '')!s:.200}")
+    if REFUSED_KEY in extra:
+        return RecordDict({QSFL_RECORD: refusal(extra)})
     metrics = numbers_only(extra)
     metrics[NUM_EXAMPLES] = examples
     if kind == "evaluate":

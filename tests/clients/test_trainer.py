@@ -383,11 +383,11 @@ def test_a_client_without_examples_has_weight_zero() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 16, 16)])
 def test_augmentation_shifts_and_mirrors_only_photographs(shape: tuple[int, int, int]) -> None:
-    from qsfl_flower.clients.training import _augmented
+    from qsfl_flower.clients.batches import augmented
 
     pictures = torch.arange(np.prod(shape)).reshape(1, *shape).to(torch.float32) + 1
     pictures = pictures.expand(64, *shape)
-    changed = _augmented(pictures, torch.Generator().manual_seed(0))
+    changed = augmented(pictures, torch.Generator().manual_seed(0))
     assert changed.shape == pictures.shape
     original = pictures[0]
     room = shape[1] // 8
@@ -515,3 +515,30 @@ def test_parameters_must_fit_the_model() -> None:
 def test_properties_tell_the_numbers_of_examples() -> None:
     of = client(features().client_view(np.arange(7), np.arange(2)))
     assert of.get_properties({}) == {"num-train-examples": 7, "num-test-examples": 2}
+
+
+def test_step_sizes_follow_the_schedule() -> None:
+    plain = TrainConfig(learning_rate=0.4, lr_decay=0.5)
+    assert [plain.rate(r) for r in (1, 2, 3)] == [0.4, 0.2, 0.1]
+    warm = TrainConfig(learning_rate=0.4, warmup_rounds=4)
+    assert [warm.rate(r) for r in (1, 2, 4, 9)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
+    cosine = TrainConfig(learning_rate=0.4, cosine_rounds=10)
+    assert [cosine.rate(r) for r in (1, 6, 11, 50)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
+
+
+def test_accuracy_by_class_adds_up_to_the_whole() -> None:
+    of = client(epochs=1)
+    arrays, *_ = of.fit(start(of), {})
+    _, count, told = of.evaluate(arrays, {"per-class": True})
+    labels = features().y_test
+    whole = sum(told[f"accuracy-class-{k}"] * (labels == k).sum() for k in (0, 1))
+    assert whole / count == pytest.approx(told["accuracy"])
+
+
+def test_half_precision_trains_and_leaves_the_weights_in_float32() -> None:
+    of = client(epochs=5, learning_rate=0.1, momentum=0.9, batch_size=8, mixed_precision=True)
+    arrays, _, metrics = of.fit(start(of), {"server-round": 1})
+    assert {a.dtype for a in arrays} == {np.dtype(np.float32)}
+    assert metrics["train-accuracy"] > 0.7
+    assert not equal(arrays, client(epochs=5, learning_rate=0.1, momentum=0.9, batch_size=8).fit(
+        start(of), {"server-round": 1})[0])  # fmt: skip

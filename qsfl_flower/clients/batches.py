@@ -1,0 +1,34 @@
+"""What is done to a batch before the model sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qsfl_flower.clients.data import Normalization
+
+
+def scale_of(normalization: Normalization, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation in a shape that fits a batch of so many dimensions."""
+    shape = (1, -1) + (1,) * (dimensions - 2)
+    return (
+        torch.tensor(normalization.mean, dtype=torch.float32).reshape(shape),
+        torch.tensor(normalization.std, dtype=torch.float32).reshape(shape),
+    )
+
+
+def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the pictures shifted (edges filled with zeros), and mirrored if they have colours."""
+    count, channels, height, width = pictures.shape
+    room = max(1, min(height, width) // 8)
+    padded = functional.pad(pictures, (room, room, room, room))
+    top, left = torch.randint(0, 2 * room + 1, (2, count, 1), generator=generator)
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    if channels == 3:
+        mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool()
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    example = torch.arange(count)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2).contiguous()
