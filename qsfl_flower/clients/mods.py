@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
+import qsfl_flower.clients.masked_sum  # noqa: F401  # registers its step and tasks
 from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Step, StepContext
 from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector

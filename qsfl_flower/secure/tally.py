@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.numerics import example_count
 
-NUM_EXAMPLES = "num-examples"
 BITS = 20
 MAX_METRIC = float(1 << 20)
 _UNIT = 1 << BITS
@@ -29,10 +28,13 @@ class Tally:
         No client counts for more examples than this, >= 1.
     metrics : sequence of str
         Metrics to average; all others stay on the devices.
+    weighted_by : str
+        Name of the metric that counts the examples.
     """
 
     max_examples: int = 1000
     metrics: Sequence[str] = ("train-loss", "train-accuracy")
+    weighted_by: str = "num-examples"
 
     def __post_init__(self) -> None:
         if self.max_examples < 1 or len(set(self.metrics)) != len(self.metrics):
@@ -52,7 +54,7 @@ class Tally:
         Parameters
         ----------
         metrics : Mapping[str, float]
-            What the app reports, ``num-examples`` included.
+            What the app reports, the number of examples included.
 
         Returns
         -------
@@ -65,7 +67,7 @@ class Tally:
         RejectedUpdate
             ``bad-num-examples`` if the client has no examples.
         """
-        examples = example_count(metrics.get(NUM_EXAMPLES))
+        examples = example_count(metrics.get(self.weighted_by))
         weight = round(min(examples / self.max_examples, 1.0) * _UNIT)
         if weight == 0:
             raise RejectedUpdate(

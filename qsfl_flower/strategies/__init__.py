@@ -5,7 +5,9 @@ from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
+from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
+from qsfl_flower.strategies.secagg import SecAggFedAvg
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
@@ -40,12 +42,14 @@ __all__ = [
     "FedAdam",
     "FedAvgM",
     "FedYogi",
+    "MaskedSum",
     "Outcome",
     "Phase",
     "Rejection",
     "RoundContext",
     "RoundRecord",
     "RunObserver",
+    "SecAggFedAvg",
     "Sender",
     "Snapshot",
     "StableFedAvg",

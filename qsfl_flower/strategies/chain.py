@@ -56,7 +56,6 @@ class Chain:
         _only_one("are both server optimisers", [s for s in stages if s.phase is Phase.UPDATE])
         _only_one("both work on whole messages", [s for s in stages if isinstance(s, MessageStage)])
         _only_one("both encode the updates", [s for s in stages if isinstance(s, DecodeStage)])
-        _only_one("both combine the updates", [s for s in stages if isinstance(s, CombineStage)])
         self.stages = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
         self.decoder = next((s for s in self.stages if isinstance(s, DecodeStage)), None)
         self.combiner = next((s for s in self.stages if isinstance(s, CombineStage)), None)
@@ -64,6 +63,7 @@ class Chain:
             _refuse_sight(self.stages)
         for stage in self.stages:
             stage.check(self.stages)
+        _only_one("both combine the updates", [s for s in stages if isinstance(s, CombineStage)])
 
     @property
     def hides(self) -> bool:

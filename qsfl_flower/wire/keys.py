@@ -62,3 +62,6 @@ REPLY_KEY = "reply"
 
 UPDATE_PURPOSE = "update"
 """Purpose that encrypted arrays of a reply are bound to."""
+
+MASKED_SUM = "masked_sum"
+"""Name of the pairwise-mask sum: of its step, the prefix of its tasks, and its ConfigRecord."""

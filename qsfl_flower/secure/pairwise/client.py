@@ -131,7 +131,7 @@ class Client:
     def decode(cls, data: bytes) -> Client:
         """Return what `encode` wrote."""
         reader = Reader(data, "state of a masked sum")
-        terms = Terms.read(Reader(reader.blob(MAX_STATEMENT), "terms"))
+        terms = Terms.decode(reader.blob(MAX_STATEMENT))
         place, master = reader.uint(2), Secret(reader.fixed(SEED_SIZE))
         released = reader.blob(32)
         view = read_places(reader, len(terms.names))

@@ -93,6 +93,14 @@ class Terms:
             raise data.fail(str(error)) from None
         return terms
 
+    @classmethod
+    def decode(cls, data: bytes) -> Terms:
+        """Return what `encode` wrote; anything else is `Malformed`."""
+        reader = Reader(data, "terms of a masked sum")
+        terms = cls.read(reader)
+        reader.finish()
+        return terms
+
     def binding(self, sender: int, receiver: int) -> Binding:
         """What the packet between two places is bound to."""
         seats = self.seats

@@ -1,0 +1,378 @@
+"""Secure sums without a committee: the clients mask their updates for each other."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.errors import CompositionError, RejectedUpdate
+from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.secure.pairwise import server
+from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
+from qsfl_flower.secure.pairwise.masks import Ring
+from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
+from qsfl_flower.secure.pairwise.terms import Terms
+from qsfl_flower.secure.tally import Tally
+from qsfl_flower.strategies.admission import check_encoding
+from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.stages import (
+    ClientPhase,
+    Combined,
+    CombineStage,
+    RoundContext,
+    Stage,
+    State,
+    Steps,
+    task_content,
+)
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
+from qsfl_flower.wire import (
+    PAYLOAD_RECORD,
+    Form,
+    PlanItem,
+    content_bytes,
+    from_record,
+    records_of,
+)
+from qsfl_flower.wire.keys import MASKED_SUM
+
+_MAX_TERMS = 32 * 1024
+
+
+class MaskedSum(CombineStage):
+    r"""Combine updates that are masked so that only their sum can be read.
+
+    .. math:: \Delta = \sum_i w_i \Delta_i \Big/ \sum_i w_i, \qquad
+              w_i = \min(n_i / n_{\max}, 1)
+
+    Both sums, and the metrics, are taken under the masks; weights are hidden like updates. The sum
+    is exact in fixed point of 2^-f, the finest that 4 bytes per coordinate and the number of
+    clients allow (f = 24 for 10 clients and a bound of 8).
+
+    Parameters
+    ----------
+    credentials : Credentials
+        The server's keys and roster. The chain needs `Authenticate`, the clients `auth_mod`.
+    bound : float
+        Largest magnitude of a coordinate of a difference, > 0. A client with a larger one does not
+        take part; `Clip` with a norm of at most `bound` excludes that.
+    max_examples : int
+        No client counts for more examples than this, >= 1.
+    metrics : Sequence[str]
+        Metrics that are averaged under the masks; all others stay on the devices.
+    weighted_by : str
+        Name of the metric that counts the examples.
+    colluding : float
+        Share of the clients that may help the server, in [0, 1).
+    sparse : bool
+        Use a sparse graph: k masks per client instead of n - 1. It protects against an honest but
+        curious server only; the complete graph also against a server that lies.
+    dropouts : float
+        For a sparse graph: share of the clients that may drop out after the shares were dealt.
+    clock : Callable[[], float]
+        Unix time in seconds.
+
+    Notes
+    -----
+    Who sees what: the server learns the sum over the survivors, and who dropped out when. So does
+    whoever is given the model. A client learns nothing about the others but their names. With
+    `colluding` of the clients on its side, the server still learns no more than the sum over all
+    others. A client cannot be stopped from adding garbage of its own.
+
+    References
+    ----------
+    See `qsfl_flower.secure.pairwise.client`.
+    """
+
+    name = MASKED_SUM
+    hides = True
+    volatile = True
+    needs_norms = False
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        bound: float = 8.0,
+        max_examples: int = 1000,
+        metrics: Sequence[str] = ("train-loss", "train-accuracy"),
+        weighted_by: str = "num-examples",
+        colluding: float = 0.1,
+        sparse: bool = False,
+        dropouts: float = 0.1,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.credentials = credentials
+        self.bound = bound
+        self.tally = Tally(max_examples, tuple(metrics), weighted_by)
+        self.colluding = colluding
+        self.sparse = sparse
+        self.dropouts = dropouts
+        self._clock = clock
+        RingCode(bound, 2)  # raises what would otherwise end the first round
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse chains without authenticated keys, and selection rules."""
+        if not any(isinstance(stage, Authenticate) for stage in stages):
+            raise CompositionError(
+                f"stages: {self.name} needs authenticate: without signed keys the server could "
+                "put its own in the place of the clients'; add Authenticate(credentials)"
+            )
+        for other in stages:
+            if isinstance(other, CombineStage) and other is not self:
+                raise CompositionError(
+                    f"stages: {other.name} cannot be combined with {self.name}: pairwise masks "
+                    "cancel only in the sum over everybody, so nobody can be selected or left out; "
+                    "use secure Multi-Krum with a committee, or clip to a norm"
+                )
+
+    def init(self, layout: Layout) -> State:
+        """Start without knowing who is at which node."""
+        del layout
+        return {"names": {}, "terms": None}
+
+    def prepare(self, state: State, context: RoundContext) -> State:
+        """Fix the terms of the sum before training, if everybody's name is known already."""
+        names = [state["names"].get(sender.node_id) for sender in context.senders]
+        known = None not in names and len(set(names)) == len(names) > 1
+        return {**state, "terms": self._terms(names, context) if known else None}
+
+    def client_steps(self, state: State, context: RoundContext) -> Steps:
+        """Ask for encoded updates, and for shares if the terms are known."""
+        terms: Terms | None = state["terms"]
+        encoded = "" if terms is None else base64.b64encode(terms.encode()).decode()
+        parameters = {
+            "round": context.server_round,
+            "terms": encoded if len(encoded) <= _MAX_TERMS else "",
+            "clients": len(context.senders),
+            "bound": self.bound,
+            "max_examples": self.tally.max_examples,
+            "metrics": list(self.tally.metrics),
+            "weighted_by": self.tally.weighted_by,
+        }
+        return [(ClientPhase.ENCODE, PlanItem(self.name, parameters))]
+
+    def read(self, sender: Sender, content: RecordDict, context: RoundContext) -> Update:
+        """Read a reply that holds shares for the neighbours, or nothing yet."""
+        del context
+        check_encoding(content, self.name)
+        record = records_of(content, ArrayRecord).get(PAYLOAD_RECORD)
+        array = None if record is None else from_record(record).get("deal")
+        if array is None or array.dtype != np.uint8:
+            raise RejectedUpdate("malformed", "the reply has no shares")
+        return Update(
+            sender,
+            num_examples=1.0,
+            vector=Vector(()),
+            form=Form.DELTA,
+            bytes_up=content_bytes(content),
+            sealed=array.tobytes(),
+        )
+
+    def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
+        """Have the clients deal shares, mask, and release; read the sum."""
+        updates = {u.sender.name: u for u in cohort.updates}  # authentication lets each in once
+        names = {u.sender.node_id: name for name, u in updates.items()}
+        next_state = {"names": {**state["names"], **names}, "terms": None}
+        run = _Run(self, context, {n: u.sender for n, u in updates.items()}, int(self._clock()))
+        try:
+            step, metrics = self._sum(run, state["terms"], updates, context)
+            skipped = None
+        except (server.SumAbandoned, RejectedUpdate) as error:
+            step, metrics, skipped = None, None, str(error)
+        kept = tuple(
+            replace(u, status=run.faults.get(name, u.status))
+            for name, u in updates.items()
+            if name not in run.lost
+        )
+        measured = {"clients": float(len(kept)), "exchanges": float(run.exchanges)}
+        if run.terms is not None:
+            measured["degree"] = float(run.terms.degree)
+            measured["threshold"] = float(run.terms.threshold)
+        cohort = Cohort(kept, (*cohort.rejections, *run.lost.values()))
+        return Combined(cohort, step, next_state, measured, skipped, metrics)
+
+    def _sum(
+        self,
+        run: _Run,
+        terms: Terms | None,
+        updates: Mapping[str, Update],
+        context: RoundContext,
+    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], Mapping[str, float]]:
+        if terms is None or not run.dealt_enough(terms, updates):
+            run.ask_to_deal(self._terms([n for n in updates if n not in run.lost], context))
+        size = context.layout.size if context.support is None else context.support.size
+        total = run.ask_to_mask(size + LIMBS * self.tally.size)
+        run.ask_to_release(total)
+        clients = len(run.lockers)
+        code = RingCode(self.bound, len(context.senders))
+        weight, metrics = self.tally.read(decode_scalars(total[size:]), clients)
+        step = code.decode(total[:size], clients)
+        step /= weight
+        return step, metrics
+
+    def _terms(self, names: Sequence[str], context: RoundContext) -> Terms:
+        n = len(names)
+        if n < 2:
+            raise server.SumAbandoned("too-few-clients", f"a sum of {n} clients hides nothing")
+        graph = (
+            sparse_graph(n, self.colluding, self.dropouts)
+            if self.sparse
+            else complete_graph(n, self.colluding)
+        )
+        everybody = tuple(sorted(names))
+        return Terms(context.run_id, context.server_round, everybody, graph.degree, graph.threshold)
+
+
+@dataclass
+class _Run:
+    """One sum while it goes on."""
+
+    stage: MaskedSum
+    context: RoundContext
+    senders: Mapping[str, Sender]
+    now: int
+    terms: Terms | None = None
+    deals: dict[int, server.Deal] = field(default_factory=dict)
+    lockers: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    lost: dict[str, Rejection] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    exchanges: int = 1
+
+    @property
+    def agreed(self) -> Terms:
+        """The terms, once they are fixed."""
+        if self.terms is None:
+            raise server.SumAbandoned("no-terms", "nobody has dealt shares")
+        return self.terms
+
+    def dealt_enough(self, terms: Terms, updates: Mapping[str, Update]) -> bool:
+        """Take the shares that came with the training replies; tell whether they suffice."""
+        self.terms = terms
+        if not terms.places.keys() >= updates.keys():
+            return False
+        for name, update in updates.items():
+            if isinstance(update.sealed, bytes):
+                self._take(name, partial(self._read_deal, name, update.sealed))
+        try:
+            server.check_enough(terms, self.deals)
+        except server.SumAbandoned:
+            return False
+        return True
+
+    def ask_to_deal(self, terms: Terms) -> None:
+        """Have everybody who has trained deal shares for these terms."""
+        self.terms, self.deals = terms, {}
+        self._ask(
+            "deal",
+            {name: {"terms": terms.encode()} for name in terms.names},
+            lambda name, content: self._read_deal(name, _bytes(content, "deal")),
+        )
+        server.check_enough(terms, self.deals)
+
+    def ask_to_mask(self, size: int) -> Ring:
+        """Collect the masked vectors and return their sum."""
+        terms, total = self.agreed, np.zeros(size, np.uint32)
+
+        def read(name: str, content: RecordDict) -> None:
+            place = terms.places[name]
+            record = records_of(content, ArrayRecord).get("masked")
+            vector = None if record is None else from_record(record).get("masked")
+            if vector is None or vector.dtype != np.uint32 or vector.shape != (size,):
+                raise RejectedUpdate("malformed", f"there are not {size} masked words")
+            self.lockers[place] = server.read_lockers(
+                terms, self.deals, place, _bytes(content, "lockers")
+            )
+            np.add(total, vector, out=total)
+
+        relays = {
+            terms.seats[place]: {"relay": server.relay(terms, self.deals, place)}
+            for place in self.deals
+        }
+        self._ask("mask", relays, read)
+        server.check_enough(terms, self.lockers)
+        return total
+
+    def ask_to_release(self, total: Ring) -> None:
+        """Collect what unmasks the sum, and unmask it in place."""
+        terms, releases = self.agreed, {}
+
+        def read(name: str, content: RecordDict) -> None:
+            place = terms.places[name]
+            releases[place] = server.read_release(
+                terms, self.deals, self.lockers, place, _bytes(content, "release")
+            )
+
+        told = server.survivor_list(terms, self.lockers)
+        survivors = {terms.seats[place]: {"survivors": told} for place in self.lockers}
+        lost = dict(self.lost)
+        self._ask("release", survivors, read)
+        # Who answers no more is in the sum nevertheless.
+        self.faults = {n: r.reason for n, r in self.lost.items() if n not in lost}
+        self.lost = lost
+        faults = server.unmask(terms, self.deals, self.lockers, releases, total)
+        self.faults |= {terms.seats[place]: error.reason for place, error in faults.items()}
+
+    def _ask(
+        self,
+        task: str,
+        told: Mapping[str, Mapping[str, bytes]],
+        read: Callable[[str, RecordDict], None],
+    ) -> None:
+        nodes = {self.senders[name].node_id: name for name in told}
+        answers = self.context.ask(
+            {
+                node: task_content(
+                    f"{MASKED_SUM}.{task}", **{MASKED_SUM: ConfigRecord({**told[name]})}
+                )
+                for node, name in nodes.items()
+            }
+        )
+        self.exchanges += 1
+        for node, name in nodes.items():
+            answer = answers[node]
+            if isinstance(answer, Rejection):
+                self.lost[name] = replace(answer, sender=self.senders[name])
+                continue
+            sender, content = answer
+            self._take(name, partial(self._read, name, sender, content, read))
+
+    def _read(
+        self,
+        name: str,
+        sender: Sender,
+        content: RecordDict,
+        read: Callable[[str, RecordDict], None],
+    ) -> None:
+        if sender.name != name:
+            raise RejectedUpdate("wrong-node", f"{sender.name} answers in the place of {name}")
+        told = records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()
+        if "refused" in told:
+            raise RejectedUpdate(f"{told['refused']!s:.40}", f"{told.get('detail', '')!s:.200}")
+        read(name, content)
+
+    def _take(self, name: str, read: Callable[[], None]) -> None:
+        try:
+            read()
+        except RejectedUpdate as error:
+            self.lost[name] = Rejection(self.senders[name], error.reason, error.detail)
+
+    def _read_deal(self, name: str, data: bytes) -> None:
+        place = self.agreed.places[name]
+        self.deals[place] = server.read_deal(
+            self.agreed, place, data, self.stage.credentials.roster, self.now
+        )
+
+
+def _bytes(content: RecordDict, name: str) -> bytes:
+    value = (records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()).get(name)
+    if not isinstance(value, bytes):
+        raise RejectedUpdate("malformed", f"the answer has no {name!r}")
+    return value
