@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics.blocks import Floats
 from qsfl_flower.robust.geometry import Geometry
 from qsfl_flower.robust.rule import Aggregate, NotFinite, Rule
@@ -91,9 +92,26 @@ class Median(CoordinateRule):
 
 @dataclass(frozen=True)
 class TrimmedMean(CoordinateRule):
-    """The mean of each coordinate without its f smallest and its f largest values."""
+    """The mean of each coordinate without its f smallest and its f largest values.
+
+    Parameters
+    ----------
+    share : float, optional
+        Which share of the updates to assume as liars instead of `num_byzantine`, in [0, 0.5).
+    """
+
+    share: float | None = None
 
     name = "trimmed_mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share is not None and not 0 <= self.share < 0.5:
+            raise ConfigError(f"share is {self.share!r}; allowed is a number in [0, 0.5)")
+
+    def liars(self, count: int, rows: int) -> int:
+        """Return f, rounded down where a share is given."""
+        return super().liars(count, rows) if self.share is None else int(self.share * rows)
 
     def combine(self, ascending: NDArray[Any], f: int) -> Floats:
         """Add up the middle."""

@@ -113,7 +113,7 @@ class Bulyan(Rule):
         """Select, then average around the median."""
         count = geometry.updates.count
         rows = bulyan_select(geometry.distances, f, max(1, count - 2 * f))
-        inner = Around(max(1, count - 4 * f)).aggregate(geometry.keep(rows), f)
+        inner = Around(m=max(1, count - 4 * f)).aggregate(geometry.keep(rows), f)
         selected = np.isin(np.arange(count), rows)
         return replace(inner, selected=selected, scores=krum_scores(geometry.distances, f))
 

@@ -7,6 +7,18 @@ from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
+from qsfl_flower.strategies.robust import Robust
+from qsfl_flower.strategies.robust_presets import (
+    Bulyan,
+    CenteredClipping,
+    FedMedian,
+    FedTrimmedAvg,
+    GeometricMedian,
+    Krum,
+    MultiKrum,
+    NormBounded,
+    RobustFedAvg,
+)
 from qsfl_flower.strategies.secagg import SecAggFedAvg
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.stable import StableFedAvg
@@ -29,6 +41,8 @@ from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Wei
 __all__ = [
     "Authenticate",
     "AuthenticatedFedAvg",
+    "Bulyan",
+    "CenteredClipping",
     "Chain",
     "CheckpointStore",
     "ClientPhase",
@@ -41,11 +55,19 @@ __all__ = [
     "DecodeStage",
     "FedAdam",
     "FedAvgM",
+    "FedMedian",
+    "FedTrimmedAvg",
     "FedYogi",
+    "GeometricMedian",
+    "Krum",
     "MaskedSum",
+    "MultiKrum",
+    "NormBounded",
     "Outcome",
     "Phase",
     "Rejection",
+    "Robust",
+    "RobustFedAvg",
     "RoundContext",
     "RoundRecord",
     "RunObserver",

@@ -24,6 +24,7 @@ class ClientRow:
     detail: str | None = None
     num_examples: float | None = None
     weight: float | None = None
+    score: float | None = None
     norm: float | None = None
     train_loss: float | None = None
     train_accuracy: float | None = None
@@ -94,6 +95,7 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             status=u.status,
             num_examples=u.num_examples,
             weight=u.weight,
+            score=u.score,
             norm=None if u.measure is None else u.measure.norm,
             train_loss=first(u.metrics, "train-loss", "train_loss", "loss"),
             train_accuracy=first(u.metrics, "train-accuracy", "train_accuracy", "accuracy"),

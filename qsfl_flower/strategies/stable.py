@@ -532,7 +532,7 @@ class StableFedAvg(FedAvg):
         if self.outcome.metrics is not None:
             metrics = MetricRecord({**self.outcome.metrics})
         elif self._train_metrics is not None:
-            accepted = [contents[u.sender.node_id] for u in updates]
+            accepted = [contents[u.sender.node_id] for u in updates if u.status == "accepted"]
             metrics = self._train_metrics(accepted, self.weighted_by_key)
         else:
             metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})

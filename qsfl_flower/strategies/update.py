@@ -76,6 +76,8 @@ class Update:
         Factor in (0, 1] on the weight, for its staleness.
     status : str
         ``"accepted"``, or why a stage lets the update count for nothing without rejecting it.
+    score : float or None
+        How far a robust rule finds the update from what it trusts; lower is better.
     sealed : object or None
         What a hidden update is to the server; `vector` is empty then.
     """
@@ -93,6 +95,7 @@ class Update:
     staleness: int = 0
     damping: float = 1.0
     status: str = "accepted"
+    score: float | None = None
     sealed: object | None = None
 
     def base(self, model: Vector) -> Vector | None:

@@ -1,0 +1,155 @@
+"""The stage that combines updates by a robust rule, and ready strategies with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.robust import (
+    PREPARATIONS,
+    RULES,
+    Aggregate,
+    Bucketing,
+    FLTrust,
+    Preparation,
+    Rule,
+    TooFewUpdates,
+    Updates,
+    aggregate,
+)
+from qsfl_flower.strategies.stages import Combined, CombineStage, RoundContext, State
+from qsfl_flower.strategies.update import Cohort, Rejection, Update
+
+NOT_SELECTED = "not-selected"
+"""Status of an update that the rule has left out."""
+
+RootUpdate = Callable[[RoundContext], NDArray[np.float64]]
+
+
+class Robust(CombineStage):
+    """Combine by a rule that some updates cannot mislead.
+
+    All selected updates count alike: a claimed number of examples would be a lever for liars.
+
+    Parameters
+    ----------
+    rule : Rule or str
+        The rule, or its name in `qsfl_flower.robust.RULES`.
+    num_byzantine : int, optional
+        How many updates of a round may lie; for a rule given by name. By default a third of them,
+        or as many as the rule withstands.
+    before : Preparation or str, optional
+        How updates are mixed first, or its name in `qsfl_flower.robust.PREPARATIONS`.
+    root_update : Callable, optional
+        For `FLTrust`: trains on the server's own data and returns the update, shape (d,).
+
+    Raises
+    ------
+    ConfigError
+        If a name or number is not usable, or FLTrust has no `root_update`.
+
+    Notes
+    -----
+    A round with too few updates for `num_byzantine` leaves the model as it is: whatever a rule
+    returned then, the liars could have chosen it. Updates with NaN, infinity or absurd numbers are
+    rejected and count as liars.
+
+    Who sees what: the server compares all updates in the clear.
+    """
+
+    name = "robust"
+    needs_norms = False
+
+    def __init__(
+        self,
+        rule: Rule | str = "multi_krum",
+        num_byzantine: int | None = None,
+        before: Preparation | str | None = None,
+        root_update: RootUpdate | None = None,
+    ) -> None:
+        if isinstance(rule, Rule):
+            if num_byzantine is not None:
+                raise ConfigError("robust: give num_byzantine to the rule itself")
+            self.rule = rule
+        else:
+            self.rule = _named("rule", rule, RULES)(num_byzantine)
+        if isinstance(before, str):
+            before = _named("preparation", before, PREPARATIONS)()
+        self.before: Preparation | None = before
+        self.root_update = root_update
+        if isinstance(self.rule, FLTrust) != (root_update is not None):
+            raise ConfigError("robust: root_update goes with the rule fltrust, which needs it")
+
+    def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
+        """Apply the rule to the updates of a round."""
+        counting = [u for u in cohort.updates if u.status == "accepted"]
+        updates = updates_of(counting, context)
+        rule, before = self.rule, self.before
+        if isinstance(rule, FLTrust) and self.root_update is not None:
+            rule = replace(rule, root=self.root_update(context))
+        if isinstance(before, Bucketing):
+            before = replace(before, seed=before.seed + context.server_round)
+        try:
+            found = aggregate(updates, rule, before)
+        except TooFewUpdates as error:
+            return Combined(cohort, None, state, skipped=str(error))
+        if found.weights is not None and not found.weights.any():
+            return Combined(cohort, None, state, skipped="no update is trusted")
+        told = dict(zip((u.sender for u in counting), _told(counting, found), strict=True))
+        rest = [replace(u, weight=0.0) for u in cohort.updates if u.sender not in told]
+        entries = [*rest, *told.values()]
+        after = Cohort(
+            tuple(sorted((e for e in entries if isinstance(e, Update)), key=_rank)),
+            (*cohort.rejections, *(e for e in entries if isinstance(e, Rejection))),
+        )
+        measured = {
+            "num_byzantine": found.num_byzantine,
+            "selected": int(found.selected.sum()),
+            "excluded": len(found.excluded),
+        }
+        return Combined(after, found.vector, state, measured)
+
+
+def updates_of(updates: Sequence[Update], context: RoundContext) -> Updates:
+    """See the updates of a cohort as a matrix of scaled differences to the round's model."""
+    bases = [u.base(context.model) for u in updates]
+    if all(np.ndim(u.scale) == 0 and u.scale == 1.0 for u in updates):
+        return Updates([u.vector for u in updates], bases)
+    parts = list(context.layout.slices.values())
+    if context.support is not None and updates[0].vector.size == context.support.size:
+        ends = [0, *np.searchsorted(context.support, [part.stop for part in parts]).tolist()]
+        parts = [slice(*pair) for pair in pairwise(ends)]
+    scales = np.array([np.broadcast_to(u.scale, len(parts)) for u in updates])
+    return Updates([u.vector for u in updates], bases, scales, parts)
+
+
+def _told(updates: Sequence[Update], found: Aggregate) -> list[Update | Rejection]:
+    """Write what became of each update into it."""
+    count = int(found.selected.sum())
+    weights = found.selected / count if found.weights is None else found.weights
+    entries: list[Update | Rejection] = []
+    for row, update in enumerate(updates):
+        if row in found.excluded:
+            detail = "the update holds NaN, infinity or absurd numbers"
+            entries.append(Rejection(update.sender, "not-finite", detail, update.bytes_up))
+            continue
+        score = None if found.scores is None else float(found.scores[row])
+        status = update.status if found.selected[row] else NOT_SELECTED
+        entries.append(replace(update, weight=float(weights[row]), status=status, score=score))
+    return entries
+
+
+def _rank(update: Update) -> int:
+    return update.sender.rank
+
+
+def _named(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise ConfigError(f"robust: there is no {what} {name!r}; known are {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,125 @@
+"""Ready strategies: one robust rule each, with the constructor arguments of Flower's own.
+
+All of them are `StableFedAvg` with the stage `Robust`, and take its arguments and further stages.
+Against Flower's strategies of the same names: distances are measured on updates in float64, not on
+models in float32; selected updates count alike, whatever sample counts they claim; replies with NaN
+are rejected; equal scores are decided by the order of registration, not of arrival.
+
+Who sees what: see `Robust`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qsfl_flower import robust
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.strategies.robust import Robust
+from qsfl_flower.strategies.stable import StableFedAvg
+from qsfl_flower.strategies.stages import Stage
+
+
+class RobustFedAvg(StableFedAvg):
+    """Federated learning with a robust rule in place of the mean.
+
+    Parameters
+    ----------
+    *args
+        Up to five arguments of Flower's ``FedAvg``, ``fraction_train`` to ``min_available_nodes``.
+    rule : Rule or str
+        The rule, or its name.
+    num_byzantine : int, optional
+        How many updates of a round may lie, for a rule given by name.
+    before : Preparation or str, optional
+        How updates are mixed first.
+    stages : Sequence[Stage]
+        Further stages.
+    **options
+        Further arguments of `StableFedAvg`.
+    """
+
+    def __init__(
+        self,
+        *args: float,
+        rule: robust.Rule | str = "multi_krum",
+        num_byzantine: int | None = None,
+        before: robust.Preparation | str | None = None,
+        stages: Sequence[Stage] = (),
+        **options: Any,
+    ) -> None:
+        if len(args) > 5:
+            raise ConfigError("give arguments after min_available_nodes by name")
+        combine = Robust(rule, num_byzantine, before)
+        super().__init__(*args, stages=[combine, *stages], **options)  # type: ignore[arg-type]
+
+
+class Krum(RobustFedAvg):
+    """Krum: the one update closest to its neighbours; drop-in for Flower's ``Krum``."""
+
+    def __init__(self, *args: float, num_malicious_nodes: int = 0, **options: Any) -> None:
+        super().__init__(*args, rule=robust.Krum(num_malicious_nodes), **options)
+
+
+class MultiKrum(RobustFedAvg):
+    """The mean of the updates closest to their neighbours; drop-in for Flower's ``MultiKrum``."""
+
+    def __init__(
+        self,
+        *args: float,
+        num_malicious_nodes: int = 0,
+        num_nodes_to_select: int | None = 1,
+        **options: Any,
+    ) -> None:
+        rule = robust.MultiKrum(num_malicious_nodes, num_nodes_to_select)
+        super().__init__(*args, rule=rule, **options)
+
+
+class Bulyan(RobustFedAvg):
+    """Krum's choice, then a mean around the median; drop-in for Flower's ``Bulyan``."""
+
+    def __init__(
+        self,
+        *args: float,
+        num_malicious_nodes: int = 0,
+        selection_rule: None = None,
+        **options: Any,
+    ) -> None:
+        if selection_rule is not None:
+            raise ConfigError("selection_rule is not supported: Bulyan's guarantee is Krum's")
+        super().__init__(*args, rule=robust.Bulyan(num_malicious_nodes), **options)
+
+
+class FedMedian(RobustFedAvg):
+    """The median of each coordinate; drop-in for Flower's ``FedMedian``."""
+
+    def __init__(self, *args: float, **options: Any) -> None:
+        super().__init__(*args, rule=robust.Median(), **options)
+
+
+class FedTrimmedAvg(RobustFedAvg):
+    """The mean without the share `beta` of extremes at each end; for Flower's ``FedTrimmedAvg``."""
+
+    def __init__(self, *args: float, beta: float = 0.2, **options: Any) -> None:
+        super().__init__(*args, rule=robust.TrimmedMean(share=beta), **options)
+
+
+class GeometricMedian(RobustFedAvg):
+    """The point with the smallest sum of distances to the updates."""
+
+    def __init__(self, *args: float, **options: Any) -> None:
+        super().__init__(*args, rule=robust.GeometricMedian(), **options)
+
+
+class CenteredClipping(RobustFedAvg):
+    """The global model moved by updates whose pull is bounded."""
+
+    def __init__(self, *args: float, radius: float | None = None, **options: Any) -> None:
+        super().__init__(*args, rule=robust.CenteredClipping(radius=radius), **options)
+
+
+class NormBounded(RobustFedAvg):
+    """The mean of updates scaled down to a bound, by default the round's median norm."""
+
+    def __init__(self, *args: float, bound: float | None = None, **options: Any) -> None:
+        super().__init__(*args, rule=robust.NormBoundedMean(bound=bound), **options)
