@@ -79,9 +79,9 @@ class Robust(CombineStage):
             self.rule = rule
         else:
             self.rule = _named("rule", rule, RULES)(num_byzantine)
-        if isinstance(before, str):
-            before = _named("preparation", before, PREPARATIONS)()
-        self.before: Preparation | None = before
+        self.before: Preparation | None = (
+            _named("preparation", before, PREPARATIONS)() if isinstance(before, str) else before
+        )
         self.root_update = root_update
         if isinstance(self.rule, FLTrust) != (root_update is not None):
             raise ConfigError("robust: root_update goes with the rule fltrust, which needs it")
