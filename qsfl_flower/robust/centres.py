@@ -46,8 +46,8 @@ class _Frame:
 
 def _scales(lengths: Floats) -> Floats:
     """Return what to divide each row by: its length in median lengths if it is far, else 1."""
-    middle = max(float(np.median(lengths)), _TINY)
-    relative = lengths / middle
+    usual = float(np.median(lengths)) or float(lengths[lengths > 0].min(initial=np.inf))
+    relative = lengths / usual
     return np.where(relative > _FAR, relative, 1.0)
 
 

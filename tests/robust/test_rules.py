@@ -158,6 +158,16 @@ def test_geometric_median_of_a_majority_in_one_point_is_that_point():
     np.testing.assert_allclose(aggregate(Updates.of(rows), GeometricMedian()).vector, [1, 2])
 
 
+def test_a_far_update_among_equal_ones(rng):
+    """The usual distance is zero then."""
+    rows = np.full((12, 4), 0.5)
+    rows[5] = 1e30
+    for name in ("geometric_median", "centered_clipping"):
+        for before in (None, NearestNeighbourMixing()):
+            found = aggregate(Updates.of(rows), rule(name, 1), before).vector
+            assert np.abs(found).max() < 1
+
+
 def test_fltrust(rng):
     rows, root = rng.standard_normal((6, 40)), rng.standard_normal(40)
     rows[:3] += root
