@@ -19,7 +19,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from benchmarks.replies import StubGrid
 from benchmarks.timing import alternate
 from qsfl_flower import robust
-from qsfl_flower.numerics.blocks import default_threads
 
 NAME = "robust"
 DESCRIPTION = "robust rules: time and memory against Flower, ByzFL and byzpy"
