@@ -73,7 +73,7 @@ class MobileClient(TrainingClient):
 
     Parameters
     ----------
-    model, data, config, seed, client_id
+    model, data, config, seed, client_id, declare_labels
         As for `TrainingClient`.
     device : Device
         What it runs on.
@@ -93,10 +93,16 @@ class MobileClient(TrainingClient):
         seed: int,
         client_id: int | str,
         device: Device,
+        declare_labels: bool = False,
     ) -> None:
         epochs = device.workload.epochs_of(device.profile.device_class, config.epochs)
         super().__init__(
-            model, data, replace(config, epochs=epochs), seed=seed, client_id=client_id
+            model,
+            data,
+            replace(config, epochs=epochs),
+            seed=seed,
+            client_id=client_id,
+            declare_labels=declare_labels,
         )
         self._device = device
 

@@ -44,6 +44,8 @@ class TrainingClient(NumPyClient):
         The run's seed.
     client_id : int or str
         Makes the client's random numbers its own.
+    declare_labels : bool
+        Tell the server the share of each label, for the policy ``diverse``.
 
     Notes
     -----
@@ -58,12 +60,14 @@ class TrainingClient(NumPyClient):
         *,
         seed: int,
         client_id: int | str,
+        declare_labels: bool = False,
     ) -> None:
         self._model = model
         self._data = data
         self._config = config
         self._seed = seed
         self._client_id = client_id
+        self._declare_labels = declare_labels
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
         """Return what the client tells about itself: its numbers of examples."""
@@ -145,7 +149,11 @@ class TrainingClient(NumPyClient):
         return loss, count, metrics
 
     def _told(self, result: TrainResult, seconds: float) -> dict[str, Scalar]:
-        return {
+        labels: dict[str, Scalar] = {}
+        if self._declare_labels and len(self._data.y_train):
+            counts = np.bincount(self._data.y_train, minlength=self._data.num_classes)
+            labels = {f"label-{k}": float(n / counts.sum()) for k, n in enumerate(counts)}
+        return labels | {
             "train-loss": result.loss,
             "train-accuracy": result.accuracy,
             "skipped-batches": result.skipped_batches,

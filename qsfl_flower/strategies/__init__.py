@@ -6,6 +6,7 @@ from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.masked_sum import MaskedSum
+from qsfl_flower.strategies.policies import POLICIES, Policy
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
 from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.robust_presets import (
@@ -39,6 +40,7 @@ from qsfl_flower.strategies.stages import (
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 
 __all__ = [
+    "POLICIES",
     "Authenticate",
     "AuthenticatedFedAvg",
     "Bulyan",
@@ -65,6 +67,7 @@ __all__ = [
     "NormBounded",
     "Outcome",
     "Phase",
+    "Policy",
     "Rejection",
     "Robust",
     "RobustFedAvg",

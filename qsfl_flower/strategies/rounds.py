@@ -17,6 +17,7 @@ from qsfl_flower.errors import TooFewReplies
 from qsfl_flower.numerics import MonitorState
 from qsfl_flower.strategies.checkpoint import Snapshot
 from qsfl_flower.strategies.exchange import collect
+from qsfl_flower.strategies.policies import History
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, client_rows, first
 from qsfl_flower.wire import from_record, to_record
 
@@ -208,6 +209,7 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
         {
             "monitor": progress.monitor.to_dict(),
             "failed": progress.failed,
+            "selection": strategy.sampling.history.to_dict(),
             "elapsed_s": record.elapsed_s,
             "history": {
                 kind: {str(r): dict(metrics) for r, metrics in rounds.items()}
@@ -220,6 +222,7 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
 def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
     saved = snapshot.progress
     strategy.states = snapshot.states
+    strategy.sampling.history = History.from_dict(saved["selection"])
 
     def rounds(kind: str) -> dict[int, MetricRecord]:
         past: Mapping[str, Any] = saved["history"][kind]

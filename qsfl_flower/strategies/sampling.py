@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qsfl_flower.asynchrony import Latencies, Selection
+from qsfl_flower.errors import CompositionError
+from qsfl_flower.strategies.chain import Chain
+from qsfl_flower.strategies.policies import History, Policy
+from qsfl_flower.strategies.stages import Phase
 
 
 class Sampling:
@@ -28,6 +32,7 @@ class Sampling:
         self.selection, self.seed = selection, seed
         self.ranks: dict[int, int] = {}
         self.nodes: dict[int, int] = {}
+        self.history = History()
 
     def meet(self, nodes: Iterable[int]) -> None:
         """Give new nodes their ranks; `nodes` are in order of registration."""
@@ -55,4 +60,26 @@ class Sampling:
         if self.selection is None:
             return sorted(generator.sample(list(clients), size))
         numbers = np.random.default_rng(generator.getrandbits(128))
+        if isinstance(self.selection, Policy):
+            return sorted(self.selection.pick(clients, size, self.history, latencies, numbers))
         return sorted(self.selection.choose(clients, size, latencies, numbers))
+
+
+def refuse_sight(selection: Selection | None, chain: Chain) -> None:
+    """Refuse a policy that looks at the clients' data in a chain that protects these.
+
+    Raises
+    ------
+    CompositionError
+        If single updates are hidden, or noise is added for differential privacy.
+    """
+    if not (isinstance(selection, Policy) and selection.looks_at_data):
+        return
+    noisy = [s.name for s in chain.stages if s.phase is Phase.PRIVATIZE]
+    if not chain.hides and not noisy:
+        return
+    why = f"whose budget {noisy[0]} counts without it" if noisy else "which are hidden"
+    raise CompositionError(
+        f"selection: {type(selection).__name__} chooses by what clients say about their data, "
+        f"{why}; choose fair, fast, available or random"
+    )

@@ -33,7 +33,7 @@ from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
 from qsfl_flower.strategies.post import Post
 from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.rounds import Job, Trained, run_rounds
-from qsfl_flower.strategies.sampling import Sampling
+from qsfl_flower.strategies.sampling import Sampling, refuse_sight
 from qsfl_flower.strategies.stages import (
     Exchange,
     Measurements,
@@ -101,7 +101,8 @@ class StableFedAvg(FedAvg):
     observer : RunObserver, optional
         Told about progress and every finished round; may ask the run to stop.
     selection : Selection, optional
-        How clients are drawn, for example `FasterFirst`; by default everybody alike.
+        How clients are drawn, for example `FasterFirst` or one of `POLICIES`; by default everybody
+        alike.
     over_selection : float
         So many more clients are asked, as a share of those needed, >= 0; the round ends when the
         number needed have answered, and does not wait for the slowest.
@@ -189,6 +190,7 @@ class StableFedAvg(FedAvg):
                 "client_api: legacy apps without mods send their updates in the clear; add "
                 "qsfl_mod and legacy_mod to the ClientApp and leave client_api at 'message'"
             )
+        refuse_sight(selection, self.chain)
         self.proximal_mu = proximal_mu
         self.weighting = Weighting(max_num_examples, max_weight_ratio)
         self.min_replies = min_replies
@@ -228,6 +230,7 @@ class StableFedAvg(FedAvg):
         if self.fraction_train == 0.0:
             return []
         ranks = self._sample("train", server_round, grid, self.fraction_train, self.min_train_nodes)
+        self.sampling.history = self.sampling.history.ask(server_round, ranks.values())
         self._training = self._assign("train", server_round, arrays, config, grid, ranks)
         self._sent = self._address(self._training, ranks)
         return self._sent
@@ -517,6 +520,7 @@ class StableFedAvg(FedAvg):
         # What `ask` has done to the gates meanwhile is kept.
         gates = {s.name: self.states[s.name] for s in chain.stages if isinstance(s, MessageStage)}
         self.states = {**outcome.states, **gates}
+        self.sampling.history = self.sampling.history.hear(self.outcome.cohort)
         for rejection in self.outcome.cohort.rejections:
             log.warning(
                 "round %d: %s from %s: %s",

@@ -542,3 +542,14 @@ def test_half_precision_trains_and_leaves_the_weights_in_float32() -> None:
     assert metrics["train-accuracy"] > 0.7
     assert not equal(arrays, client(epochs=5, learning_rate=0.1, momentum=0.9, batch_size=8).fit(
         start(of), {"server-round": 1})[0])  # fmt: skip
+
+
+def test_labels_are_declared_only_on_demand() -> None:
+    of = client()
+    assert not any(k.startswith("label") for k in of.fit(start(of), {})[2])
+    open_ = TrainingClient(
+        of._model, features(), TrainConfig(), seed=3, client_id=0, declare_labels=True
+    )
+    told = open_.fit(start(of), {})[2]
+    assert told["label-0"] + told["label-1"] == pytest.approx(1.0)
+    assert told["label-1"] == pytest.approx(features().y_train.mean())
