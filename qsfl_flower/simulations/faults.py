@@ -12,7 +12,9 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.simulations.config import Experiment
-from qsfl_flower.wire import from_record, to_record
+from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, from_record, to_record
+
+_ROUND = "qsfl-fault-round"
 
 
 def fault_mod(experiment: Experiment) -> Mod:
@@ -29,8 +31,8 @@ def fault_mod(experiment: Experiment) -> Mod:
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         kind = _fault_now(experiment, message, context)
-        if kind == "raise":
-            raise QSFLError("this client fails on purpose (faults: raise)")
+        if kind == "raise" or (kind == "vanish" and _is_task(message)):
+            raise QSFLError(f"this client fails on purpose (faults: {kind})")
         if kind == "die":
             os._exit(1)
         reply = call_next(message, context)
@@ -49,11 +51,23 @@ def _fault_now(experiment: Experiment, message: Message, context: Context) -> st
     if message.metadata.message_type != "train":
         return None
     client = context.node_config.get("partition-id")
-    now = next(iter(message.content.config_records.values()), ConfigRecord()).get("server-round")
+    now = _round_of(message, context)
     for fault in experiment.faults:
         if fault.client == client and (fault.rounds == "all" or now in fault.rounds):
             return fault.kind
     return None
+
+
+def _is_task(message: Message) -> bool:
+    return TASK_KEY in (message.content.config_records.get(QSFL_RECORD) or ConfigRecord())
+
+
+def _round_of(message: Message, context: Context) -> object:
+    """Return the round of a message; further questions are of the round that was trained in."""
+    if not _is_task(message):
+        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        context.state[_ROUND] = ConfigRecord({"round": config.get("server-round", 0)})
+    return (context.state.config_records.get(_ROUND) or ConfigRecord()).get("round")
 
 
 def _each(content: RecordDict, change: Callable[[ArrayRecord], ArrayRecord]) -> None:

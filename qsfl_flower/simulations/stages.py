@@ -12,6 +12,7 @@ from qsfl_flower.simulations.config import (
     FedAdamSpec,
     FedAvgMSpec,
     FedYogiSpec,
+    MaskedSumSpec,
     ValidateSpec,
 )
 from qsfl_flower.simulations.federation import server_credentials
@@ -21,6 +22,7 @@ from qsfl_flower.strategies import (
     FedAdam,
     FedAvgM,
     FedYogi,
+    MaskedSum,
     Stage,
     Validate,
 )
@@ -39,8 +41,14 @@ def _authenticate(spec: AuthenticateSpec, experiment: Experiment) -> Stage:
     return Authenticate(server_credentials(experiment), spec.encrypt)
 
 
+def _masked_sum(spec: MaskedSumSpec, experiment: Experiment) -> Stage:
+    settings = spec.model_dump(exclude={"stage"})
+    return MaskedSum(server_credentials(experiment), **settings)
+
+
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     AuthenticateSpec: _authenticate,
+    MaskedSumSpec: _masked_sum,
     ValidateSpec: lambda spec, _: Validate(spec.max_norm),
     ClipSpec: lambda spec, _: Clip(spec.clip_norm, spec.per_layer),
 }

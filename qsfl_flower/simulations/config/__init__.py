@@ -29,6 +29,7 @@ from qsfl_flower.simulations.config.strategy import (
     FedAvgSpec,
     FedProxSpec,
     FedYogiSpec,
+    MaskedSumSpec,
     ValidateSpec,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "FedProxSpec",
     "FedYogiSpec",
     "IidSpec",
+    "MaskedSumSpec",
     "ModelSpec",
     "OutputSpec",
     "ShardsSpec",

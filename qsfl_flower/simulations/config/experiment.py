@@ -18,7 +18,7 @@ from qsfl_flower.simulations.config.sections import (
     OutputSpec,
     SimulationSpec,
 )
-from qsfl_flower.simulations.config.strategy import FedAvgSpec, StrategySpec
+from qsfl_flower.simulations.config.strategy import HIDING, FedAvgSpec, StrategySpec
 
 # Training examples at most; local copies may hold fewer.
 TRAIN_SIZES = {"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
@@ -103,6 +103,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             "that some would host nobody; lower the first or raise the second",
         )
     yield from _impostors(exp)
+    yield from _hidden(exp)
     for index, fault in enumerate(exp.faults):
         if fault.client >= exp.clients.count:
             yield Contradiction(
@@ -121,6 +122,25 @@ def _impostors(exp: Experiment) -> Iterator[Contradiction]:
                 (f"faults.{index}.kind", "strategy.stages"),
                 "there are no keys to lack, so an 'impostor' is like any other client; "
                 "add stage authenticate to strategy.stages or choose another kind",
+            )
+
+
+def _hidden(exp: Experiment) -> Iterator[Contradiction]:
+    names = [stage.stage for stage in exp.strategy.stages]
+    for index, name in enumerate(names):
+        if name not in HIDING:
+            continue
+        if "authenticate" not in names:
+            yield Contradiction(
+                (f"strategy.stages.{index}", "strategy.stages"),
+                f"stage {name!r} needs keys that the server cannot replace; add stage authenticate "
+                "to strategy.stages",
+            )
+        if exp.clients.fraction_evaluate > 0:
+            yield Contradiction(
+                ("clients.fraction_evaluate", f"strategy.stages.{index}"),
+                f"the clients' evaluations arrive one by one, while stage {name!r} hides what is "
+                "theirs; set clients.fraction_evaluate to 0, the server's evaluation stays",
             )
 
 

@@ -254,13 +254,23 @@ class FaultSpec(Section):
         ge=0, le=99_999, description="Index of the client, counted from 0 to clients.count - 1."
     )
     kind: Literal[
-        "raise", "garbage", "nan", "die", "slow", "huge-claim", "tamper", "replay", "impostor"
+        "raise",
+        "garbage",
+        "nan",
+        "die",
+        "slow",
+        "huge-claim",
+        "tamper",
+        "replay",
+        "impostor",
+        "vanish",
     ] = Field(
         description="raise: its training raises an exception; garbage: it replies with arrays of "
         "other names and shapes; nan: its model is full of NaN; die: its process ends; slow: it "
         "answers after the round's time-out; huge-claim: it claims far more examples than it has; "
         "tamper: its reply is changed on the way; replay: it sends its first reply again; "
-        "impostor: somebody without its keys answers in its name (needs stage authenticate)."
+        "impostor: somebody without its keys answers in its name (needs stage authenticate); "
+        "vanish: it trains, then answers no further question of the round."
     )
     rounds: _Rounds = Field(
         default="all", description="Rounds in which it does so, counted from 1."

@@ -41,7 +41,47 @@ class AuthenticateSpec(Section):
     )
 
 
-StageSpec = Annotated[AuthenticateSpec | ValidateSpec | ClipSpec, Field(discriminator="stage")]
+class MaskedSumSpec(Section):
+    """Hides every update under masks that cancel in the sum (needs stage authenticate)."""
+
+    stage: Literal["masked_sum"] = Field(description="Name of the stage.")
+    bound: float = Field(
+        default=8.0,
+        gt=0,
+        description="Largest magnitude of a coordinate of an update; a client beyond it does not "
+        "take part. Clip to this norm or less.",
+    )
+    max_examples: int = Field(
+        default=1000, ge=1, le=10**12, description="No client counts for more examples than this."
+    )
+    metrics: tuple[str, ...] = Field(
+        default=("train-loss", "train-accuracy"),
+        strict=False,
+        description="Metrics that are averaged under the masks; others stay on the clients.",
+    )
+    colluding: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the clients that may help the server."
+    )
+    sparse: bool = Field(
+        default=False,
+        description="Mask with few neighbours instead of everybody; holds only against a server "
+        "that follows the protocol.",
+    )
+    dropouts: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="For a sparse graph: share of the clients that may drop out while masking.",
+    )
+
+
+StageSpec = Annotated[
+    AuthenticateSpec | ValidateSpec | ClipSpec | MaskedSumSpec, Field(discriminator="stage")
+]
+
+
+HIDING = ("masked_sum",)
+"""Stages under which the server sees nothing of a single client."""
 
 
 class CommonStrategySpec(Section):
