@@ -21,8 +21,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
+import qsfl_flower.clients.compression  # registers its steps
 import qsfl_flower.clients.masked_sum  # noqa: F401  # registers its step and tasks
-from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Step, StepContext
+from qsfl_flower.clients.steps import (
+    STEPS,
+    TASKS,
+    ClientUpdate,
+    Step,
+    StepContext,
+    client_name,
+)
 from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.numerics.blocks import blocks
@@ -99,11 +107,6 @@ def legacy_mod(message: Message, context: Context, call_next: ClientAppCallable)
     if not reply.has_error():
         reply.content = from_legacy_reply(kind, reply.content, from_record(arrays), key)
     return reply
-
-
-def client_name(context: Context) -> str:
-    """Return what the client calls itself: its partition in simulations, else its node id."""
-    return str(context.node_config.get("partition-id", context.node_id))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class ClientUpdate:
         Set by an encoding step: sent instead of the vector.
     encoding : str
         Beside it: the name of the mechanism that can read it.
+    note : object
+        What a step leaves for a later one of its own mechanism.
     hidden : bool
         True if nothing of this client's own may be sent in the clear: no metrics, no counters.
     """
@@ -52,6 +54,7 @@ class ClientUpdate:
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     payload: ArrayRecord | None = None
     encoding: str = ""
+    note: object = None
     hidden: bool = False
 
 
@@ -118,6 +121,11 @@ Step = Callable[[ClientUpdate, Mapping[str, Any], StepContext], ClientUpdate]
 
 Task = Callable[[StepContext], RecordDict]
 """Answers an instruction; returns the content of the reply."""
+
+
+def client_name(context: Context) -> str:
+    """Return what the client calls itself: its partition in simulations, else its node id."""
+    return str(context.node_config.get("partition-id", context.node_id))
 
 
 def clip_step(

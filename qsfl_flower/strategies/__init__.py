@@ -5,6 +5,7 @@ from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
+from qsfl_flower.strategies.compression import Compress, CompressedFedAvg
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.policies import POLICIES, Policy
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
@@ -54,6 +55,8 @@ __all__ = [
     "CohortStage",
     "CombineStage",
     "Combined",
+    "Compress",
+    "CompressedFedAvg",
     "DecodeStage",
     "FedAdam",
     "FedAvgM",

@@ -12,8 +12,11 @@ from qsfl_flower.wire.arrays import (
     refusal,
     to_record,
 )
+from qsfl_flower.wire.blob import from_blob, to_blobs
 from qsfl_flower.wire.keys import (
+    CHOOSE_STEP,
     CLIENT_KEY,
+    COMPRESS_STEP,
     DETAIL_KEY,
     ENCODING_KEY,
     FORM_KEY,
@@ -27,7 +30,9 @@ from qsfl_flower.wire.keys import (
 from qsfl_flower.wire.plan import Plan, PlanItem
 
 __all__ = [
+    "CHOOSE_STEP",
     "CLIENT_KEY",
+    "COMPRESS_STEP",
     "DETAIL_KEY",
     "ENCODING_KEY",
     "FORM_KEY",
@@ -40,9 +45,11 @@ __all__ = [
     "Plan",
     "PlanItem",
     "content_bytes",
+    "from_blob",
     "from_record",
     "numbers_only",
     "records_of",
     "refusal",
+    "to_blobs",
     "to_record",
 ]

@@ -65,3 +65,9 @@ UPDATE_PURPOSE = "update"
 
 MASKED_SUM = "masked_sum"
 """Name of the pairwise-mask sum: of its step, the prefix of its tasks, and its ConfigRecord."""
+
+CHOOSE_STEP = "compress-choose"
+"""Step of a plan: keep few coordinates of the update (see `qsfl_flower.compression.Scheme`)."""
+
+COMPRESS_STEP = "compress"
+"""Step of a plan, and name of the encoding: write them as one record."""
