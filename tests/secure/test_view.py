@@ -143,4 +143,5 @@ def test_mutant_with_unmasked_distances(bare, monkeypatch):
 
 def test_mutant_with_constant_seeds(bare, monkeypatch):
     monkeypatch.setattr(shamir.secrets, "token_bytes", lambda size: b"k" * size)
-    assert suspicious(bare, INPUTS, SAME_SUM) >= {"share 0 of 4", "share 0 of 5"}
+    found = suspicious(bare, INPUTS, SAME_SUM)
+    assert sum(name.startswith("share") for name in found) >= 2
