@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
+import qsfl_flower.clients.committee  # registers its step and tasks
 import qsfl_flower.clients.compression  # registers its steps
 import qsfl_flower.clients.masked_sum  # noqa: F401  # registers its step and tasks
 from qsfl_flower.clients.steps import (

@@ -6,7 +6,7 @@ What leaves the client is one signed header and one sealed payload per member:
                                  | commitment to each seed for shares of zero
     payload  seeds for shares of zero of the sets that the member is not in | its share
 
-The share is a vector of ``size`` field elements (update, hidden weight, hidden metrics) and one
+The share is a vector of ``size`` field elements (update, hidden weight and metrics) and one
 more, the *blind*: a uniformly random element, shared like the rest. It lets the members prove to
 each other that all shares lie on one polynomial without telling a thing about the update, and is
 part of no sum.
@@ -110,6 +110,7 @@ def read_header(statement: bytes, terms: Terms, roster: Roster, now: int) -> Hea
 
 def deal(
     values: NDArray[np.float64],
+    integers: Sequence[int],
     terms: Terms,
     name: str,
     signing: SigningKey,
@@ -119,8 +120,10 @@ def deal(
 
     Parameters
     ----------
-    values : ndarray of float64, shape (size,)
-        The update and the `terms.extras` further coordinates, within `terms.bound`.
+    values : ndarray of float64, shape (d,)
+        The update, within `terms.bound` in every coordinate.
+    integers : sequence of int
+        `terms.extras` further integers to be summed, below 2^41 in magnitude (`Tally.take`).
     terms : Terms
         The round's terms.
     name : str
@@ -137,11 +140,11 @@ def deal(
     ConfigError
         If the distances between vectors of this length could wrap.
     """
-    size = values.size
-    terms.check_size(size - terms.extras)
+    d, size = values.size, values.size + len(integers)
+    terms.check_size(d)
     secret = np.empty(size + 1, np.uint64)
-    terms.fixed_point.encode(values, secret[:size])
-    secret[size] = secrets.randbelow(P)
+    terms.fixed_point.encode(values, secret[:d])
+    secret[d:] = [*(integer % P for integer in integers), secrets.randbelow(P)]
 
     zero = terms.zero_sets
     seeds = [secrets.token_bytes(SEED_SIZE) for _ in (zero.sets if zero else ())]

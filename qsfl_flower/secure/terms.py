@@ -50,7 +50,7 @@ class Terms:
     clip_norm : float
         Largest L2 norm of an update.
     extras : int
-        Further coordinates behind the update: hidden weight and metrics.
+        Further integers behind the update, hidden weight and metrics: of magnitude below 2^41.
     distances, norms : bool
         Whether the members help to open the pairwise squared distances, and the squared norms, of
         the updates.
@@ -96,8 +96,11 @@ class Terms:
                 f"clip norm {self.clip_norm} must be greater than 0 and at most the bound on a "
                 f"coordinate, {self.bound}"
             )
-        if self.extras < 0:
-            raise ConfigError(f"{self.extras} further coordinates")
+        if self.extras < 0 or self.max_clients * self.max_weight > 1 << 18:
+            raise ConfigError(
+                f"{self.extras} further integers of {self.max_clients} clients with weights up to "
+                f"{self.max_weight}: clients times weight must be at most 2^18"
+            )
         if self.opens_products and m < 2 * t - 1:
             raise ConfigError(
                 f"distances and norms are of degree {2 * t - 2}: {m} members with threshold {t} "
@@ -136,13 +139,16 @@ class Terms:
         for_sums, for_products = self.zero_sharings
         return for_sums or for_products
 
-    def check_size(self, size: int) -> None:
-        """Refuse vectors whose squared distances could wrap, for a length of `size`.
+    def longest(self, size: int) -> float:
+        """Return a bound on the norm of an encoded update of `size` coordinates, as integers.
 
-        With rounding to the nearest, an encoded update has a norm of at most ``clip_norm 2^bits +
-        sqrt(size) / 2``, and a difference of two has twice that.
+        Rounding to the nearest moves each coordinate by at most 1/2, clipping in float64 by less.
         """
-        norm = math.ldexp(self.clip_norm, self.bits) + math.sqrt(size) / 2 + 1
+        return math.ldexp(self.clip_norm, self.bits) * (1 + 1e-12) + math.sqrt(size)
+
+    def check_size(self, size: int) -> None:
+        """Refuse updates of `size` coordinates whose squared distances could wrap."""
+        norm = self.longest(size)
         if self.opens_products and (2 * norm) ** 2 >= P:
             raise ConfigError(
                 f"a squared distance between updates of norm {self.clip_norm:g} with {self.bits} "

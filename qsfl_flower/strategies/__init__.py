@@ -22,6 +22,8 @@ from qsfl_flower.strategies.robust_presets import (
     RobustFedAvg,
 )
 from qsfl_flower.strategies.secagg import SecAggFedAvg
+from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum
+from qsfl_flower.strategies.secure_sum import Committee, SecureKrum, SecureSum
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
@@ -55,6 +57,7 @@ __all__ = [
     "CohortStage",
     "CombineStage",
     "Combined",
+    "Committee",
     "Compress",
     "CompressedFedAvg",
     "DecodeStage",
@@ -78,6 +81,10 @@ __all__ = [
     "RoundRecord",
     "RunObserver",
     "SecAggFedAvg",
+    "SecureFedAvg",
+    "SecureKrum",
+    "SecureMultiKrum",
+    "SecureSum",
     "Sender",
     "Snapshot",
     "StableFedAvg",

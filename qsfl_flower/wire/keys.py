@@ -71,3 +71,17 @@ CHOOSE_STEP = "compress-choose"
 
 COMPRESS_STEP = "compress"
 """Step of a plan, and name of the encoding: write them as one record."""
+SHARES = "shares"
+"""Encoding of a reply that holds shares for a committee, and name of the client's step."""
+
+SECURE_RECORD = "qsfl-secure"
+SECURE_SHARES = "qsfl-secure-shares"
+"""ConfigRecord and ArrayRecord of the exchanges with a committee."""
+
+SEALED_TYPE = "qsfl.sealed"
+"""Serialization type of an array that is a sealed payload or a signed statement."""
+
+TAKE_TASK = "committee.take"
+RELEASE_TASK = "committee.release"
+HELLO_TASK = "qsfl.hello"
+"""Tasks of committee members; the last one only tells who is at a node."""

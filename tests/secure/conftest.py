@@ -43,12 +43,12 @@ class Room:
         terms = replace(self.terms, **changes)
         return Room(self.federation, self.roster, terms)
 
-    def deal(self, values, client: int, terms: Terms | None = None) -> Dealt:
-        terms = terms or self.terms
+    def deal(self, values, client: int, integers=()) -> Dealt:
+        terms = self.terms
         keys = [self.roster.encryption_key(name, NOW) for name in terms.members]
         name = f"c{client}"
         signing = self.federation.clients[name].keys[0].signing
-        return deal(np.asarray(values, float), terms, name, signing, keys)
+        return deal(np.asarray(values, float), integers, terms, name, signing, keys)
 
     def header(self, dealt: Dealt):
         return read_header(dealt.header, self.terms, self.roster, NOW)

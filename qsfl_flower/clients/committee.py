@@ -1,0 +1,231 @@
+"""The client's halves of committee sums: deal shares of an update, and serve on the committee.
+
+A member's shares wait in Flower's client state between the two tasks of a round, encrypted under
+its own storage key, and are erased when the sum is released. The strategy's halves are
+`qsfl_flower.strategies.SecureSum` and `SecureKrum`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Party, StepContext
+from qsfl_flower.crypto.hybrid import derive
+from qsfl_flower.errors import CryptoError, RejectedUpdate
+from qsfl_flower.secure.committee import Desk, Held, Refused, check_value, products, receive
+from qsfl_flower.secure.dealing import deal, read_header
+from qsfl_flower.secure.tally import Tally
+from qsfl_flower.secure.terms import Terms
+from qsfl_flower.wire import to_record
+from qsfl_flower.wire.keys import (
+    HELLO_TASK,
+    RELEASE_TASK,
+    SEALED_TYPE,
+    SECURE_RECORD,
+    SECURE_SHARES,
+    SHARES,
+    TAKE_TASK,
+)
+
+_DESK, _SHARES, _DEALT = "qsfl-committee", "qsfl-committee-shares", "qsfl-dealt"
+_SALT = 16
+_NONCE = bytes(12)
+
+
+def shares_step(
+    update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
+) -> ClientUpdate:
+    """Share the update, its weight and the metrics among the committee; nothing else is sent.
+
+    Raises
+    ------
+    Refused
+        If shares were dealt in this round already: two deals would allow two sums.
+    """
+    terms, party = Terms.decode(parameters["terms"]), context.party
+    tally = Tally(parameters["max_examples"], parameters["metrics"], parameters["weighted_by"])
+    state = context.context.state
+    dealt = _integer((state.config_records.get(_DEALT) or ConfigRecord({"round": 0}))["round"])
+    if terms.run != context.context.run_id or terms.round <= dealt:
+        raise Refused(
+            f"shares for round {terms.round} of run {terms.run}: this is run "
+            f"{context.context.run_id}, and round {dealt} has been dealt"
+        )
+    weight, integers = tally.take(update.metrics)
+    values = update.vector * weight if parameters["weighted"] else update.vector
+    credentials = party.credentials
+    keys = [credentials.roster.encryption_key(name, party.now) for name in terms.members]
+    made = deal(values, integers, terms, credentials.identity.name, party.keys.signing, keys)
+    state[_DEALT] = ConfigRecord({"round": terms.round})
+    payload = ArrayRecord({"header": _array(made.header)})
+    for member, sealed in enumerate(made.sealed):
+        payload[str(member + 1)] = _array(bytes(sealed))
+    return replace(update, vector=update.vector[:0], payload=payload, encoding=SHARES, hidden=True)
+
+
+def take_task(context: StepContext) -> RecordDict:
+    """Take one share per client, check them, and help to open what the terms allow."""
+    told, party = _told(context), context.party
+    terms = _terms(told["terms"])
+    member, size = _place(terms, context), _integer(told["size"])
+    headers, payloads = told["headers"], context.content.array_records[SECURE_SHARES]
+    desk = _load(context)
+    keys, roster = party.credentials.identity.decryption_keys, party.credentials.roster
+    held: list[Held] = []
+    complaints: list[str] = []
+    values: list[int] = []
+    if not isinstance(headers, list) or len(headers) > terms.max_clients:
+        raise Refused(f"round {terms.round}: more clients than the terms allow")
+    for index, statement in enumerate(headers):
+        try:
+            if not isinstance(statement, bytes):
+                raise RejectedUpdate("malformed", "a header is not bytes")
+            header = read_header(statement, terms, roster, party.now)
+            if header.size != size:
+                raise RejectedUpdate("malformed", f"{header.client} has dealt another length")
+            share = receive(header, payloads[str(index)].data, terms, member, keys)
+        except (RejectedUpdate, CryptoError) as error:
+            complaints.append(getattr(error, "reason", "undecryptable"))
+            values.append(0)
+            continue
+        held.append(share)
+        complaints.append("")
+        values.append(check_value(share, size))
+    desk = desk.take(terms, size, held)
+    answer: dict[str, Any] = {
+        "complaints": complaints,
+        "values": np.array(values, np.uint64).tobytes(),
+    }
+    if terms.opens_products:
+        distances, norms = products(held, size, terms, member)
+        answer |= {"distances": distances.tobytes(), "norms": norms.tobytes()}
+    _save(context, desk, member)
+    return RecordDict({SECURE_RECORD: ConfigRecord({**answer})})
+
+
+def release_task(context: StepContext) -> RecordDict:
+    """Release this member's share of one sum, and erase all shares."""
+    told = _told(context)
+    desk = _load(context)
+    if desk.terms is None:
+        raise Refused(f"no shares are held; a sum of round {desk.closed} was released")
+    member = _place(desk.terms, context)
+    names, weights = told["clients"], told["weights"]
+    if not isinstance(names, list) or not isinstance(weights, list) or len(set(names)) < len(names):
+        raise Refused("the clients to be added up are not a list of different names")
+    chosen = {str(n): _integer(w) for n, w in zip(names, weights, strict=True)}
+    total, desk = desk.release(_integer(told["round"]), chosen, member)
+    _save(context, desk, member)
+    return RecordDict({SECURE_RECORD: to_record({"sum": total})})
+
+
+def hello_task(context: StepContext) -> RecordDict:
+    """Answer nothing: the signature around the answer says who is at this node."""
+    del context
+    return RecordDict({SECURE_RECORD: ConfigRecord({"here": True})})
+
+
+STEPS[SHARES] = shares_step
+TASKS |= {TAKE_TASK: take_task, RELEASE_TASK: release_task, HELLO_TASK: hello_task}
+
+
+def _told(context: StepContext) -> ConfigRecord:
+    told = context.content.config_records.get(SECURE_RECORD)
+    if told is None:
+        raise RejectedUpdate("malformed", f"the task has no record {SECURE_RECORD!r}")
+    return told
+
+
+def _terms(text: object) -> Terms:
+    if not isinstance(text, str):
+        raise RejectedUpdate("malformed", "the terms are not a text")
+    return Terms.decode(json.loads(text))
+
+
+def _place(terms: Terms, context: StepContext) -> int:
+    """Return which member of the committee this client is."""
+    name = context.party.credentials.identity.name
+    if terms.run != context.context.run_id or name not in terms.members:
+        raise Refused(
+            f"round {terms.round} of run {terms.run}: {name} is not asked as a member of its "
+            f"committee in run {context.context.run_id}"
+        )
+    return terms.members.index(name) + 1
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int:
+        raise RejectedUpdate("malformed", f"{value!r:.40} is not an integer")
+    return value
+
+
+def _array(data: bytes) -> Array:
+    return Array("uint8", (len(data),), SEALED_TYPE, data)
+
+
+def _save(context: StepContext, desk: Desk, member: int) -> None:
+    """Put the desk into Flower's client state, its secrets encrypted."""
+    state = context.context.state
+    record: dict[str, Any] = {"closed": desk.closed}
+    arrays = {}
+    if desk.terms is not None:
+        zero = desk.terms.zero_sets
+        known = zero.known_to(member) if zero else ()
+        record |= {
+            "terms": desk.terms.encode(),
+            "size": desk.size,
+            "clients": [h.client for h in desk.held],
+            "digests": [h.digest for h in desk.held],
+        }
+        for index, h in enumerate(desk.held):
+            secret = b"".join([*(h.seeds[i] for i in known), h.share.tobytes()])
+            arrays[str(index)] = _array(_encrypt(context.party, secret))
+    state[_DESK] = ConfigRecord(record)
+    state[_SHARES] = ArrayRecord(arrays)
+
+
+def _load(context: StepContext) -> Desk:
+    state = context.context.state
+    if _DESK not in state:
+        return Desk()
+    record: Any = state.config_records[_DESK]
+    if "terms" not in record:
+        return Desk(record["closed"])
+    terms = _terms(record["terms"])
+    zero, member = terms.zero_sets, _place(terms, context)
+    known = zero.known_to(member) if zero else ()
+    held = []
+    for index, (client, digest) in enumerate(
+        zip(record["clients"], record["digests"], strict=True)
+    ):
+        secret = _decrypt(context.party, state.array_records[_SHARES][str(index)].data)
+        seeds = {i: secret[32 * k : 32 * k + 32] for k, i in enumerate(known)}
+        share = np.frombuffer(secret, np.uint64, offset=32 * len(known))
+        held.append(Held(client, digest, share, seeds))
+    return Desk(record["closed"], terms, record["size"], tuple(held))
+
+
+def _encrypt(party: Party, secret: bytes) -> bytes:
+    salt = secrets.token_bytes(_SALT)
+    return salt + _cipher(party, salt).encrypt(_NONCE, secret, None)
+
+
+def _decrypt(party: Party, sealed: bytes) -> bytes:
+    try:
+        return _cipher(party, sealed[:_SALT]).decrypt(_NONCE, sealed[_SALT:], None)
+    except InvalidTag:
+        raise CryptoError("the shares in the client state were altered") from None
+
+
+def _cipher(party: Party, salt: bytes) -> AESGCM:
+    """Return the cipher for one value; the salt makes its key fresh."""
+    return AESGCM(derive(party.keys.storage, b"committee", salt).reveal())

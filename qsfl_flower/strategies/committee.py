@@ -1,0 +1,253 @@
+"""Who is on the committee, and the two exchanges with it in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.secure.field import Elements, is_canonical
+from qsfl_flower.secure.krum import pairs
+from qsfl_flower.secure.terms import Terms
+from qsfl_flower.secure.verdict import Check
+from qsfl_flower.strategies.stages import RoundContext, task_content
+from qsfl_flower.strategies.update import Rejection, Update
+from qsfl_flower.wire import from_record, records_of
+from qsfl_flower.wire.keys import (
+    HELLO_TASK,
+    RELEASE_TASK,
+    SEALED_TYPE,
+    SECURE_RECORD,
+    SECURE_SHARES,
+    TAKE_TASK,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Who sits where: the committee's nodes in the order of their points, and all known names.
+
+    Parameters
+    ----------
+    nodes : tuple of int
+        Nodes of the members, in order.
+    names : mapping of int to str
+        Names of nodes, from signatures.
+    gone : tuple of int
+        Nodes that did not answer as members when they were last asked.
+    """
+
+    nodes: tuple[int, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+    gone: tuple[int, ...] = ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the members, in order."""
+        return tuple(self.names[node] for node in self.nodes)
+
+
+def appoint(seats: Seats, size: int, context: RoundContext) -> Seats:
+    """Fill the committee: who sat there stays, who has vanished is replaced.
+
+    Nodes whose name is not known yet are asked for a sign of life, whose signature names them;
+    those that vanished before come last.
+
+    Raises
+    ------
+    ConfigError
+        If fewer nodes than seats take part.
+    """
+    asked = [sender.node_id for sender in context.senders]
+    pool = [*(n for n in seats.nodes if n in asked), *(n for n in asked if n not in seats.nodes)]
+    pool.sort(key=lambda node: node in seats.gone)
+    if len(pool) < size:
+        raise ConfigError(
+            f"a committee of {size} needs as many clients in the round, there are {len(pool)}: "
+            "take fewer members, or let more clients take part"
+        )
+    names, gone = dict(seats.names), set(seats.gone)
+    nodes: list[int] = []
+    while len(nodes) < size and pool:
+        chosen, pool = pool[: size - len(nodes)], pool[size - len(nodes) :]
+        unknown = [node for node in chosen if node not in names]
+        hello = task_content(HELLO_TASK)
+        answers = context.ask(dict.fromkeys(unknown, hello)) if unknown else {}
+        for node in unknown:
+            answer = answers.get(node)
+            if isinstance(answer, tuple):
+                names[node] = answer[0].name
+            else:
+                gone.add(node)
+        nodes += [n for n in chosen if n in names and names[n] not in {names[k] for k in nodes}]
+    return Seats(tuple(nodes), names, tuple(sorted(gone)))
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a client's reply holds for the committee: a signed header, one payload per member."""
+
+    statement: bytes
+    payloads: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A member's answer to the first exchange."""
+
+    check: Check
+    distances: Elements
+    norms: Elements
+
+    def norms_of(self, clients: Sequence[int]) -> Elements:
+        """Return the norms of clients by position; the member must have complained of none."""
+        return self.norms[self._held(clients)]
+
+    def distances_of(self, clients: Sequence[int]) -> Elements:
+        """Return the distances between clients by position, in the order of `krum.pairs`."""
+        count = sum(not complaint for complaint in self.check.complaints)
+        matrix = np.zeros((count, count), np.uint64)
+        matrix[pairs(count)] = self.distances
+        held = self._held(clients)
+        chosen: Elements = matrix[np.ix_(held, held)][pairs(len(held))]
+        return chosen
+
+    def _held(self, clients: Sequence[int]) -> NDArray[np.int64]:
+        place = np.cumsum([not complaint for complaint in self.check.complaints]) - 1
+        return place[list(clients)]
+
+
+@dataclass
+class Session:
+    """The exchanges of one round with the committee, and what became of its members.
+
+    Parameters
+    ----------
+    terms : Terms
+        The round's terms.
+    nodes : tuple of int
+        Nodes of the members, in order.
+    context : RoundContext
+        To ask with.
+    """
+
+    terms: Terms
+    nodes: tuple[int, ...]
+    context: RoundContext
+    lost: dict[int, str] = field(default_factory=dict)
+    liars: set[int] = field(default_factory=set)
+
+    def take(self, updates: Sequence[Update], size: int) -> dict[int, Taken]:
+        """Send every member its shares of the clients' updates; return the answers by member."""
+        deals = [sealed_of(update) for update in updates]
+        told: dict[str, Any] = {
+            "terms": self.terms.encode(),
+            "size": size,
+            "headers": [deal.statement for deal in deals],
+        }
+        contents = {}
+        for member, node in enumerate(self.nodes, start=1):
+            payloads = {str(i): deal.payloads[member - 1] for i, deal in enumerate(deals)}
+            contents[node] = RecordDict(
+                {
+                    **task_content(TAKE_TASK),
+                    SECURE_RECORD: ConfigRecord({**told}),
+                    SECURE_SHARES: ArrayRecord(payloads),
+                }
+            )
+        return self._ask(contents, lambda content: self._read_taken(content, len(deals)))
+
+    def release(
+        self, members: Sequence[int], weights: Mapping[str, int], size: int
+    ) -> dict[int, Elements]:
+        """Ask members for their shares of one sum; return them by member."""
+        told: dict[str, Any] = {
+            "round": self.terms.round,
+            "clients": list(weights),
+            "weights": list(weights.values()),
+        }
+        content = task_content(RELEASE_TASK, **{SECURE_RECORD: ConfigRecord({**told})})
+        contents = {self.nodes[member - 1]: content for member in members}
+        return self._ask(contents, lambda answer: _read_sum(answer, size))
+
+    def _ask(
+        self, contents: Mapping[int, RecordDict], read: Callable[[RecordDict], T]
+    ) -> dict[int, T]:
+        answers = self.context.ask(contents)
+        found = {}
+        for node in contents:
+            member = self.nodes.index(node) + 1
+            name, answer = self.terms.members[member - 1], answers.get(node)
+            if answer is None or isinstance(answer, Rejection):
+                self.lost[member] = "no reply" if answer is None else answer.detail
+                continue
+            sender, content = answer
+            try:
+                if sender.name != name:
+                    raise RejectedUpdate("wrong-node", f"{sender.name} answers in its place")
+                found[member] = read(content)
+            except RejectedUpdate as error:
+                self.lost[member] = str(error)
+        return found
+
+    def _read_taken(self, content: RecordDict, count: int) -> Taken:
+        record: Mapping[str, Any] = records_of(content, ConfigRecord).get(SECURE_RECORD) or {}
+        complaints = record.get("complaints")
+        if not (
+            isinstance(complaints, list)
+            and len(complaints) == count
+            and all(isinstance(c, str) and len(c) <= 40 for c in complaints)
+        ):
+            raise RejectedUpdate("malformed", f"not one complaint or none for each of {count}")
+        kept = sum(not c for c in complaints)
+        values = _elements(record.get("values"), count)
+        terms = self.terms
+        distances = _elements(
+            record.get("distances", b""), kept * (kept - 1) // 2 if terms.distances else 0
+        )
+        norms = _elements(record.get("norms", b""), kept if terms.norms else 0)
+        return Taken(Check(complaints, values.tolist()), distances, norms)
+
+
+def sealed_of(update: Update) -> Sealed:
+    """Return what an update that `SecureSum.read` has made holds."""
+    if not isinstance(update.sealed, Sealed):
+        raise RejectedUpdate("not-encoded", f"{update.sender.label} sent no shares")
+    return update.sealed
+
+
+def read_payload(array: Array | None, what: str) -> bytes:
+    """Return the bytes of a sealed payload or statement.
+
+    Raises
+    ------
+    RejectedUpdate
+        ``malformed`` if it is missing or something else.
+    """
+    if array is None or array.stype != SEALED_TYPE or array.dtype != "uint8":
+        raise RejectedUpdate("malformed", f"there is no {what}")
+    return array.data
+
+
+def _read_sum(content: RecordDict, size: int) -> Elements:
+    record = records_of(content, ArrayRecord).get(SECURE_RECORD)
+    total = None if record is None else from_record(record).get("sum")
+    if total is None or total.shape != (size,) or not is_canonical(total):
+        raise RejectedUpdate("malformed", f"there are not {size} field elements")
+    return total
+
+
+def _elements(data: object, count: int) -> Elements:
+    if not isinstance(data, bytes) or len(data) != 8 * count:
+        raise RejectedUpdate("malformed", f"there are not {count} field elements")
+    elements = np.frombuffer(data, np.uint64)
+    if not is_canonical(elements):
+        raise RejectedUpdate("malformed", "a value is outside the field")
+    return elements

@@ -1,0 +1,196 @@
+"""One round with the committee: what is asked, judged, opened and released, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.crypto.roster import Roster
+from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.secure.dealing import read_header
+from qsfl_flower.secure.decoding import open_vectors
+from qsfl_flower.secure.field import Elements
+from qsfl_flower.secure.fixed_point import signed
+from qsfl_flower.secure.tally import Tally
+from qsfl_flower.secure.terms import Terms
+from qsfl_flower.secure.verdict import judge
+from qsfl_flower.strategies.committee import Session, Taken, sealed_of
+from qsfl_flower.strategies.stages import RoundContext
+from qsfl_flower.strategies.update import Cohort, Rejection, Update
+
+
+class Abandoned(QSFLError):
+    """A round cannot be finished with its guarantees; the model stays as it is."""
+
+
+@dataclass
+class Attempt:
+    """One attempt to open the sum of a round.
+
+    Parameters
+    ----------
+    session : Session
+        The exchanges with the committee.
+    roster : Roster
+        Who may have dealt shares.
+    tally : Tally
+        What is summed behind the update.
+    weighted : bool
+        Whether the updates were multiplied by their weights.
+    choose : callable
+        From the squared distances of n clients (empty if they are not opened) and n to the
+        positions of those to be added up.
+    context : RoundContext
+        Of the round.
+    cohort : Cohort
+        Updates as `SecureSum.read` made them; in the end with weights, statuses and rejections.
+    """
+
+    session: Session
+    roster: Roster
+    tally: Tally
+    weighted: bool
+    choose: Callable[[Elements, int], Sequence[int]]
+    context: RoundContext
+    cohort: Cohort
+    summed: int = 0
+    dropped: int = 0
+
+    @property
+    def terms(self) -> Terms:
+        """The terms of the round."""
+        return self.session.terms
+
+    def run(self, now: int) -> tuple[NDArray[np.float64], Mapping[str, float]]:
+        """Return the mean update and the mean metrics."""
+        terms, session = self.terms, self.session
+        d = self.context.layout.size
+        if self.context.support is not None:
+            d = self.context.support.size
+        size = d + terms.extras
+        self._verify(size, now)
+        self._enough()
+        taken = session.take(self.cohort.updates, size)
+        checks = {member: answer.check for member, answer in taken.items()}
+        verdict = judge(checks, len(self.cohort.updates), terms.threshold)
+        session.liars |= verdict.members
+        needed = max(terms.quorum, 2 * terms.threshold - 1 if terms.opens_products else 0)
+        honest = {m: answer for m, answer in taken.items() if m not in session.liars}
+        self._answered(honest, needed)
+        reasons = {i: ("inconsistent-shares", why) for i, why in verdict.clients.items()}
+        if terms.norms:
+            reasons |= self._too_long(honest, reasons, d)
+        kept = [i for i in range(len(self.cohort.updates)) if i not in reasons]
+        distances = np.empty(0, np.uint64)
+        if terms.distances:
+            told = {m: answer.distances_of(kept) for m, answer in honest.items()}
+            distances = self._open(told, 2 * terms.threshold - 2)
+        self._drop(reasons)
+        self._enough()
+        chosen = self.choose(distances, len(kept))
+        updates = self.cohort.updates
+        if len(chosen) < terms.min_clients:
+            raise Abandoned(
+                f"{len(chosen)} of {len(updates)} clients are selected, a sum needs at least "
+                f"{terms.min_clients}"
+            )
+        members = [m for m in honest if m not in session.liars]
+        weights = {updates[i].sender.name: 1 for i in chosen}
+        released = session.release(members, weights, size)
+        self._answered(released, terms.quorum)
+        total = self._open(released, terms.quorum - 1)
+        self.summed = len(chosen)
+        self.cohort = replace(
+            self.cohort,
+            updates=tuple(
+                replace(u, weight=1 / len(chosen))
+                if i in set(chosen)
+                else replace(u, status="not-selected")
+                for i, u in enumerate(updates)
+            ),
+        )
+        mean = terms.fixed_point.decode(total[:d])
+        weight, metrics = self.tally.read(signed(total[d:]).tolist(), len(chosen))
+        mean /= weight if self.weighted else len(chosen)
+        return mean, metrics
+
+    def measured(self) -> dict[str, float]:
+        """Return numbers of clients, and by member 1 if it served, 0 if lost, -1 if it lied."""
+        fate = {
+            f"member {name}": -1.0 if m in self.session.liars else float(m not in self.session.lost)
+            for m, name in enumerate(self.terms.members, start=1)
+        }
+        return {
+            "clients": float(len(self.cohort.updates)),
+            "summed": float(self.summed),
+            "dropped": float(self.dropped),
+            **fate,
+        }
+
+    def _verify(self, size: int, now: int) -> None:
+        """Check every header as the members will: then the server can tell clients from members."""
+        seen: set[str] = set()
+
+        def check(update: Update) -> Update:
+            sealed = sealed_of(update)
+            header = read_header(sealed.statement, self.terms, self.roster, now)
+            if header.client != update.sender.name or header.client in seen:
+                raise RejectedUpdate(
+                    "wrong-node", f"{update.sender.label} brings the shares of {header.client}"
+                )
+            if header.size != size:
+                raise RejectedUpdate(
+                    "wrong-shape", f"{header.size} coordinates are shared, there are {size}"
+                )
+            seen.add(header.client)
+            return update
+
+        before = len(self.cohort.updates)
+        self.cohort = self.cohort.each(check)
+        self.dropped += before - len(self.cohort.updates)
+
+    def _open(self, values: Mapping[int, Elements], degree: int) -> Elements:
+        opened = open_vectors(values, degree)
+        self.session.liars |= opened.liars
+        return opened.vector
+
+    def _too_long(
+        self, taken: Mapping[int, Taken], dropped: Mapping[int, object], d: int
+    ) -> dict[int, tuple[str, str]]:
+        """Open the squared norms of the other clients; return who is beyond the clip norm."""
+        terms = self.terms
+        kept = [i for i in range(len(self.cohort.updates)) if i not in dropped]
+        told = {m: answer.norms_of(kept) for m, answer in taken.items()}
+        squares = self._open(told, 2 * terms.threshold - 2)
+        limit = terms.longest(d) ** 2
+        return {
+            i: ("norm-too-large", f"the shared update is longer than {terms.clip_norm:g}")
+            for i, square in zip(kept, squares.tolist(), strict=True)
+            if square > limit
+        }
+
+    def _drop(self, reasons: Mapping[int, tuple[str, str]]) -> None:
+        kept, rejections = [], list(self.cohort.rejections)
+        for i, update in enumerate(self.cohort.updates):
+            if i in reasons:
+                rejections.append(Rejection(update.sender, *reasons[i], update.bytes_up))
+                self.dropped += 1
+            else:
+                kept.append(update)
+        self.cohort = Cohort(tuple(kept), tuple(rejections))
+
+    def _enough(self) -> None:
+        if (count := len(self.cohort.updates)) < self.terms.min_clients:
+            raise Abandoned(
+                f"{count} clients with usable shares, a sum needs at least {self.terms.min_clients}"
+            )
+
+    def _answered(self, members: Collection[int], needed: int) -> None:
+        if len(members) < needed:
+            raise Abandoned(
+                f"{len(members)} of {len(self.terms.members)} committee members answered, "
+                f"{needed} are needed"
+            )

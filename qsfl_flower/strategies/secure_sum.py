@@ -1,0 +1,344 @@
+"""Sums, and Multi-Krum, over updates that only a committee of clients together could open."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
+
+from qsfl_flower.crypto.roster import Roster
+from qsfl_flower.errors import CompositionError, ConfigError, QSFLError, RejectedUpdate
+from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.secure.decoding import Inconsistent
+from qsfl_flower.secure.field import Elements
+from qsfl_flower.secure.krum import check_size, scores, select
+from qsfl_flower.secure.tally import Tally
+from qsfl_flower.secure.terms import Terms
+from qsfl_flower.strategies.admission import check_encoding
+from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.committee import (
+    Sealed,
+    Seats,
+    Session,
+    appoint,
+    read_payload,
+)
+from qsfl_flower.strategies.secure_round import Abandoned, Attempt
+from qsfl_flower.strategies.stages import (
+    ClientPhase,
+    Combined,
+    CombineStage,
+    DecodeStage,
+    RoundContext,
+    Stage,
+    State,
+    Steps,
+)
+from qsfl_flower.strategies.update import Cohort, Sender, Update
+from qsfl_flower.wire import PAYLOAD_RECORD, Form, PlanItem, content_bytes, records_of
+from qsfl_flower.wire.keys import SHARES
+
+log = logging.getLogger("qsfl_flower")
+
+
+@dataclass(frozen=True)
+class Committee:
+    """How many members there are, and when they answer.
+
+    Parameters
+    ----------
+    members : int
+        m, in [2, 16]: how many clients serve.
+    threshold : int
+        t: that many members open a sum; t - 1 and the server learn nothing of one client.
+    quorum : int, optional
+        How many members must answer alike before a sum opens, in [t, m]; by default t. With t, the
+        members protect against a server that asks them for different sums unless some of them help
+        it and others are enough for two answers (``m + t - 1 >= 2 t``); with more than ``(m + t -
+        1) / 2`` also if t - 1 of them help it. ``m - quorum`` members may vanish.
+    min_clients : int
+        Least number of clients in a sum, >= 2; each of them knows its own update.
+    """
+
+    members: int = 5
+    threshold: int = 3
+    quorum: int | None = None
+    min_clients: int = 3
+
+
+class SecureSum(CombineStage):
+    r"""Combine updates that are shared among a committee of clients, t of which open their sum.
+
+    .. math:: \Delta = \sum_i w_i \Delta_i \Big/ \sum_i w_i, \qquad
+              w_i = \min(n_i / n_{\max}, 1)
+
+    Each client shares its clipped update, weight and metrics in fixed point among m members of a
+    committee (Shamir, threshold t), sealed to their roster keys. The members check the shares
+    together, then release one sum. The sum is exact in fixed point; whoever deals shares that do
+    not fit, or answers with garbage, is named.
+
+    Parameters
+    ----------
+    clip_norm : float
+        Largest L2 norm of an update, > 0; the clients clip to it.
+    committee : Committee
+        Sizes and limits.
+    bound : float, optional
+        Largest magnitude of a coordinate; by default `clip_norm`. Noise needs more.
+    bits : int
+        Fractional bits, 2^-24 by default.
+    max_examples : int
+        No client counts for more examples than this, >= 1.
+    metrics : Sequence[str]
+        Metrics that are averaged under the same protection; all others stay on the devices.
+    weighted_by : str
+        Name of the metric that counts the examples.
+    enforce_norm : bool
+        Have the committee open every client's squared norm, and drop clients beyond `clip_norm`.
+        The server then learns every norm, and the committee needs ``m >= 2 t - 1``.
+    clock : Callable[[], float]
+        Unix time in seconds.
+
+    Notes
+    -----
+    Who sees what: the server learns the sum over the clients that took part, of updates, weights
+    and metrics, and with `enforce_norm` each norm. Members learn nothing. t - 1 members together
+    with the server learn no more than the server; t learn everything. A client can still add any
+    vector that is clipped (or, without `enforce_norm`, any that does not leave the range of the
+    sum, which is noticed).
+
+    References
+    ----------
+    A. Shamir, "How to share a secret", 1979. See docs/secure-aggregation.md for the protocol.
+    """
+
+    name = "secure-sum"
+    hides = True
+    volatile = True
+    needs_norms = False
+    distances = False
+    weighted = True
+
+    def __init__(
+        self,
+        clip_norm: float,
+        committee: Committee | None = None,
+        *,
+        bound: float | None = None,
+        bits: int = 24,
+        max_examples: int = 1000,
+        metrics: Sequence[str] = ("train-loss", "train-accuracy"),
+        weighted_by: str = "num-examples",
+        enforce_norm: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.clip_norm = clip_norm
+        self.committee = committee or Committee()
+        self.bound = clip_norm if bound is None else bound
+        self.bits = bits
+        self.tally = Tally(max_examples, tuple(metrics), weighted_by)
+        self.enforce_norm = enforce_norm
+        self._clock = clock
+        self._roster: Roster | None = None
+        # Raises what would otherwise end the first round.
+        least = self._terms([f"m{j}" for j in range(self.committee.members)], 1, 0, 0)
+        least.check_size(1)
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse chains without authenticated keys, and encodings of single updates."""
+        gate = next((stage for stage in stages if isinstance(stage, Authenticate)), None)
+        if gate is None:
+            raise CompositionError(
+                f"stages: {self.name} needs authenticate: without signed keys the server could "
+                "put its own in the place of the committee's; add Authenticate(credentials)"
+            )
+        self._roster = gate.credentials.roster
+        for stage in stages:
+            if isinstance(stage, DecodeStage) and type(stage).support is DecodeStage.support:
+                raise CompositionError(
+                    f"stages: {stage.name} encodes every update in its own way, and shares of "
+                    f"such updates do not add up under {self.name}; use a mask that is the same "
+                    "for all clients"
+                )
+
+    def init(self, layout: Layout) -> State:
+        """Start without knowing who is at which node."""
+        del layout
+        return {"seats": Seats(), "terms": None}
+
+    def prepare(self, state: State, context: RoundContext) -> State:
+        """Appoint the committee and fix the terms."""
+        seats = appoint(state["seats"], self.committee.members, context)
+        terms = None
+        if len(seats.nodes) == self.committee.members:
+            count = max(len(context.senders), self.committee.min_clients)
+            terms = self._terms(seats.members, count, context.run_id, context.server_round)
+            terms.check_size(context.layout.size)
+        return {"seats": seats, "terms": terms}
+
+    def client_steps(self, state: State, context: RoundContext) -> Steps:
+        """Ask for clipped updates, shared among the committee."""
+        del context
+        terms: Terms | None = state["terms"]
+        parameters: dict[str, Any] = {
+            "terms": None if terms is None else asdict(terms),
+            "max_examples": self.tally.max_examples,
+            "metrics": list(self.tally.metrics),
+            "weighted_by": self.tally.weighted_by,
+            "weighted": self.weighted,
+        }
+        clip = PlanItem("clip", {"clip_norm": self.clip_norm})
+        return [(ClientPhase.CLIP, clip), (ClientPhase.ENCODE, PlanItem(SHARES, parameters))]
+
+    def read(self, sender: Sender, content: RecordDict, context: RoundContext) -> Update:
+        """Read a reply that holds a signed header and one sealed share per member."""
+        del context
+        check_encoding(content, SHARES)
+        record = records_of(content, ArrayRecord).get(PAYLOAD_RECORD) or ArrayRecord()
+        statement = read_payload(record.get("header"), "header")
+        payloads = []
+        for member in range(1, self.committee.members + 1):
+            array = record.get(str(member))
+            read_payload(array, f"share for member {member}")
+            if array is not None:
+                payloads.append(array)
+        return Update(
+            sender,
+            num_examples=1.0,
+            vector=Vector(()),
+            form=Form.DELTA,
+            bytes_up=content_bytes(content),
+            sealed=Sealed(statement, tuple(payloads)),
+        )
+
+    def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
+        """Have the committee check the shares, and open one sum."""
+        seats: Seats = state["seats"]
+        terms: Terms | None = state["terms"]
+        if terms is None:
+            why = f"only {len(seats.nodes)} of {self.committee.members} members could be appointed"
+            return Combined(cohort, None, {**state, "terms": None}, skipped=why)
+        if self._roster is None:
+            raise QSFLError(f"{self.name} is used outside a chain")
+        attempt = Attempt(
+            Session(terms, seats.nodes, context),
+            self._roster,
+            self.tally,
+            self.weighted,
+            self.choose,
+            context,
+            cohort,
+        )
+        step: NDArray[np.float64] | None = None
+        metrics, skipped = None, None
+        try:
+            step, metrics = attempt.run(int(self._clock()))
+        except (Abandoned, Inconsistent, RejectedUpdate) as error:
+            skipped = str(error)
+        session = attempt.session
+        for member, why in session.lost.items():
+            log.warning("committee: member %s is lost: %s", terms.members[member - 1], why)
+        for member in session.liars:
+            log.warning("committee: member %s lies", terms.members[member - 1])
+        out = {seats.nodes[member - 1] for member in session.lost.keys() | session.liars}
+        gone = (set(seats.gone) - set(seats.nodes)) | out
+        return Combined(
+            attempt.cohort,
+            step,
+            {"seats": replace(seats, gone=tuple(sorted(gone))), "terms": None},
+            attempt.measured(),
+            skipped,
+            metrics,
+        )
+
+    def choose(self, distances: Elements, count: int) -> tuple[int, ...]:
+        """Return the positions of the clients to add up, of `count` whose shares fit."""
+        del distances
+        return tuple(range(count))
+
+    def _terms(self, members: Sequence[str], count: int, run: int, server_round: int) -> Terms:
+        sizes = self.committee
+        return Terms(
+            run=run,
+            round=server_round,
+            members=tuple(members),
+            threshold=sizes.threshold,
+            quorum=sizes.threshold if sizes.quorum is None else sizes.quorum,
+            min_clients=sizes.min_clients,
+            max_clients=max(count, sizes.min_clients),
+            bits=self.bits,
+            bound=float(self.bound),
+            clip_norm=float(self.clip_norm),
+            extras=self.tally.size,
+            distances=self.distances,
+            norms=self.enforce_norm,
+        )
+
+
+class SecureKrum(SecureSum):
+    r"""Multi-Krum over hidden updates: the server learns how far apart they are, and one mean.
+
+    The committee opens the squared distances between the clients' encoded updates, exactly; the
+    server selects the n - f - 2 updates (or `num_selected`) with the smallest Krum scores, and the
+    committee releases the sum of these alone. The selection equals that of plaintext Multi-Krum on
+    the encoded updates, bit for bit.
+
+    Parameters
+    ----------
+    clip_norm : float
+        As in `SecureSum`.
+    num_byzantine : int
+        f: how many of the clients may be anything, >= 0. A round needs ``2 f + 3`` clients.
+    committee : Committee
+        By default 5 members with threshold 3; ``m - (2 t - 1)`` of them may vanish.
+    num_selected : int, optional
+        How many updates are averaged.
+    **options
+        As in `SecureSum`. Selected clients count alike; the metrics are weighted by examples.
+
+    Notes
+    -----
+    Who sees what: as in `SecureSum`, and the server learns all pairwise distances, which determine
+    the updates up to rotation, reflection and translation, and who is selected.
+
+    References
+    ----------
+    P. Blanchard et al., "Machine learning with adversaries", 2017. J. So, B. Guler, A. Avestimehr,
+    "Byzantine-resilient secure federated learning", IEEE JSAC 39(7), 2021.
+    """
+
+    name = "secure-krum"
+    distances = True
+    weighted = False
+
+    def __init__(
+        self,
+        clip_norm: float,
+        num_byzantine: int,
+        committee: Committee | None = None,
+        *,
+        num_selected: int | None = None,
+        **options: Any,
+    ) -> None:
+        if num_byzantine < 0:
+            raise ConfigError(f"secure-krum: num_byzantine is {num_byzantine}; it must be >= 0")
+        if num_selected is not None and num_selected < 1:
+            raise ConfigError(f"secure-krum: num_selected is {num_selected}; it must be >= 1")
+        self.num_byzantine = num_byzantine
+        self.num_selected = num_selected
+        super().__init__(clip_norm, committee, **options)
+
+    def choose(self, distances: Elements, count: int) -> tuple[int, ...]:
+        """Return the positions of the clients with the smallest Krum scores."""
+        try:
+            check_size(count, self.num_byzantine)
+        except ConfigError as error:
+            raise Abandoned(str(error)) from None
+        wanted = self.num_selected or count - self.num_byzantine - 2
+        return select(scores(distances, count, self.num_byzantine), wanted)
