@@ -190,6 +190,12 @@ class StableFedAvg(FedAvg):
                 "client_api: legacy apps without mods send their updates in the clear; add "
                 "qsfl_mod and legacy_mod to the ClientApp and leave client_api at 'message'"
             )
+        if self.chain.hides and fraction_evaluate > 0:
+            raise CompositionError(
+                f"fraction_evaluate is {fraction_evaluate}: the clients' evaluation metrics would "
+                "arrive one by one, while their updates are hidden; set it to 0 and evaluate on "
+                "the server (evaluate_fn)"
+            )
         refuse_sight(selection, self.chain)
         self.proximal_mu = proximal_mu
         self.weighting = Weighting(max_num_examples, max_weight_ratio)
@@ -447,7 +453,7 @@ class StableFedAvg(FedAvg):
             partial(self._ask, grid, exchange),
         )
         if kind == "train":
-            self.states = self.chain.prepare(self.states, context)
+            self.states = self._with_gates(self.chain.prepare(self.states, context))
             plan = self.chain.plan(self.states, context)
             context = replace(context, support=self.chain.support(self.states, context))
             if plan.items and self.client_api == "message":
@@ -483,6 +489,11 @@ class StableFedAvg(FedAvg):
             for sender, content in entries
         }
 
+    def _with_gates(self, states: Mapping[str, State]) -> dict[str, State]:
+        """Return the states, keeping what `ask` has meanwhile done to those of the gates."""
+        gates = [s.name for s in self.chain.stages if isinstance(s, MessageStage)]
+        return {**states, **{name: self.states[name] for name in gates}}
+
     def _asked(self) -> Asked:
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
         return Asked(nodes, self.sampling.ranks, self._spans, self._cut)
@@ -517,9 +528,7 @@ class StableFedAvg(FedAvg):
             cohort, training.model, chain, self.states, training.context, self.min_replies
         )
         self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
-        # What `ask` has done to the gates meanwhile is kept.
-        gates = {s.name: self.states[s.name] for s in chain.stages if isinstance(s, MessageStage)}
-        self.states = {**outcome.states, **gates}
+        self.states = self._with_gates(outcome.states)
         self.sampling.history = self.sampling.history.hear(self.outcome.cohort)
         for rejection in self.outcome.cohort.rejections:
             log.warning(
