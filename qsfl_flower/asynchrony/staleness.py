@@ -140,8 +140,8 @@ class StalenessLimit:
 
     Parameters
     ----------
-    maximum : int or None
-        Largest staleness at the start, >= 0; None: no limit.
+    maximum : int
+        Largest staleness at the start, >= 0.
     final : int or None
         Largest staleness after `horizon` versions, at most `maximum`; in between the limit falls
         linearly. None: it stays.
@@ -149,23 +149,23 @@ class StalenessLimit:
         Versions until `final` is reached, >= 1.
     """
 
-    maximum: int | None = None
+    maximum: int
     final: int | None = None
     horizon: int = 1
 
     def __post_init__(self) -> None:
-        if self.maximum is not None and self.maximum < 0:
+        if self.maximum < 0:
             raise ConfigError(f"staleness: maximum is {self.maximum!r}; it must be >= 0")
-        if self.final is not None and not 0 <= self.final <= (self.maximum or 0):
+        if self.final is not None and not 0 <= self.final <= self.maximum:
             raise ConfigError(
-                f"staleness: final is {self.final!r}; it must be in [0, {self.maximum or 0}], "
+                f"staleness: final is {self.final!r}; it must be in [0, {self.maximum}], "
                 "the maximum at the start"
             )
         if self.horizon < 1:
             raise ConfigError(f"staleness: horizon is {self.horizon!r}; it must be >= 1")
 
-    def at(self, version: int, tightened: int = 0) -> int | None:
-        """Return the largest accepted staleness, or None if there is no limit.
+    def at(self, version: int, tightened: int = 0) -> int:
+        """Return the largest accepted staleness.
 
         Parameters
         ----------
@@ -174,22 +174,20 @@ class StalenessLimit:
         tightened : int
             How often the limit has been halved on top, by a guard against divergence.
         """
-        if self.maximum is None:
-            return None
         limit = float(self.maximum)
         if self.final is not None:
             limit -= (self.maximum - self.final) * min(version / self.horizon, 1.0)
         return int(limit) >> tightened
 
 
-def staleness_of(version: int, origin: int, limit: int | None) -> int:
+def staleness_of(version: int, origin: int, limit: int) -> int:
     """Return how stale an update is, if it may be used.
 
     Parameters
     ----------
     version, origin : int
         The current version of the global model, and the one that the client trained on.
-    limit : int or None
+    limit : int
         Largest accepted staleness.
 
     Raises
@@ -202,7 +200,7 @@ def staleness_of(version: int, origin: int, limit: int | None) -> int:
         raise RejectedUpdate(
             "future-version", f"trained on version {origin}, but the newest is {version}"
         )
-    if limit is not None and staleness > limit:
+    if staleness > limit:
         raise RejectedUpdate(
             "too-stale",
             f"trained on version {origin}, {staleness} versions old; at most {limit} are accepted",

@@ -48,6 +48,8 @@ class VirtualClock(Clock):
         Real time, seconds.
     """
 
+    simulated = True
+
     def __init__(
         self,
         devices: Sequence[Device],

@@ -1,6 +1,7 @@
 """Flower strategies and the stages they are made of (the server's side of a round)."""
 
 from qsfl_flower.strategies.aggregate import Outcome
+from qsfl_flower.strategies.asynchronous import BufferedAsync, FedAsync, FedBuff
 from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.chain import Chain
@@ -40,6 +41,7 @@ from qsfl_flower.strategies.stages import (
     Validate,
     VectorStage,
 )
+from qsfl_flower.strategies.stale_step import StaleStep
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "AuthenticatedFedAvg",
     "Bulyan",
     "CenteredClipping",
+    "BufferedAsync",
     "Chain",
     "CheckpointStore",
     "ClientPhase",
@@ -62,9 +65,11 @@ __all__ = [
     "CompressedFedAvg",
     "DecodeStage",
     "FedAdam",
+    "FedAsync",
     "FedAvgM",
     "FedMedian",
     "FedTrimmedAvg",
+    "FedBuff",
     "FedYogi",
     "GeometricMedian",
     "Krum",
@@ -89,6 +94,7 @@ __all__ = [
     "Snapshot",
     "StableFedAvg",
     "Stage",
+    "StaleStep",
     "State",
     "Update",
     "Validate",

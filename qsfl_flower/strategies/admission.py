@@ -160,7 +160,7 @@ def match(replies: Iterable[Message], asked: Asked) -> list[tuple[Sender, Record
         node = asked.nodes.get(reply.metadata.reply_to_message_id)
         if node is not None:
             answers.setdefault(node, reply)
-    return [_outcome(asked, node, answers.get(node)) for node in asked.in_order()]
+    return [outcome_of(asked, node, answers.get(node)) for node in asked.in_order()]
 
 
 def admit(
@@ -266,9 +266,10 @@ def _form(content: RecordDict, encoding: str) -> Form:
     return Form.DELTA if encoding else form
 
 
-def _outcome(
+def outcome_of(
     asked: Asked, node: int, reply: Message | None
 ) -> tuple[Sender, RecordDict | Rejection]:
+    """Return who answered, and the content of the answer or why there is none."""
     sender = asked.sender(node)
     if reply is None and asked.cut:
         return sender, Rejection(sender, "cut-off", "enough others had answered")

@@ -119,6 +119,9 @@ def aggregate(
         if combiner is not None:
             states = {**states, combiner.name: combined.state}
         return Outcome(cohort, states, skipped=combined.skipped, measured=measured)
+    if cohort.updates:
+        staleness = sum(u.staleness for u in cohort.updates) / len(cohort.updates)
+        context = replace(context, staleness=staleness)
     step, new_states, after = chain.on_vector(_whole(combined.step, context), new_states, context)
     norm = measure(Vector.dense(step)).norm
     try:

@@ -152,7 +152,6 @@ class Authenticate(MessageStage):
         self, sender: Sender, content: RecordDict, state: State, exchange: Exchange
     ) -> tuple[Sender, RecordDict, State]:
         """Verify one reply and, if it is encrypted, open it."""
-        del exchange
         gate: _Gate = state["gate"]
         signed = (records_of(content, ConfigRecord).get(AUTH_RECORD) or ConfigRecord()).get(
             REPLY_KEY
@@ -168,7 +167,7 @@ class Authenticate(MessageStage):
             outstanding={} if told is None else {told.digest: told.instruction},
             roster=self.credentials.roster,
             now=now,
-            seen=gate.seen,
+            seen=replace(gate.seen, window=exchange.window),
         )
         # Whatever follows, this reply has been used up.
         sender = replace(sender, name=reply.signer.name)

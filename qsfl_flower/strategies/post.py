@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -52,6 +53,7 @@ class Post:
         self._stop = stop
         self._numbers: dict[str, int] = {}
         self._ids: dict[int, str] = {}
+        self._void: set[int] = set()
 
     def send(
         self, grid: Grid, messages: Sequence[tuple[int, Message]], version: int, patience: float
@@ -78,10 +80,18 @@ class Post:
         for client, _ in messages:
             self.ledger, task = self.ledger.assign(client, version, self.clock.now, patience)
             tasks.append(task)
-        return self.push(grid, [(task, m) for task, (_, m) in zip(tasks, messages, strict=True)])
+        taken = self.push(grid, [(t, m) for t, (_, m) in zip(tasks, messages, strict=True)])
+        for task, message in taken:
+            self.clock.send(task.number, task.client, content_bytes(message.content))
+        return [task for task, _ in taken]
 
-    def push(self, grid: Grid, messages: Sequence[tuple[Task, Message]]) -> list[Task]:
-        """Put messages of assigned tasks onto the grid; see `send`."""
+    def push(
+        self, grid: Grid, messages: Sequence[tuple[Task, Message]]
+    ) -> list[tuple[Task, Message]]:
+        """Put messages of assigned tasks onto the grid; return those that it has taken.
+
+        Used by `send`, and after a restart for tasks that were under way.
+        """
         stored = {i for i in grid.push_messages([m for _, m in messages]) if i}
         taken = []
         for task, message in messages:
@@ -90,8 +100,7 @@ class Post:
                 self.ledger, _ = self.ledger.release([task.client])
                 continue
             self._numbers[name], self._ids[task.number] = task.number, name
-            self.clock.send(task.number, task.client, content_bytes(message.content))
-            taken.append(task)
+            taken.append((task, message))
         return taken
 
     def receive(self, grid: Grid, until: float) -> list[Arrival]:
@@ -165,6 +174,23 @@ class Post:
         self._forget_silent()
         return [Arrival(task, self.clock.now) for task in lost]
 
+    def to_dict(self) -> dict[str, Any] | None:
+        """Return the state as JSON values, or None if tasks under way do not survive a restart."""
+        if (clock := self.clock.to_dict()) is None:
+            return None
+        latencies = [[client, list(seen)] for client, seen in self.latencies.seen.items()]
+        return {"clock": clock, "ledger": self.ledger.to_dict(), "latencies": latencies}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on from a saved state. Open tasks have to be pushed again before the next `receive`.
+
+        Answers that would not count any more come without content when their time has come.
+        """
+        self.clock.restore(values["clock"])
+        self.ledger = Ledger.from_dict(values["ledger"])
+        self.latencies = Latencies({int(c): tuple(seen) for c, seen in values["latencies"]})
+        self._void = set(self.ledger.overdue)
+
     def _forget_silent(self) -> None:
         known = self.ledger.open.keys() | self.ledger.overdue.keys()
         silent = [number for number in self._ids if number not in known]
@@ -174,7 +200,7 @@ class Post:
 
     def _fetch(self, grid: Grid, tasks: Sequence[int]) -> list[Delivery]:
         names = [self._ids[task] for task in tasks if task in self._ids]
-        found = {}
+        found = {task: Delivery(task, None) for task in tasks if task in self._void}
         for message in grid.pull_messages(names):
             number = self._numbers.get(message.metadata.reply_to_message_id)
             if number is not None and number not in found:

@@ -62,6 +62,7 @@ class RoundRecord:
     update_norm: float | None = None
     skipped: str | None = None
     alarm: str | None = None
+    reaction: str | None = None
     epsilon: float | None = None
     stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     timing: Mapping[str, float] = field(default_factory=dict)

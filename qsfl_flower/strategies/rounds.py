@@ -14,9 +14,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from qsfl_flower.errors import TooFewReplies
-from qsfl_flower.numerics import MonitorState
+from qsfl_flower.numerics import MonitorState, Reaction
 from qsfl_flower.strategies.checkpoint import Snapshot
 from qsfl_flower.strategies.exchange import collect
+from qsfl_flower.strategies.guard import Guard, remember, respond
 from qsfl_flower.strategies.policies import History
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, client_rows, first
 from qsfl_flower.wire import from_record, to_record
@@ -73,6 +74,7 @@ class _Progress:
     started: float
     done: int = 0
     failed: int = 0
+    halted: bool = False
 
 
 @dataclass
@@ -101,7 +103,8 @@ def run_rounds(
         strategy.observer.on_round(_finish(record, clock, central, None), ())
     else:
         progress = _restore(strategy, resume)
-    for server_round in range(progress.done + 1, job.num_rounds + 1):
+    last = progress.done if progress.halted else job.num_rounds
+    for server_round in range(progress.done + 1, last + 1):
         record, rows = _one_round(strategy, job, progress, server_round)
         if strategy.checkpoints is not None:
             strategy.checkpoints.save(_snapshot(strategy, progress, record))
@@ -109,6 +112,8 @@ def run_rounds(
         hopeless = progress.failed == server_round == job.num_rounds
         if hopeless or progress.failed >= strategy.max_failed_rounds:
             raise TooFewReplies(_why(record, progress.failed))
+        if progress.halted:
+            break
     return progress.result
 
 
@@ -169,7 +174,16 @@ def _one_round(
     progress.monitor, alarm = strategy.monitor.observe(progress.monitor, loss, record.update_norm)
     if alarm:
         log.warning("round %d: %s", server_round, alarm)
-    return replace(record, alarm=alarm), rows
+    progress.monitor, reaction = strategy.monitor.react(progress.monitor, alarm, loss)
+    done = None
+    if reaction is not None:
+        result.arrays, done = respond(strategy, reaction, result.arrays, server_round)
+        progress.halted = reaction is Reaction.HALT
+        log.warning("round %d: %s", server_round, done)
+    elif not alarm and Guard.name in strategy.states:
+        best = remember(strategy.states[Guard.name], result.arrays, server_round, loss)
+        strategy.states = {**strategy.states, Guard.name: best}
+    return replace(record, alarm=alarm, reaction=done), rows
 
 
 def _evaluate_centrally(job: Job, server_round: int, result: Result) -> MetricRecord | None:
@@ -202,11 +216,14 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
         "evaluate": result.evaluate_metrics_clientapp,
         "server": result.evaluate_metrics_serverapp,
     }
+    states, under_way = strategy.to_save()
     return Snapshot(
         record.round,
         from_record(result.arrays),
-        strategy.chain.saved(strategy.states),
+        states,
         {
+            "halted": progress.halted,
+            "under_way": under_way,
             "monitor": progress.monitor.to_dict(),
             "failed": progress.failed,
             "selection": strategy.sampling.history.to_dict(),
@@ -221,7 +238,7 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
 
 def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
     saved = snapshot.progress
-    strategy.states = snapshot.states
+    strategy.restore(snapshot)
     strategy.sampling.history = History.from_dict(saved["selection"])
 
     def rounds(kind: str) -> dict[int, MetricRecord]:
@@ -237,6 +254,7 @@ def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
         _now() - saved["elapsed_s"],
         snapshot.server_round,
         saved["failed"],
+        saved["halted"],
     )
 
 

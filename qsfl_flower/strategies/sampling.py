@@ -57,7 +57,7 @@ class Sampling:
             What is known about their speed.
         """
         generator = random.Random(None if self.seed is None else f"{self.seed}/{purpose}")
-        if self.selection is None:
+        if self.selection is None or not size:
             return sorted(generator.sample(list(clients), size))
         numbers = np.random.default_rng(generator.getrandbits(128))
         if isinstance(self.selection, Policy):

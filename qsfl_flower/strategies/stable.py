@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
 from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate, TooFewReplies
-from qsfl_flower.numerics import Monitor, bounded_weights, example_count
+from qsfl_flower.numerics import Monitor, Reaction, bounded_weights, example_count
 from qsfl_flower.strategies.admission import (
     Asked,
     ReplyReader,
@@ -30,6 +30,7 @@ from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.combine import mean_metrics
 from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
+from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Post
 from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.rounds import Job, Trained, run_rounds
@@ -95,7 +96,7 @@ class StableFedAvg(FedAvg):
     client_api : str
         ``"message"``, or ``"legacy"`` for unmodified ``ClientApp(client_fn=...)`` apps.
     monitor : Monitor, optional
-        Watches loss and update norm and reports divergence.
+        Watches loss and update norm, reports divergence, and reacts to it as it is told to.
     checkpoints : CheckpointStore, optional
         Written after every round.
     observer : RunObserver, optional
@@ -125,6 +126,9 @@ class StableFedAvg(FedAvg):
     -----
     Who sees what: the server sees every update in the clear. It trusts no reply, but it is trusted.
     """
+
+    asynchronous: ClassVar[bool] = False
+    """Whether clients that started from different versions of the model come together."""
 
     def __init__(
         self,
@@ -179,6 +183,14 @@ class StableFedAvg(FedAvg):
             _require(max_num_examples > 0, "max_num_examples", max_num_examples, "> 0")
         if not any(isinstance(stage, Validate) for stage in stages):
             stages = (*stages, Validate())
+        self.monitor = monitor or Monitor()
+        if self.monitor.reactions:
+            stages = (*stages, Guard())
+        if Reaction.TIGHTEN_STALENESS in self.monitor.reactions and not self.asynchronous:
+            raise ConfigError(
+                "monitor: synchronous rounds have no staleness to tighten; allowed reactions: "
+                + ", ".join(r for r in Reaction if r is not Reaction.TIGHTEN_STALENESS)
+            )
         self.chain = Chain(stages)
         if self.chain.hides and train_metrics_aggr_fn is not None:
             raise CompositionError(
@@ -202,7 +214,6 @@ class StableFedAvg(FedAvg):
         self.min_replies = min_replies
         self.max_failed_rounds = max_failed_rounds
         self.client_api = client_api
-        self.monitor = monitor or Monitor()
         self.checkpoints = checkpoints
         self.observer = observer or RunObserver()
         self.sampling = Sampling(selection, seed)
@@ -210,6 +221,7 @@ class StableFedAvg(FedAvg):
         self.deadline = deadline
         self.post = Post(clock or WallClock(), self.observer.should_stop)
         self.timeout = 3600.0
+        self.window = 1
         self.states: Mapping[str, State] = {}
         self.outcome: Outcome | None = None
         self.asked = Traffic()
@@ -355,6 +367,16 @@ class StableFedAvg(FedAvg):
         )
         return run_rounds(self, job, initial_arrays, resume)
 
+    def to_save(self) -> tuple[dict[str, State], dict[str, Any] | None]:
+        """Return what a checkpoint holds besides model and history: states, and tasks under way."""
+        return self.chain.saved(self.states), self.post.to_dict()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from what `to_save` returned."""
+        self.states = snapshot.states
+        if (under_way := snapshot.progress["under_way"]) is not None:
+            self.post.restore(under_way)
+
     def train_round(
         self, job: Job, server_round: int, arrays: ArrayRecord, lap: Callable[[str], None]
     ) -> Trained:
@@ -441,7 +463,7 @@ class StableFedAvg(FedAvg):
             content = to_legacy_instruction(kind, arrays, config)
         else:
             content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout)
+        exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout, self.window)
         self.states = self.chain.init(model.layout, self.states)
         context = RoundContext(
             server_round,

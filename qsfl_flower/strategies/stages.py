@@ -50,6 +50,7 @@ class Phase(IntEnum):
     COMBINE = 60
     PRIVATIZE = 70
     UPDATE = 80
+    GUARD = 90
 
 
 class ClientPhase(IntEnum):
@@ -79,12 +80,15 @@ class Exchange:
         Flower's id of the run.
     timeout : float
         Seconds for which replies are waited for.
+    window : int
+        How many rounds may be under way at once; replies to older ones are refused.
     """
 
     kind: str
     server_round: int
     run_id: int
     timeout: float
+    window: int = 1
 
 
 Ask = Callable[[Mapping[int, RecordDict]], dict[int, tuple[Sender, RecordDict] | Rejection]]
@@ -118,6 +122,8 @@ class RoundContext:
         name a task (`task_content`), which the clients' mod answers without the app.
     support : numpy.ndarray or None
         Where the round's updates are restricted to k public coordinates: these, ascending.
+    staleness : float
+        Mean staleness of the updates that are combined; 0 in synchronous rounds.
     """
 
     server_round: int
@@ -128,6 +134,7 @@ class RoundContext:
     weighting: Weighting = field(default_factory=Weighting)
     ask: Ask = _nobody
     support: NDArray[np.int64] | None = None
+    staleness: float = 0.0
 
 
 def task_content(task: str, **records: Record) -> RecordDict:

@@ -1,0 +1,77 @@
+"""The server's step when updates are stale."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout
+from qsfl_flower.strategies.stages import Measurements, Phase, RoundContext, State, VectorStage
+
+
+class StaleStep(VectorStage):
+    r"""A learning rate and a momentum that know how stale the updates are.
+
+    .. math::
+        m_t = \max\left(0, \beta - \frac{\bar s_t}{1 + \bar s_t}\right) m_{t-1} + \Delta_t,
+        \qquad x_{t+1} = x_t + \frac{\eta}{(1 + \bar s_t)^{r}} m_t
+
+    with the mean staleness :math:`\bar s_t` of the updates in :math:`\Delta_t`. Stale updates act
+    like a momentum of about :math:`\bar s / (1 + \bar s)` already, since they go on in the
+    direction of some steps ago; the correction takes it off the explicit one, so that the total is
+    about :math:`\beta`. Without staleness this is `FedAvgM`.
+
+    Parameters
+    ----------
+    server_learning_rate : float
+        The step :math:`\eta` > 0.
+    server_momentum : float
+        The total momentum :math:`\beta` in [0, 1).
+    scale_by_staleness : bool
+        Divide the step by one plus the mean staleness (r = 1; else 0).
+
+    References
+    ----------
+    Mitliagkas et al.: Asynchrony begets momentum, with an application to deep learning, 2016.
+    """
+
+    name = "stale-step"
+    phase = Phase.UPDATE
+
+    def __init__(
+        self,
+        server_learning_rate: float = 1.0,
+        server_momentum: float = 0.0,
+        scale_by_staleness: bool = False,
+    ) -> None:
+        if not (server_learning_rate > 0 and np.isfinite(server_learning_rate)):
+            raise ConfigError(
+                f"stale-step: server_learning_rate is {server_learning_rate!r}; it must be > 0"
+            )
+        if not 0 <= server_momentum < 1:
+            raise ConfigError(
+                f"stale-step: server_momentum is {server_momentum!r}; it must be in [0, 1)"
+            )
+        self.server_learning_rate = server_learning_rate
+        self.server_momentum = server_momentum
+        self.scale_by_staleness = scale_by_staleness
+
+    def init(self, layout: Layout) -> State:
+        """Start with no momentum."""
+        return {"momentum": np.zeros(layout.size if self.server_momentum else 0)}
+
+    def apply(
+        self, vector: NDArray[np.float64], state: State, context: RoundContext
+    ) -> tuple[NDArray[np.float64], State, Measurements]:
+        """Return the step of this round."""
+        staleness = context.staleness
+        rate = self.server_learning_rate
+        if self.scale_by_staleness:
+            rate /= 1 + staleness
+        measured = {"rate": rate}
+        if not self.server_momentum:
+            return rate * vector, state, measured
+        momentum = max(0.0, self.server_momentum - staleness / (1 + staleness))
+        moved = momentum * state["momentum"] + vector
+        return rate * moved, {"momentum": moved}, {**measured, "momentum": momentum}
