@@ -166,7 +166,7 @@ class BufferedAsync(StableFedAvg):
         lap("clients")
         model, metrics = self._combine(training, buffer.cohort(), buffer.admitted, buffer.contents)
         lap("aggregate")
-        return Trained(sent, buffer.replies, model, metrics)
+        return Trained(sent, buffer.replies, model, metrics, self.outcome)
 
     def to_save(self) -> tuple[dict[str, State], dict[str, Any] | None]:
         """Add the models of tasks under way, if these survive a restart."""

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result
 
 from qsfl_flower.errors import TooFewReplies
 from qsfl_flower.numerics import MonitorState, Reaction
+from qsfl_flower.strategies.aggregate import Outcome
 from qsfl_flower.strategies.checkpoint import Snapshot
 from qsfl_flower.strategies.exchange import collect
 from qsfl_flower.strategies.guard import Guard, remember, respond
@@ -57,12 +58,15 @@ class Trained:
         The next model; None: it stays as it is.
     metrics : MetricRecord or None
         The clients' mean metrics.
+    outcome : Outcome or None
+        The details; None if nobody trains.
     """
 
     messages: Sequence[Message]
     replies: Sequence[Message]
-    arrays: ArrayRecord | None
-    metrics: MetricRecord | None
+    arrays: ArrayRecord | None = None
+    metrics: MetricRecord | None = None
+    outcome: Outcome | None = None
 
 
 @dataclass
@@ -157,7 +161,7 @@ def _one_round(
         replies=sum(m.has_content() for m in replies),
     )
     rows: tuple[ClientRow, ...] = ()
-    if messages and (outcome := strategy.outcome) is not None:
+    if (outcome := trained.outcome) is not None:
         rows = client_rows(server_round, outcome.cohort)
         record = replace(
             record,

@@ -395,6 +395,8 @@ class StableFedAvg(FedAvg):
         """
         messages = list(self.configure_train(server_round, arrays, job.train_config, job.grid))
         lap("configure")
+        if not messages:
+            return Trained((), ())
         ranks = self.sampling.ranks
         arrivals = self.post.exchange(
             job.grid,
@@ -408,9 +410,9 @@ class StableFedAvg(FedAvg):
         replies = [a.message for a in arrivals if a.message is not None]
         self._spans = {a.task.client: (a.task.sent_at, a.at) for a in arrivals}
         self._cut = sum(reply.has_content() for reply in replies) >= self._enough
-        model, metrics = self.aggregate_train(server_round, replies) if messages else (None, None)
+        model, metrics = self.aggregate_train(server_round, replies)
         lap("aggregate")
-        return Trained(messages, replies, model, metrics)
+        return Trained(messages, replies, model, metrics, self.outcome)
 
     def _sample(
         self, kind: str, server_round: int, grid: Grid, fraction: float, minimum: int

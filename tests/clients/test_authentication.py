@@ -9,6 +9,8 @@ from flwr.client import NumPyClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qsfl_flower.asynchrony import Device as SimulatedDevice
+from qsfl_flower.asynchrony import VirtualClock
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
@@ -18,7 +20,13 @@ from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.identity import create_identity
 from qsfl_flower.crypto.roster import DAY, Entry, Roster
 from qsfl_flower.crypto.suite import Suite
-from qsfl_flower.strategies import Authenticate, Clip, RunObserver, StableFedAvg
+from qsfl_flower.strategies import (
+    Authenticate,
+    BufferedAsync,
+    Clip,
+    RunObserver,
+    StableFedAvg,
+)
 from qsfl_flower.wire import from_record, to_record
 from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.keys import INSTRUCTION_KEY, REPLY_KEY
@@ -97,7 +105,9 @@ def federation(fake_grid, keys, roster):
         gate = Authenticate(
             Credentials(keys.server, arguments.pop("server_roster", roster)), encrypt, clock
         )
-        strategy = StableFedAvg(stages=[gate, Clip(100.0)], observer=recorder, **arguments)
+        kind = arguments.pop("kind", StableFedAvg)
+        arguments["clock"] = arguments.pop("simulated", None)
+        strategy = kind(stages=[gate, Clip(100.0)], observer=recorder, **arguments)
         result = strategy.start(grid, to_record(MODEL), num_rounds=rounds, timeout=2)
         return SimpleNamespace(
             result=result, rounds=recorder.rounds, rows=recorder.rows, grid=grid, devices=devices,
@@ -451,3 +461,29 @@ def test_the_mod_travels_to_other_processes():
     import cloudpickle
 
     cloudpickle.dumps(auth_mod(lambda context: None))
+
+
+def overlapping(federation, **arguments):
+    """Three devices of different speed, a new model after every arrival."""
+    clock = VirtualClock([SimulatedDevice(1.0), SimulatedDevice(2.3), SimulatedDevice(3.9)])
+    options = {"kind": BufferedAsync, "buffer_size": 1, "deadline": 60.0, "rounds": 12}
+    arguments["fraction_evaluate"] = 0.0
+    return federation(**{**options, **arguments}, simulated=clock)
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_replies_to_older_instructions_are_let_in_while_newer_ones_are_out(federation, encrypt):
+    run = overlapping(federation, encrypt=encrypt)
+    assert [r.rejected for r in run.rounds] == [{}] * 13
+    rows = [row for rows in run.rows for row in rows]
+    assert {row.client for row in rows} == {"0", "1", "2"}
+    assert max(row.staleness for row in rows) >= 3
+    assert len(run.strategy.states["authenticate"]["gate"].sessions) == 3
+
+
+def test_an_old_reply_is_not_let_in_again_while_exchanges_overlap(federation):
+    """A device sends its first reply in answer to every later instruction."""
+    run = overlapping(federation, attacks={"1": lambda device, content: device.replies[0]})
+    statuses = [row.status for rows in run.rows for row in rows if row.node == "101"]
+    assert statuses[0] == "accepted"
+    assert set(statuses[1:]) == {"stale-round"}
