@@ -222,13 +222,11 @@ class BufferedAsync(StableFedAvg):
         chosen = self.sampling.draw(
             f"train/{number}", free, min(slots, len(free)), self.post.latencies
         )
+        server_round = training.context.server_round
+        self.sampling.history = self.sampling.history.ask(server_round, chosen)
         messages = self._address(training, [self.sampling.nodes[rank] for rank in chosen])
-        self.post.send(
-            grid,
-            list(zip(chosen, messages, strict=True)),
-            training.context.server_round - 1,
-            self.deadline or self.timeout,
-        )
+        letters = list(zip(chosen, messages, strict=True))
+        self.post.send(grid, letters, server_round - 1, self.deadline or self.timeout)
         return messages
 
     def _idle(self, buffer: _Buffer) -> list[int]:

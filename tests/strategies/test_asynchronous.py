@@ -381,7 +381,7 @@ class Hidden(CombineStage):
 )
 def test_impossible_arguments_are_named(error, named, bad):
     with pytest.raises(error, match=named):
-        BufferedAsync(**bad)
+        BufferedAsync(fraction_evaluate=0.0, **bad)
     with pytest.raises(ConfigError, match="mixing"):
         FedAsync(mixing=0.0)
 
