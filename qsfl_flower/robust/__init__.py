@@ -3,6 +3,7 @@
 Every rule is a parameter object whose `aggregate` is a pure function; nothing here knows Flower.
 """
 
+from qsfl_flower.robust.bounded_krum import FastKrum, fast_krum
 from qsfl_flower.robust.centres import CenteredClipping, GeometricMedian
 from qsfl_flower.robust.coordinates import MeaMed, Median, TrimmedMean
 from qsfl_flower.robust.distances import dots, gram, squared_distances
@@ -33,6 +34,7 @@ __all__ = [
     "Bulyan",
     "CenteredClipping",
     "FLTrust",
+    "FastKrum",
     "GeometricMedian",
     "Geometry",
     "Krum",
@@ -50,6 +52,7 @@ __all__ = [
     "aggregate",
     "bulyan_select",
     "dots",
+    "fast_krum",
     "gram",
     "krum_scores",
     "multi_krum_select",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qsfl_flower.robust.bounded_krum import FastKrum
 from qsfl_flower.robust.centres import CenteredClipping, GeometricMedian
 from qsfl_flower.robust.coordinates import MeaMed, Median, TrimmedMean
 from qsfl_flower.robust.preparations import Bucketing, NearestNeighbourMixing
@@ -22,6 +23,7 @@ RULES: dict[str, type[Rule]] = {
     for rule in (
         Mean,
         Krum,
+        FastKrum,
         MultiKrum,
         Median,
         TrimmedMean,

@@ -99,7 +99,10 @@ class Updates:
             np.matmul(self.mix, inner, out=out)
             return
         for vector, row in zip(self.vectors, out, strict=True):
-            vector.read(lo, hi, row)
+            if len(vector.pieces) == 1:  # what `read` does, but with thousands of rows it shows
+                row[...] = vector.pieces[0][lo:hi]
+            else:
+                vector.read(lo, hi, row)
         if self.bases is not None:
             spare = values = np.empty(hi - lo)
             known = None
