@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,9 +31,17 @@ from qsfl_flower.simulations.config import (
     FedProxSpec,
     IidSpec,
 )
+from qsfl_flower.simulations.phones import PhoneClient, phones_of
 from qsfl_flower.simulations.stages import stages_of
-from qsfl_flower.strategies import CheckpointStore, RunObserver, StableFedAvg
+from qsfl_flower.strategies import POLICIES, CheckpointStore, RunObserver, StableFedAvg
 from qsfl_flower.wire import from_record
+
+
+class _Common(TypedDict):
+    seed: int
+    client_id: int
+    declare_labels: bool
+
 
 Owners = NDArray[np.int32]
 """Which client owns each training example: shape (examples,), -1 for nobody."""
@@ -106,8 +114,10 @@ def model_of(experiment: Experiment) -> torch.nn.Module:
     return build_model(experiment.model.name, data.input_shape, data.num_classes, experiment.seed)
 
 
-def client_of(experiment: Experiment, owners: Owners, client: int) -> TrainingClient:
-    """Build one client with its own data."""
+def client_of(
+    experiment: Experiment, owners: Owners, client: int, run_id: int = 0
+) -> TrainingClient:
+    """Build one client with its own data; `run_id` tells the devices of one run from another's."""
     torch.set_num_threads(experiment.simulation.threads_per_client)
     spec = experiment.clients
     config = TrainConfig(
@@ -120,11 +130,33 @@ def client_of(experiment: Experiment, owners: Owners, client: int) -> TrainingCl
         weight_decay=spec.weight_decay,
         grad_clip_norm=spec.grad_clip_norm,
         augment=spec.augment,
+        warmup_rounds=spec.warmup_rounds,
+        cosine_rounds=spec.cosine_rounds,
+        mixed_precision=spec.mixed_precision,
     )
     view = dataset_of(experiment).client_view(*rows_of(experiment, owners, client))
-    return TrainingClient(
-        model_of(experiment), view, config, seed=experiment.seed, client_id=client
+    model, common = (
+        model_of(experiment),
+        _Common(seed=experiment.seed, client_id=client, declare_labels=spec.declare_labels),
     )
+    if not experiment.devices.simulate:
+        return TrainingClient(model, view, config, **common)
+    phones = phones_of(experiment.devices, spec.count, experiment.seed)
+    folder = phone_folder(experiment, run_id) / f"client-{client}"
+    return PhoneClient(
+        model,
+        view,
+        config,
+        spec=experiment.devices,
+        phone=phones[client],
+        folder=folder,
+        **common,
+    )
+
+
+def phone_folder(experiment: Experiment, run_id: int) -> Path:
+    """Return where the simulated devices of a run keep their checkpoints."""
+    return Path(experiment.output.folder).expanduser() / ".devices" / str(run_id)
 
 
 def evaluator_of(experiment: Experiment) -> Callable[[int, ArrayRecord], MetricRecord]:
@@ -161,6 +193,7 @@ def strategy_of(
         max_failed_rounds=spec.max_failed_rounds,
         checkpoints=checkpoints,
         observer=observer,
+        selection=POLICIES[clients.selection](),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from qsfl_flower.simulations.build import (
     fingerprint,
     model_of,
     owners_of,
+    phone_folder,
     strategy_of,
 )
 from qsfl_flower.simulations.config import Experiment
@@ -162,12 +164,15 @@ def serve(job: Job, grid: Grid) -> None:
     strategy = strategy_of(experiment, job.checkpoints, job)
     if experiment.simulation.supernodes is not None:
         grid = FleetGrid(grid, experiment.clients.count, experiment.simulation.supernodes)
-    result = strategy.start(
-        grid,
-        to_record(job.initial),
-        num_rounds=experiment.rounds,
-        timeout=experiment.simulation.round_timeout,
-        evaluate_fn=evaluator_of(experiment),
-        resume=job.resume,
-    )
+    try:
+        result = strategy.start(
+            grid,
+            to_record(job.initial),
+            num_rounds=experiment.rounds,
+            timeout=experiment.simulation.round_timeout,
+            evaluate_fn=evaluator_of(experiment),
+            resume=job.resume,
+        )
+    finally:
+        shutil.rmtree(phone_folder(experiment, grid.run.run_id), ignore_errors=True)
     job.final = result.arrays

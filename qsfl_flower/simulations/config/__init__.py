@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.experiment import Experiment
 from qsfl_flower.simulations.config.files import shipped_configs
 from qsfl_flower.simulations.config.loader import (
@@ -38,6 +39,7 @@ __all__ = [
     "ClientsSpec",
     "ClipSpec",
     "DataSpec",
+    "DevicesSpec",
     "DirichletSpec",
     "Experiment",
     "FaultSpec",

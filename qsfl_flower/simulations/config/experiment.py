@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
     DataSpec,
@@ -55,6 +56,7 @@ class Experiment(Section):
         default=FedAvgSpec(name="fedavg"),
         description="How the server combines what the clients send.",
     )
+    devices: DevicesSpec = DevicesSpec()
     simulation: SimulationSpec = SimulationSpec()
     output: OutputSpec = OutputSpec()
     faults: tuple[FaultSpec, ...] = Field(

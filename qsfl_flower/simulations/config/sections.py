@@ -164,6 +164,29 @@ class ClientsSpec(Section):
         le=1,
         description="The learning rate is multiplied by this after every round.",
     )
+    warmup_rounds: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="First rounds in which the learning rate grows to its value.",
+    )
+    cosine_rounds: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Rounds over which the learning rate falls to 0 like half a cosine; "
+        "null: it does not.",
+    )
+    mixed_precision: bool = Field(
+        default=False, description="Compute in bfloat16 where that is safe."
+    )
+    selection: Literal["random", "fair", "fast", "diverse", "power-of-choice", "available"] = Field(
+        default="random", description="Policy by which the server chooses whom to ask."
+    )
+    declare_labels: bool = Field(
+        default=False,
+        description="Clients tell the server their share of each label, which 'diverse' needs.",
+    )
     augment: bool = Field(
         default=False,
         description="Vary the training pictures at random in ways that keep their label.",

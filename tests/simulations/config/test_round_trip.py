@@ -85,6 +85,9 @@ training = {
     "grad_clip_norm": st.none() | positive(),
     "lr_decay": positive(1.0),
     "augment": st.booleans(),
+    "warmup_rounds": st.integers(0, 100),
+    "cosine_rounds": st.none() | st.integers(1, 100),
+    "mixed_precision": st.booleans(),
 }
 clients = st.one_of(
     options(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from qsfl_flower.simulations.report.section import SectionFunction
 from qsfl_flower.simulations.report.sections.clients import clients
 from qsfl_flower.simulations.report.sections.curves import curves
+from qsfl_flower.simulations.report.sections.devices import devices
 from qsfl_flower.simulations.report.sections.events import events
 from qsfl_flower.simulations.report.sections.headline import headline
 from qsfl_flower.simulations.report.sections.partition import partition
@@ -21,6 +22,7 @@ SECTIONS: tuple[SectionFunction, ...] = (
     curves,
     partition,
     clients,
+    devices,
     stages,
     events,
     configuration,
