@@ -216,21 +216,43 @@ def unmask(
                 faults[holder] = RejectedUpdate("wrong-share", detail)
     add: list[Secret] = []
     subtract: list[Secret] = []
-    agreed_view = terms.agreed(deals)
     for owner, shares in held.items():
-        dealt = deals[owner].promise
         if owner in lockers:
-            subtract.append(_joined(terms, owner, shares, dealt.self_seed))
-            continue
-        pair_key = _joined(terms, owner, shares, dealt.pair_key)
-        for place in _active(terms, lockers, owner):
-            edge = edge_key(pair_key, place)
-            if owner < place:  # the survivor has subtracted this mask
-                add.append(pair_seed(edge, agreed_view))
-            else:
-                subtract.append(_unlocked(terms, edge, agreed_view, lockers[place][owner], place))
+            subtract.append(_joined(terms, owner, shares, deals[owner].promise.self_seed))
+        else:
+            below, above = lost_masks(terms, deals, lockers, owner, shares)
+            add += below
+            subtract += above
     apply_masks(total, add, subtract)
     return faults
+
+
+def lost_masks(
+    terms: Terms,
+    deals: Mapping[int, Deal],
+    lockers: Mapping[int, Mapping[int, bytes]],
+    owner: int,
+    shares: Mapping[int, bytes],
+) -> tuple[list[Secret], list[Secret]]:
+    """Return the seeds to add and to subtract for a client that dealt and sent no vector.
+
+    Parameters
+    ----------
+    shares : mapping of int to bytes
+        Shares of its pair key by point; the others as in `unmask`.
+    """
+    pair_key, agreed = (
+        _joined(terms, owner, shares, deals[owner].promise.pair_key),
+        terms.agreed(deals),
+    )
+    add, subtract = [], []
+    for place in _active(terms, lockers, owner):
+        edge = edge_key(pair_key, place)
+        if owner < place:  # the survivor has subtracted this mask
+            add.append(pair_seed(edge, agreed))
+        else:
+            subtract.append(_unlocked(terms, edge, agreed, lockers[place][owner], place))
+    return add, subtract
 
 
 def _opened(terms: Terms, releases: Mapping[int, Release], owner: int) -> dict[int, bytes]:
