@@ -84,7 +84,8 @@ class MaskedSum(CombineStage):
     Who sees what: the server learns the sum over the survivors, and who dropped out when. So does
     whoever is given the model. A client learns nothing about the others but their names. With
     `colluding` of the clients on its side, the server still learns no more than the sum over all
-    others. A client cannot be stopped from adding garbage of its own.
+    others. A client cannot be stopped from adding garbage of its own; one that makes a sum fail
+    and can be named takes no part in later rounds.
 
     References
     ----------
@@ -93,7 +94,6 @@ class MaskedSum(CombineStage):
 
     name = MASKED_SUM
     hides = True
-    volatile = True
     needs_norms = False
 
     def __init__(
@@ -130,27 +130,28 @@ class MaskedSum(CombineStage):
                 raise CompositionError(
                     f"stages: {other.name} cannot be combined with {self.name}: pairwise masks "
                     "cancel only in the sum over everybody, so nobody can be selected or left out; "
-                    "use secure Multi-Krum with a committee, or clip to a norm"
+                    "use SecureKrum, which has a committee, or leave it at clipping to a norm"
                 )
 
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""
         del layout
-        return {"names": {}, "terms": None}
+        return {"names": {}, "terms": "", "excluded": {}}
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Fix the terms of the sum before training, if everybody's name is known already."""
-        names = [state["names"].get(sender.node_id) for sender in context.senders]
-        known = None not in names and len(set(names)) == len(names) > 1
-        return {**state, "terms": self._terms(names, context) if known else None}
+        names = [state["names"].get(str(sender.node_id)) for sender in context.senders]
+        names = [name for name in names if name not in state["excluded"]]
+        terms = ""
+        if None not in names and len(set(names)) == len(names) > 1:
+            terms = base64.b64encode(self._terms(names, context).encode()).decode()
+        return {**state, "terms": terms if len(terms) <= _MAX_TERMS else ""}
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask for encoded updates, and for shares if the terms are known."""
-        terms: Terms | None = state["terms"]
-        encoded = "" if terms is None else base64.b64encode(terms.encode()).decode()
         parameters = {
             "round": context.server_round,
-            "terms": encoded if len(encoded) <= _MAX_TERMS else "",
+            "terms": state["terms"],
             "clients": len(context.senders),
             "bound": self.bound,
             "max_examples": self.tally.max_examples,
@@ -178,15 +179,23 @@ class MaskedSum(CombineStage):
 
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
         """Have the clients deal shares, mask, and release; read the sum."""
-        updates = {u.sender.name: u for u in cohort.updates}  # authentication lets each in once
-        names = {u.sender.node_id: name for name, u in updates.items()}
-        next_state = {"names": {**state["names"], **names}, "terms": None}
+        excluded = dict(state["excluded"])
+        # Authentication lets each name in once.
+        names = {str(u.sender.node_id): u.sender.name for u in cohort.updates}
+        updates = {u.sender.name: u for u in cohort.updates if u.sender.name not in excluded}
         run = _Run(self, context, {n: u.sender for n, u in updates.items()}, int(self._clock()))
+        step, metrics, skipped = None, None, None
         try:
             step, metrics = self._sum(run, state["terms"], updates, context)
-            skipped = None
         except (server.SumAbandoned, RejectedUpdate) as error:
-            step, metrics, skipped = None, None, str(error)
+            skipped = str(error)
+            if isinstance(error, server.SumAbandoned) and error.culprit is not None:
+                excluded[error.culprit] = error.reason
+        barred = [
+            Rejection(u.sender, "excluded", f"for {excluded[u.sender.name]} in an earlier round")
+            for u in cohort.updates
+            if u.sender.name not in updates
+        ]
         kept = tuple(
             replace(u, status=run.faults.get(name, u.status))
             for name, u in updates.items()
@@ -196,17 +205,19 @@ class MaskedSum(CombineStage):
         if run.terms is not None:
             measured["degree"] = float(run.terms.degree)
             measured["threshold"] = float(run.terms.threshold)
-        cohort = Cohort(kept, (*cohort.rejections, *run.lost.values()))
-        return Combined(cohort, step, next_state, measured, skipped, metrics)
+        cohort = Cohort(kept, (*cohort.rejections, *barred, *run.lost.values()))
+        state = {"names": {**state["names"], **names}, "terms": "", "excluded": excluded}
+        return Combined(cohort, step, state, measured, skipped, metrics)
 
     def _sum(
         self,
         run: _Run,
-        terms: Terms | None,
+        terms: str,
         updates: Mapping[str, Update],
         context: RoundContext,
     ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], Mapping[str, float]]:
-        if terms is None or not run.dealt_enough(terms, updates):
+        dealt = Terms.decode(base64.b64decode(terms)) if terms else None
+        if dealt is None or not run.dealt_enough(dealt, updates):
             run.ask_to_deal(self._terms([n for n in updates if n not in run.lost], context))
         size = context.layout.size if context.support is None else context.support.size
         total = run.ask_to_mask(size + LIMBS * self.tally.size)

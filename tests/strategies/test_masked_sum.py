@@ -438,10 +438,10 @@ def shorten(content):
     content["masked"] = to_record({"masked": np.zeros(3, np.uint32)})
 
 
-def cut(name):
+def lengthen(name):
     def change(content):
         record = content.config_records[MASKED_SUM]
-        record[name] = record[name][:-1]
+        record[name] += b"x"
 
     return change
 
@@ -452,7 +452,7 @@ def drop(content):
 
 @pytest.mark.parametrize(
     ("task", "change"),
-    [("deal", cut("deal")), ("deal", drop), ("mask", shorten), ("mask", cut("lockers"))],
+    [("deal", lengthen("deal")), ("deal", drop), ("mask", shorten), ("mask", lengthen("lockers"))],
 )
 def test_a_malformed_answer_is_named_and_does_no_harm(federation, monkeypatch, task, change):
     bad_task(monkeypatch, task, change)
@@ -474,6 +474,37 @@ def test_a_wrong_release_is_named_and_the_sum_is_whole(federation, monkeypatch):
     np.testing.assert_array_equal(
         from_record(run.result.arrays)["b"], np.full(2, expected(range(6))[1])
     )
+
+
+def test_a_dealer_whose_shares_open_nothing_is_named_and_excluded(federation, monkeypatch):
+    """The first sum fails; from then on everybody else goes on without it."""
+    honest, split = steps.TASKS[f"{MASKED_SUM}.deal"], protocol.split_seed
+
+    def unequal(seed, threshold, points, randomness=None):
+        several = [split(seed, threshold, points) for _ in range(2)]
+        return {point: several[point % 2][point] for point in points}
+
+    def deal(context):
+        if context.context.node_config["partition-id"] != 3:
+            return honest(context)
+        with monkeypatch.context() as patch:
+            patch.setattr(protocol, "split_seed", unequal)
+            return honest(context)
+
+    monkeypatch.setitem(steps.TASKS, f"{MASKED_SUM}.deal", deal)
+    run = federation(rounds=3)
+    assert run.rounds[0].skipped.startswith("inconsistent-shares: 3 dealt shares")
+    assert [r.skipped for r in run.rounds[1:]] == [None, None]
+    assert [r.accepted for r in run.rounds[1:]] == [5, 5]
+    assert run.strategy.states[MASKED_SUM]["excluded"] == {"3": "inconsistent-shares"}
+    step = expected([0, 1, 2, 4, 5])[1]
+    np.testing.assert_allclose(from_record(run.result.arrays)["b"], 2 * step, rtol=1e-15)
+
+
+def test_the_state_survives_a_checkpoint(federation):
+    state = federation(rounds=1).strategy.states[MASKED_SUM]
+    assert json.loads(json.dumps(state)) == state
+    assert state["names"] == {str(100 + n): str(n) for n in range(6)}
 
 
 def test_a_client_out_of_range_stays_out_and_is_named(federation, monkeypatch):

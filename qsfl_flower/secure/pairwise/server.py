@@ -44,12 +44,15 @@ class SumAbandoned(QSFLError):
         Short machine-readable name.
     detail : str
         One sentence for a person.
+    culprit : str, optional
+        Whose fault it is, if that is certain.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, culprit: str | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.culprit = culprit
 
 
 @dataclass(frozen=True, repr=False)
@@ -298,7 +301,8 @@ def _joined(terms: Terms, owner: int, shares: Mapping[int, bytes], commitment: b
     except RejectedUpdate:
         seed = None
     if seed is None or commit_seed(seed) != commitment:
-        raise SumAbandoned("inconsistent-shares", f"{name} dealt shares that do not open its seed")
+        detail = f"{name} dealt shares that do not open its seed"
+        raise SumAbandoned("inconsistent-shares", detail, name)
     return seed
 
 
@@ -306,9 +310,9 @@ def _unlocked(terms: Terms, edge: Secret, agreed: bytes, locker: bytes, place: i
     try:
         return open_locker(edge, agreed, locker)
     except RejectedUpdate:
-        raise SumAbandoned(
-            "wrong-locker", f"{terms.seats[place]} sent a pair seed that cannot be opened"
-        ) from None
+        name = terms.seats[place]
+        detail = f"{name} sent a pair seed that cannot be opened"
+        raise SumAbandoned("wrong-locker", detail, name) from None
 
 
 def _active(terms: Terms, places: Iterable[int], place: int) -> list[int]:
