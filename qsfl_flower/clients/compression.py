@@ -16,10 +16,21 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from qsfl_flower.clients.steps import STEPS, ClientUpdate, StepContext, client_name
-from qsfl_flower.compression import Memory, Scheme, derive_seed
+from qsfl_flower.compression import Mask, Memory, Scheme, derive_seed, encode_record
+from qsfl_flower.compression.mask import unpack_leading
 from qsfl_flower.compression.select import Indices
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.wire import CHOOSE_STEP, COMPRESS_STEP, from_record, to_blobs, to_record
+from qsfl_flower.wire import (
+    CHOOSE_STEP,
+    COMPRESS_STEP,
+    LEADING_KEY,
+    MASK_ENCODE_STEP,
+    MASK_STEP,
+    QSFL_RECORD,
+    from_record,
+    to_blobs,
+    to_record,
+)
 
 MEMORY_RECORD = "qsfl-compression"
 """ArrayRecord in the client state."""
@@ -30,6 +41,13 @@ class _Chosen:
     scheme: Scheme
     seed: int
     indices: Indices
+    memory: Memory | None
+
+
+@dataclass(frozen=True, repr=False)
+class _Masked:
+    mask: Mask
+    seed: int
     memory: Memory | None
 
 
@@ -66,6 +84,44 @@ def compress_step(
     return replace(update, payload=to_blobs({"record": record}), encoding=COMPRESS_STEP)
 
 
+def mask_step(
+    update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
+) -> ClientUpdate:
+    """Restrict the update to the public coordinates of the round."""
+    mask, seed = Mask(**parameters["mask"]), int(parameters["seed"])
+    values, memory = update.vector, None
+    leading = np.empty(0, np.int64)
+    told = context.content.config_records[QSFL_RECORD].get(LEADING_KEY)
+    if isinstance(told, bytes):
+        leading = unpack_leading(told, values.size)
+    support = mask.support(leading, values.size, seed)
+    if mask.feedback:
+        memory = recall(context.context.state, values.size, 0.0).correct(values)
+        values = memory.residual
+    kept = values[support]
+    if memory is not None:
+        memory = memory.after(support, kept, kept)
+    rounding = derive_seed(seed, client_name(context.context))
+    note = _Masked(mask, rounding, memory)
+    return replace(update, vector=kept * mask.scale(values.size), note=note)
+
+
+def mask_encode_step(
+    update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
+) -> ClientUpdate:
+    """Write the values as they are now; what was not asked for stays for later rounds."""
+    del parameters
+    masked = update.note
+    if not isinstance(masked, _Masked):
+        raise QSFLError(f"shared_mask: the plan has no step {MASK_STEP!r} before")
+    if masked.memory is not None:
+        remember(context.context.state, masked.memory)
+    rng = np.random.Generator(np.random.Philox(key=masked.seed))
+    vector = update.vector
+    record, *_ = encode_record(vector, vector.size, None, values_format=masked.mask.values, rng=rng)
+    return replace(update, payload=to_blobs({"record": record}), encoding=MASK_STEP)
+
+
 def recall(state: RecordDict, size: int, momentum: float) -> Memory:
     """Return the client's memory, an empty one before its first round."""
     record = state.get(MEMORY_RECORD)
@@ -82,4 +138,9 @@ def remember(state: RecordDict, memory: Memory) -> None:
     state[MEMORY_RECORD] = to_record(arrays)
 
 
-STEPS |= {CHOOSE_STEP: choose_step, COMPRESS_STEP: compress_step}
+STEPS |= {
+    CHOOSE_STEP: choose_step,
+    COMPRESS_STEP: compress_step,
+    MASK_STEP: mask_step,
+    MASK_ENCODE_STEP: mask_encode_step,
+}

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import qsfl_flower.clients.committee  # registers its step and tasks
 import qsfl_flower.clients.compression  # registers its steps
 import qsfl_flower.clients.masked_sum  # noqa: F401  # registers its step and tasks
+from qsfl_flower.clients.broadcast import receive
 from qsfl_flower.clients.steps import (
     STEPS,
     TASKS,
@@ -61,8 +62,19 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
     partition they come from. A plan or task that this release cannot carry out is an error before
     training: the client does not send less protection than it was asked for.
     """
-    if message.metadata.message_type != "train":
+    kind, received = message.metadata.message_type, message.content
+    if kind not in ("train", "evaluate"):
         return call_next(message, context)
+    message.content = receive(received, context.state)
+    try:
+        if kind == "train":
+            return _train(message, context, call_next)
+        return call_next(message, context)
+    finally:
+        message.content = received
+
+
+def _train(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     content = message.content
     asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if TASK_KEY in asked:

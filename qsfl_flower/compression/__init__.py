@@ -4,6 +4,7 @@ Plain arrays and bytes in and out; nothing here knows Flower, torch, or the netw
 """
 
 from qsfl_flower.compression.feedback import Memory
+from qsfl_flower.compression.mask import Mask
 from qsfl_flower.compression.record import decode_record, encode_record
 from qsfl_flower.compression.scheme import Scheme, derive_seed
 from qsfl_flower.compression.select import above, keep_count, random_k, top_k
@@ -11,6 +12,7 @@ from qsfl_flower.compression.values import FORMATS, decode_values, encode_values
 
 __all__ = [
     "FORMATS",
+    "Mask",
     "Memory",
     "Scheme",
     "above",

@@ -21,11 +21,13 @@ Y. Lin et al., "Deep gradient compression", ICLR 2018 (momentum correction and f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qsfl_flower.compression.select import Indices
-from qsfl_flower.compression.values import Floats, Singles
+from qsfl_flower.compression.values import Floats
 from qsfl_flower.errors import ConfigError
 
 
@@ -65,7 +67,7 @@ class Memory:
         velocity = momentum * before + delta
         return Memory(self.residual + velocity, velocity)
 
-    def after(self, indices: Indices | slice, taken: Floats, sent: Singles) -> Memory:
+    def after(self, indices: Indices, taken: Floats, sent: NDArray[Any]) -> Memory:
         """Return the memory when coordinates of the input were taken and read as `sent`.
 
         What clipping took off between choosing and encoding is neither sent nor kept: a client's

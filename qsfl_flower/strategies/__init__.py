@@ -4,9 +4,10 @@ from qsfl_flower.strategies.aggregate import Outcome
 from qsfl_flower.strategies.asynchronous import BufferedAsync, FedAsync, FedBuff
 from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.broadcast import Broadcast
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
-from qsfl_flower.strategies.compression import Compress, CompressedFedAvg
+from qsfl_flower.strategies.compression import Compress, CompressedFedAvg, SharedMask
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.policies import POLICIES, Policy
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
@@ -48,6 +49,7 @@ __all__ = [
     "POLICIES",
     "Authenticate",
     "AuthenticatedFedAvg",
+    "Broadcast",
     "BufferedAsync",
     "Bulyan",
     "CenteredClipping",
@@ -91,6 +93,7 @@ __all__ = [
     "SecureMultiKrum",
     "SecureSum",
     "Sender",
+    "SharedMask",
     "Snapshot",
     "StableFedAvg",
     "Stage",

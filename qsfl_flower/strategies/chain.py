@@ -100,6 +100,18 @@ class Chain:
         """Return the states that belong into a checkpoint."""
         return {s.name: states[s.name] for s in self.stages if not s.volatile and s.name in states}
 
+    def address(
+        self,
+        contents: Mapping[int, RecordDict],
+        states: Mapping[str, State],
+        exchange: Exchange,
+    ) -> tuple[dict[int, RecordDict], dict[str, State]]:
+        """Return what each node is told to train on or to evaluate."""
+        states, contents = dict(states), dict(contents)
+        for stage in self.stages:
+            contents, states[stage.name] = stage.address(contents, states[stage.name], exchange)
+        return contents, states
+
     def instruct(
         self,
         contents: Mapping[int, RecordDict],
@@ -140,6 +152,9 @@ class Chain:
                     size = content_bytes(content)
                     content = Rejection(sender, error.reason, error.detail, size)
                 entries[index] = sender, content
+        answered = {sender.node_id: isinstance(c, RecordDict) for sender, c in entries}
+        for stage in self.stages:
+            states[stage.name] = stage.heard(answered, states[stage.name])
         return entries, states, {gate.name: gate.measure(states[gate.name]) for gate in gates}
 
     def on_cohort(

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
 
-from qsfl_flower.compression import Scheme, decode_record, derive_seed
-from qsfl_flower.errors import CompositionError
-from qsfl_flower.numerics import Vector
+from qsfl_flower.compression import Mask, Scheme, decode_record, derive_seed
+from qsfl_flower.compression.mask import pack_leading
+from qsfl_flower.errors import CompositionError, QSFLError
+from qsfl_flower.numerics import SparseVector, Vector
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
     ClientPhase,
+    Clip,
     CombineStage,
     DecodeStage,
+    Exchange,
     RoundContext,
     Stage,
     State,
     Steps,
 )
-from qsfl_flower.wire import CHOOSE_STEP, COMPRESS_STEP, PlanItem, from_blob
+from qsfl_flower.wire import (
+    CHOOSE_STEP,
+    COMPRESS_STEP,
+    LEADING_KEY,
+    MASK_ENCODE_STEP,
+    MASK_STEP,
+    PlanItem,
+    change_records,
+    from_blob,
+    with_keys,
+)
 
 
 class Compress(DecodeStage):
@@ -52,7 +67,7 @@ class Compress(DecodeStage):
                 raise CompositionError(
                     f"stages: compress and {stage.name}: every client chooses coordinates of its "
                     "own, which cannot be added up unseen and would tell about its data; use "
-                    "shared-mask, whose coordinates are public and the same for all"
+                    "shared_mask, whose coordinates are public and the same for all"
                 )
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
@@ -77,6 +92,88 @@ class Compress(DecodeStage):
             self.scheme.count(size, context.server_round),
             self.scheme.values,
         )
+
+
+class SharedMask(DecodeStage):
+    """All clients of a round send the same public coordinates, and only these.
+
+    Works with everything that adds up or compares updates: hidden sums, robust rules, clipping,
+    noise. Where nothing hides the updates, each is one record of k values without indices.
+
+    Parameters
+    ----------
+    mask : Mask
+        How the coordinates are found.
+    seed : int
+        Of the random coordinates and of stochastic rounding.
+
+    Notes
+    -----
+    Who sees what: the coordinates are public. The server sees the values of every client on them,
+    unless another stage hides these.
+    """
+
+    name = "shared_mask"
+    encoding = MASK_STEP
+
+    def __init__(self, mask: Mask | None = None, *, seed: int = 0) -> None:
+        self.mask = Mask() if mask is None else mask
+        self.seed = seed
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse bounds on single layers, of which a client holds k coordinates only."""
+        for stage in stages:
+            if isinstance(stage, Clip) and stage.parameters.per_layer:
+                raise CompositionError(
+                    "stages: shared_mask and clip with per_layer: clients clip k coordinates that "
+                    "belong to no layer; set per_layer: false"
+                )
+
+    def prepare(self, state: State, context: RoundContext) -> State:
+        """Find the largest coordinates of the step that the global model has just made."""
+        if self.mask.select == "randomk":
+            return state
+        model = np.empty(context.layout.size)
+        context.model.read(0, model.size, model)
+        last = model - state["model"] if "model" in state else None
+        return {"model": model, "leading": self.mask.leading(last)}
+
+    def support(self, state: State, context: RoundContext) -> NDArray[np.int64]:
+        """Return the round's coordinates."""
+        leading = state.get("leading", np.empty(0, np.int64))
+        return self.mask.support(leading, context.layout.size, self._seed(context.server_round))
+
+    def client_steps(self, state: State, context: RoundContext) -> Steps:
+        """Ask for the restriction before clipping, and for the encoding at the end."""
+        del state
+        told = {"mask": self.mask.to_dict(), "seed": self._seed(context.server_round)}
+        return [
+            (ClientPhase.SPARSIFY, PlanItem(MASK_STEP, told)),
+            (ClientPhase.ENCODE, PlanItem(MASK_ENCODE_STEP)),
+        ]
+
+    def address(
+        self, contents: Mapping[int, RecordDict], state: State, exchange: Exchange
+    ) -> tuple[dict[int, RecordDict], State]:
+        """Send the coordinates that a client cannot draw from the seed."""
+        if exchange.kind != "train" or "leading" not in state:
+            return dict(contents), state
+        leading = pack_leading(state["leading"], state["model"].size)
+        return change_records(contents, lambda c: with_keys(c, {LEADING_KEY: leading})), state
+
+    def decode(self, payload: ArrayRecord, context: RoundContext) -> Vector:
+        """Read a record of exactly k values."""
+        if (support := context.support) is None:
+            raise QSFLError("shared_mask: the round has no support")
+        values = np.empty(support.size)
+        record = from_blob(payload, "record")
+        decode_record(record, support.size, values_format=self.mask.values).read(
+            0, support.size, values
+        )
+        return SparseVector(context.layout.size, support, values)
+
+    def _seed(self, server_round: int) -> int:
+        return derive_seed(self.seed, "shared-mask", server_round)
 
 
 class CompressedFedAvg(StableFedAvg):

@@ -486,12 +486,12 @@ class StableFedAvg(FedAvg):
 
     def _address(self, assignment: Assignment, nodes: Iterable[int]) -> list[Message]:
         """Make the messages to some nodes."""
-        contents, self.states = self.chain.instruct(
-            dict.fromkeys(nodes, assignment.content), self.states, assignment.exchange
-        )
+        contents, exchange = dict.fromkeys(nodes, assignment.content), assignment.exchange
+        if self.client_api == "message":
+            contents, self.states = self.chain.address(contents, self.states, exchange)
+        contents, self.states = self.chain.instruct(contents, self.states, exchange)
         ttl = max(self.timeout, 1.0)
-        kind = assignment.exchange.kind
-        return [Message(content, node, kind, ttl=ttl) for node, content in contents.items()]
+        return [Message(c, node, exchange.kind, ttl=ttl) for node, c in contents.items()]
 
     def _ask(
         self, grid: Grid, exchange: Exchange, contents: Mapping[int, RecordDict]

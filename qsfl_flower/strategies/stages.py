@@ -51,6 +51,7 @@ class Phase(IntEnum):
     PRIVATIZE = 70
     UPDATE = 80
     GUARD = 90
+    RELEASE = 95
 
 
 class ClientPhase(IntEnum):
@@ -182,6 +183,22 @@ class Stage(ABC):
         """Return what the clients' mod has to do for this stage in this round."""
         del state, context
         return ()
+
+    def address(
+        self, contents: Mapping[int, RecordDict], state: State, exchange: Exchange
+    ) -> tuple[dict[int, RecordDict], State]:
+        """Change what each node is told to train on or to evaluate, and return the next state.
+
+        Comes before `MessageStage.instruct`. The contents usually are one object for all nodes:
+        put new ones in its place instead of changing it.
+        """
+        del exchange
+        return dict(contents), state
+
+    def heard(self, answered: Mapping[int, bool], state: State) -> State:
+        """Return the next state, told which of the nodes that were asked have been let in."""
+        del answered
+        return state
 
     def init(self, layout: Layout) -> State:
         """Return the state before the first round."""

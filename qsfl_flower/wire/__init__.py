@@ -14,36 +14,50 @@ from qsfl_flower.wire.arrays import (
 )
 from qsfl_flower.wire.blob import from_blob, to_blobs
 from qsfl_flower.wire.keys import (
+    BASE_KEY,
+    BROADCAST_KEY,
     CHOOSE_STEP,
     CLIENT_KEY,
     COMPRESS_STEP,
     DETAIL_KEY,
     ENCODING_KEY,
     FORM_KEY,
+    LEADING_KEY,
+    MASK_ENCODE_STEP,
+    MASK_STEP,
     PAYLOAD_RECORD,
     PLAN_KEY,
     QSFL_RECORD,
     REFUSED_KEY,
+    RELEASED_KEY,
     TASK_KEY,
     Form,
 )
 from qsfl_flower.wire.plan import Plan, PlanItem
+from qsfl_flower.wire.tell import change_records, with_keys
 
 __all__ = [
+    "BASE_KEY",
+    "BROADCAST_KEY",
     "CHOOSE_STEP",
     "CLIENT_KEY",
     "COMPRESS_STEP",
     "DETAIL_KEY",
     "ENCODING_KEY",
     "FORM_KEY",
+    "LEADING_KEY",
+    "MASK_ENCODE_STEP",
+    "MASK_STEP",
     "PAYLOAD_RECORD",
     "PLAN_KEY",
     "QSFL_RECORD",
     "REFUSED_KEY",
+    "RELEASED_KEY",
     "TASK_KEY",
     "Form",
     "Plan",
     "PlanItem",
+    "change_records",
     "content_bytes",
     "from_blob",
     "from_record",
@@ -52,4 +66,5 @@ __all__ = [
     "refusal",
     "to_blobs",
     "to_record",
+    "with_keys",
 ]

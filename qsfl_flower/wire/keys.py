@@ -85,3 +85,21 @@ TAKE_TASK = "committee.take"
 RELEASE_TASK = "committee.release"
 HELLO_TASK = "qsfl.hello"
 """Tasks of committee members; the last one only tells who is at a node."""
+
+MASK_STEP = "shared-mask"
+"""Step of a plan: restrict the update to the public coordinates of the round."""
+
+MASK_ENCODE_STEP = "shared-mask-encode"
+"""Step of a plan: write their values where nothing hides them."""
+
+LEADING_KEY = "leading"
+"""In an instruction: the coordinates that come from the last released step."""
+
+BROADCAST_KEY = "broadcast"
+"""In an instruction: digest of the model that the client has to end up with."""
+
+BASE_KEY = "base"
+"""Beside it: digest of the model that the client holds, and that the steps start from."""
+
+RELEASED_KEY = "released"
+"""Beside it: the steps to take, one record each; without them the arrays are the whole model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -10,20 +12,25 @@ from flwr.common.serde import recorddict_to_proto
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.clients.compression import MEMORY_RECORD
-from qsfl_flower.compression import Memory, Scheme, decode_record, derive_seed
+from qsfl_flower.clients.steps import STEPS
+from qsfl_flower.compression import Mask, Memory, Scheme, decode_record, derive_seed
 from qsfl_flower.errors import CompositionError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import (
     Chain,
+    ClientPhase,
     Clip,
+    Combined,
     CombineStage,
     Compress,
     CompressedFedAvg,
     RoundContext,
+    SharedMask,
     StableFedAvg,
+    Update,
 )
-from qsfl_flower.wire import content_bytes, from_record, to_blobs, to_record
+from qsfl_flower.wire import Form, PlanItem, content_bytes, from_record, to_blobs, to_record
 
 SHAPES = {"a.weight": (40, 25), "a.bias": (40,)}
 SIZE = 1040
@@ -220,5 +227,88 @@ class Hidden(CombineStage):
 
 
 def test_hidden_updates_need_a_shared_mask():
-    with pytest.raises(CompositionError, match="use shared-mask"):
+    with pytest.raises(CompositionError, match="use shared_mask"):
         Chain([Compress(), Hidden()])
+
+
+@pytest.mark.parametrize("select", ["randomk", "topk"])
+@pytest.mark.parametrize("feedback", [True, False])
+def test_a_shared_mask_is_the_same_for_all_and_changes_from_round_to_round(select, feedback):
+    mask = Mask(select, 0.05, values="float32", feedback=feedback)
+    stage = SharedMask(mask, seed=1)
+    strategy = StableFedAvg(fraction_evaluate=0, min_available_nodes=3, stages=[stage])
+    seen = []
+    grid, model = run(strategy, 3, an_app(seen))
+    models = [flat(from_record(sent)) for node, _, _, sent in seen if node == 1]
+    supports = []
+    for before, after in zip(models, [*models[1:], flat(model)], strict=True):
+        supports.append(np.flatnonzero(before != after))
+        assert supports[-1].size == 52
+    assert len({tuple(s) for s in supports}) == 3
+    if select == "topk":  # half of the coordinates stay where the last step was largest
+        step = np.abs(models[1] - models[0])
+        largest = np.argsort(-step, kind="stable")[:26]
+        assert set(largest) <= set(supports[1])
+    for reply in grid.replies:
+        assert len(reply.content["qsfl-payload"]["record"].data) == 20 + 4 * 52
+    kept = grid.contexts[0].state.get(MEMORY_RECORD)
+    if feedback:
+        residual = from_record(kept)["residual"]
+        assert np.all(residual[supports[-1]] == 0)
+        assert np.count_nonzero(residual) > 900
+    else:
+        assert kept is None
+
+
+def test_a_mask_without_feedback_is_right_in_expectation():
+    """The mean over 400 rounds of a model that is asked to move by one each round.
+
+    Each coordinate is drawn in a share of 0.25 of the rounds; its mean times 4 has the standard
+    error sqrt(3 / 400) = 0.087. Six of them over 1,040 coordinates fail with probability 2e-6.
+    """
+    mask = Mask("randomk", 0.25, values="float32", feedback=False)
+    total = np.zeros(SIZE)
+    for seed in range(400):
+        support = mask.support(np.empty(0, np.int64), SIZE, derive_seed("mean", seed))
+        total[support] += mask.scale(SIZE)
+    assert np.abs(total / 400 - 1).max() < 6 * 0.087
+
+
+def test_updates_on_a_mask_can_be_hidden():
+    """A stand-in for secure sums: it sees k coordinates, and gives back a step of k."""
+
+    class Sum(CombineStage):
+        name = "sum"
+        hides = True
+
+        def client_steps(self, state, context):
+            return [(ClientPhase.ENCODE, PlanItem("test-hide"))]
+
+        def read(self, sender, content, context):
+            values = from_record(content["qsfl-payload"])["v"]
+            return Update(sender, 1.0, Vector(()), Form.ENCODED, sealed=values)
+
+        def combine(self, cohort, state, context):
+            total = np.mean([u.sealed for u in cohort.updates], axis=0)
+            return Combined(cohort, total.astype(np.float64), state)
+
+    def hide(update, parameters, context):
+        assert update.vector.shape == (52,)
+        payload = to_record({"v": update.vector})
+        return replace(update, payload=payload, encoding="test-hide", hidden=True)
+
+    STEPS["test-hide"] = hide
+    try:
+        stages = [SharedMask(Mask("topk", 0.05)), Sum()]
+        strategy = StableFedAvg(fraction_evaluate=0, min_available_nodes=3, stages=stages)
+        _, model = run(strategy, 2)
+    finally:
+        del STEPS["test-hide"]
+    assert strategy.outcome.skipped is None
+    assert 52 < np.count_nonzero(flat(model)) <= 104
+
+
+def test_per_layer_clipping_needs_layers():
+    with pytest.raises(CompositionError, match="belong to no layer"):
+        Chain([SharedMask(), Clip(1.0, per_layer=True)])
+    Chain([SharedMask(), Clip(1.0)])
