@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from qsfl_flower.simulations.config.committee import (
+    CommitteeSpec,
+    SecureKrumSpec,
+    SecureSumSpec,
+)
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.experiment import Experiment
 from qsfl_flower.simulations.config.files import shipped_configs
@@ -38,6 +43,7 @@ __all__ = [
     "AuthenticateSpec",
     "ClientsSpec",
     "ClipSpec",
+    "CommitteeSpec",
     "DataSpec",
     "DevicesSpec",
     "DirichletSpec",
@@ -52,6 +58,8 @@ __all__ = [
     "MaskedSumSpec",
     "ModelSpec",
     "OutputSpec",
+    "SecureKrumSpec",
+    "SecureSumSpec",
     "ShardsSpec",
     "SimulationSpec",
     "ValidateSpec",
