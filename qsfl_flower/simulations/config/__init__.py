@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from qsfl_flower.simulations.config.committee import (
-    CommitteeSpec,
-    SecureKrumSpec,
-    SecureSumSpec,
-)
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.experiment import Experiment
 from qsfl_flower.simulations.config.files import shipped_configs
@@ -43,7 +38,6 @@ __all__ = [
     "AuthenticateSpec",
     "ClientsSpec",
     "ClipSpec",
-    "CommitteeSpec",
     "DataSpec",
     "DevicesSpec",
     "DirichletSpec",
@@ -58,8 +52,6 @@ __all__ = [
     "MaskedSumSpec",
     "ModelSpec",
     "OutputSpec",
-    "SecureKrumSpec",
-    "SecureSumSpec",
     "ShardsSpec",
     "SimulationSpec",
     "ValidateSpec",

@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
-from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 
 
 class ValidateSpec(Section):
@@ -77,12 +76,11 @@ class MaskedSumSpec(Section):
 
 
 StageSpec = Annotated[
-    AuthenticateSpec | ValidateSpec | ClipSpec | MaskedSumSpec | SecureKrumSpec | SecureSumSpec,
-    Field(discriminator="stage"),
+    AuthenticateSpec | ValidateSpec | ClipSpec | MaskedSumSpec, Field(discriminator="stage")
 ]
 
 
-HIDING = ("masked_sum", "secure_krum", "secure_sum")
+HIDING = ("masked_sum",)
 """Stages under which the server sees nothing of a single client."""
 
 
