@@ -25,6 +25,7 @@ from qsfl_flower.clients.partition import (
     split,
 )
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
+from qsfl_flower.simulations.asynchronous import clock_of, kind_of, monitor_of
 from qsfl_flower.simulations.config import (
     DirichletSpec,
     Experiment,
@@ -178,7 +179,8 @@ def strategy_of(
     """Build the strategy of an experiment."""
     clients, spec = experiment.clients, experiment.strategy
     evaluates = clients.fraction_evaluate > 0
-    return StableFedAvg(
+    kind, options = kind_of(experiment)
+    return kind(
         fraction_train=clients.fraction_train,
         fraction_evaluate=clients.fraction_evaluate,
         min_train_nodes=1,
@@ -189,11 +191,14 @@ def strategy_of(
         seed=experiment.seed,
         max_num_examples=spec.max_num_examples,
         max_weight_ratio=spec.max_weight_ratio,
-        min_replies=spec.min_replies,
         max_failed_rounds=spec.max_failed_rounds,
+        monitor=monitor_of(spec.monitor),
         checkpoints=checkpoints,
         observer=observer,
         selection=POLICIES[clients.selection](),
+        deadline=experiment.timing.deadline if experiment.timing else None,
+        clock=clock_of(experiment),
+        **options,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qsfl_flower.simulations.config.asynchronous import MonitorSpec
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.experiment import Experiment
 from qsfl_flower.simulations.config.files import shipped_configs
@@ -26,13 +27,16 @@ from qsfl_flower.simulations.config.strategy import (
     AuthenticateSpec,
     ClipSpec,
     FedAdamSpec,
+    FedAsyncSpec,
     FedAvgMSpec,
     FedAvgSpec,
+    FedBuffSpec,
     FedProxSpec,
     FedYogiSpec,
     MaskedSumSpec,
     ValidateSpec,
 )
+from qsfl_flower.simulations.config.timing import TimingSpec
 
 __all__ = [
     "AuthenticateSpec",
@@ -44,16 +48,20 @@ __all__ = [
     "Experiment",
     "FaultSpec",
     "FedAdamSpec",
+    "FedAsyncSpec",
     "FedAvgMSpec",
     "FedAvgSpec",
+    "FedBuffSpec",
     "FedProxSpec",
     "FedYogiSpec",
     "IidSpec",
     "MaskedSumSpec",
     "ModelSpec",
+    "MonitorSpec",
     "OutputSpec",
     "ShardsSpec",
     "SimulationSpec",
+    "TimingSpec",
     "ValidateSpec",
     "dump_experiment",
     "experiment_from_dict",

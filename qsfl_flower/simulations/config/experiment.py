@@ -19,7 +19,14 @@ from qsfl_flower.simulations.config.sections import (
     OutputSpec,
     SimulationSpec,
 )
-from qsfl_flower.simulations.config.strategy import HIDING, FedAvgSpec, StrategySpec
+from qsfl_flower.simulations.config.strategy import (
+    HIDING,
+    FedAsyncSpec,
+    FedAvgSpec,
+    FedBuffSpec,
+    StrategySpec,
+)
+from qsfl_flower.simulations.config.timing import TimingSpec
 
 # Training examples at most; local copies may hold fewer.
 TRAIN_SIZES = {"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
@@ -57,6 +64,10 @@ class Experiment(Section):
         description="How the server combines what the clients send.",
     )
     devices: DevicesSpec = DevicesSpec()
+    timing: TimingSpec | None = Field(
+        default=None,
+        description="Simulated time of slow and fast devices; null: real time.",
+    )
     simulation: SimulationSpec = SimulationSpec()
     output: OutputSpec = OutputSpec()
     faults: tuple[FaultSpec, ...] = Field(
@@ -106,6 +117,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
         )
     yield from _impostors(exp)
     yield from _hidden(exp)
+    yield from _asynchronous(exp)
     for index, fault in enumerate(exp.faults):
         if fault.client >= exp.clients.count:
             yield Contradiction(
@@ -125,6 +137,37 @@ def _impostors(exp: Experiment) -> Iterator[Contradiction]:
                 "there are no keys to lack, so an 'impostor' is like any other client; "
                 "add stage authenticate to strategy.stages or choose another kind",
             )
+
+
+def _asynchronous(exp: Experiment) -> Iterator[Contradiction]:
+    strategy = exp.strategy
+    if not isinstance(strategy, FedBuffSpec | FedAsyncSpec):
+        if "tighten-staleness" in strategy.monitor.reactions:
+            yield Contradiction(
+                ("strategy.monitor.reactions", "strategy.name"),
+                f"strategy {strategy.name!r} is synchronous, so there is no staleness to tighten; "
+                "leave 'tighten-staleness' out or set strategy.name to fedbuff",
+            )
+        return
+    if strategy.over_selection > 0:
+        yield Contradiction(
+            ("strategy.over_selection", "strategy.name"),
+            f"strategy {strategy.name!r} waits for nobody, so there is nobody to cut off; "
+            "set strategy.over_selection to 0 or raise strategy.concurrency",
+        )
+    if isinstance(strategy, FedBuffSpec) and strategy.buffer_size > exp.clients.count:
+        yield Contradiction(
+            ("strategy.buffer_size", "clients.count"),
+            f"a buffer of {strategy.buffer_size} is never full with clients.count "
+            f"{exp.clients.count}, since each client has one place; lower the first or raise the "
+            "second",
+        )
+    if strategy.tighten_to is not None and strategy.tighten_to > strategy.max_staleness:
+        yield Contradiction(
+            ("strategy.tighten_to", "strategy.max_staleness"),
+            f"strategy.tighten_to {strategy.tighten_to} is above strategy.max_staleness "
+            f"{strategy.max_staleness}; lower the first or raise the second",
+        )
 
 
 def _hidden(exp: Experiment) -> Iterator[Contradiction]:

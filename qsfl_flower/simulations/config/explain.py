@@ -140,7 +140,7 @@ def _number_hint(word: str, types: set[str]) -> str:
 
 def _unknown_key(path: Path, data: object) -> str:
     *above, last = path
-    parent = shape.walk(tuple(above), data)
+    parent = shape.section_of(shape.walk(tuple(above), data))
     tag = shape.tag_of(parent)
     kind = _value(data, (*above, tag)) if tag else None
     section = shape.kinds_of(parent)[str(kind)] if tag else parent

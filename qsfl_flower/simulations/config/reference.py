@@ -26,7 +26,7 @@ def json_schema() -> dict[str, Any]:
     schema = _for_editors(shape.root())
     schema["$defs"] = {name: _for_editors(one) for name, one in shape.root()["$defs"].items()}
     for one in shape.sections():
-        if one.in_list:
+        if one.in_list and "required" in one.schema:
             schema["$defs"][one.schema["title"]]["required"] = one.schema["required"]
     name = {"type": "string", "minLength": 1}
     extends = {
@@ -106,6 +106,8 @@ def _is_section(schema: shape.Schema) -> bool:
 def _allowed(schema: shape.Schema) -> str:
     if _is_section(schema):
         return "a section, see below"
+    if shape.section_of(schema) is not schema:
+        return "a section, see below, or null"
     if _is_section(schema.get("items", {})):
         return "a list of sections, see below"
     return shape.allowed(schema)

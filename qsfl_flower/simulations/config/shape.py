@@ -29,6 +29,13 @@ def resolve(schema: Schema) -> Schema:
     return resolve(root()["$defs"][reference.rsplit("/", 1)[-1]])
 
 
+def section_of(schema: Schema) -> Schema:
+    """Return the section where a section or null is allowed, else the schema itself."""
+    options = [resolve(one) for one in schema.get("anyOf", ())]
+    sections = [one for one in options if "properties" in one]
+    return sections[0] if len(sections) == 1 else schema
+
+
 def tag_of(schema: Schema) -> str | None:
     """Return the key that tells the kinds of a section apart (``scheme``), if it has kinds."""
     tag: str | None = schema.get("discriminator", {}).get("propertyName")
@@ -55,7 +62,7 @@ def child(schema: Schema, key: str | int, kind: object = None) -> Schema:
     kind : object
         Value of the section's tag, if it has kinds.
     """
-    schema = resolve(schema)
+    schema = section_of(resolve(schema))
     if tag_of(schema) is not None:
         kinds = kinds_of(schema)
         schema = kinds.get(kind, {}) if isinstance(kind, str) else {}
@@ -215,7 +222,7 @@ def sections() -> tuple[SectionShape, ...]:
 
 
 def _sections(path: str, schema: Schema, in_list: bool) -> Iterator[SectionShape]:
-    schema = resolve(schema)
+    schema = section_of(resolve(schema))
     tag = tag_of(schema)
     if tag is not None:
         kinds = kinds_of(schema)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, MonitorSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 
 
@@ -120,6 +121,18 @@ class CommonStrategySpec(Section):
         description="Consecutive rounds without enough usable replies after which the run stops.",
     )
 
+    over_selection: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="So many more clients are asked, as a share of those needed; the round ends "
+        "when the number needed have answered.",
+    )
+    monitor: MonitorSpec = Field(
+        default=MonitorSpec(),
+        description="When training counts as diverging, and what is done then.",
+    )
+
     @model_validator(mode="after")
     def _stages_differ(self) -> Self:
         first: dict[str, int] = {}
@@ -188,7 +201,35 @@ class FedYogiSpec(AdaptiveStrategySpec):
     eta: float = Field(default=0.01, gt=0, description="Learning rate of the server.")
 
 
+class FedBuffSpec(CommonStrategySpec, AsynchronousKeys):
+    """A new model after every K arrivals, while others train on (Nguyen et al. 2022)."""
+
+    name: Literal["fedbuff"] = Field(description="Name of the strategy.")
+    buffer_size: int = Field(
+        default=10, ge=1, le=100_000, description="Updates that make a new model."
+    )
+    server_learning_rate: float = Field(
+        default=1.0, gt=0, description="Step of the server along the combined update."
+    )
+    server_momentum: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Momentum of the server; what staleness adds by itself is taken off.",
+    )
+    scale_by_staleness: bool = Field(
+        default=False, description="Divide the step by one plus the mean staleness."
+    )
+
+
+class FedAsyncSpec(CommonStrategySpec, AsynchronousKeys):
+    """A new model after every arrival (Xie et al. 2019)."""
+
+    name: Literal["fedasync"] = Field(description="Name of the strategy.")
+    mixing: float = Field(default=0.6, gt=0, le=1, description="Step along each update.")
+
+
 StrategySpec = Annotated[
-    FedAvgSpec | FedProxSpec | FedAvgMSpec | FedAdamSpec | FedYogiSpec,
+    FedAvgSpec | FedProxSpec | FedAvgMSpec | FedAdamSpec | FedYogiSpec | FedBuffSpec | FedAsyncSpec,
     Field(discriminator="name"),
 ]
