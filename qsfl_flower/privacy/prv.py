@@ -41,7 +41,8 @@ class LossDistribution:
     room : int
         Releases that the grid is made for; at least as many as are composed.
     error : float
-        Largest error of epsilon (relative for epsilon above 1), > 0; it is added to the result.
+        Largest error of epsilon (a fifth of it relative to epsilon above 5), > 0; it is added to
+        the result.
 
     Notes
     -----
@@ -58,7 +59,7 @@ class LossDistribution:
         self._delta, self._lost, self._room = delta, delta / 1000, room
         rdp = sum((e.count * rdp_of(e) for e in events), np.zeros(ORDERS.size))
         rdp = rdp * (room / sum(e.count for e in events))
-        self._error = error * max(1.0, epsilon_of(rdp, delta))
+        self._error = error * max(1.0, epsilon_of(rdp, delta) / 5)
         self._rdp = np.zeros(ORDERS.size)
         self._releases = 0
         self._square = self._shift = 0.0
