@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -18,58 +16,9 @@ from qsfl_flower.clients.optimizer import Optimizer
 from qsfl_flower.clients.per_example import clipped_gradient_sum
 from qsfl_flower.clients.train_config import TrainConfig
 from qsfl_flower.clients.trainer import TrainingClient, number
-from qsfl_flower.errors import ConfigError
-from qsfl_flower.privacy.events import Event
-from qsfl_flower.privacy.gaussian import add_noise, grid_slack
+from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
-
-RECORD_METRICS = {
-    "clip_norm": "dp-clip-norm",
-    "noise_multiplier": "dp-noise-multiplier",
-    "sampling_rate": "dp-sampling-rate",
-    "steps": "dp-steps",
-}
-"""Metrics under which a client tells what it did."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordPrivacy:
-    """How a client protects its records while it trains.
-
-    Parameters
-    ----------
-    clip_norm : float
-        Bound C on the L2 norm of one record's gradient, > 0.
-    noise_multiplier : float
-        Standard deviation of the noise on the sum of clipped gradients over C, > 0.
-    sampling_rate : float
-        Probability with which each record is in a batch, in (0, 1].
-    steps : int
-        Noisy steps per round, >= 1.
-    """
-
-    clip_norm: float
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("clip_norm", 0 < self.clip_norm < math.inf, "> 0"),
-            ("noise_multiplier", 0 < self.noise_multiplier < math.inf, "> 0"),
-            ("sampling_rate", 0 < self.sampling_rate <= 1, "> 0 and <= 1"),
-            ("steps", self.steps >= 1, ">= 1"),
-        )
-        for field, valid, allowed in rules:
-            if not valid:
-                raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
-
-    def event(self, size: int, rounds: int = 1) -> Event:
-        """Return what so many rounds of a model with `size` parameters cost each record."""
-        return Event(
-            self.noise_multiplier, self.sampling_rate, self.steps * rounds, grid_slack(size)
-        )
-
+from qsfl_flower.privacy.record import RecordPrivacy
 
 def train_privately(
     model: nn.Module,
@@ -142,7 +91,7 @@ def train_privately(
             )
             with torch.no_grad():
                 flat = torch.from_numpy(noisy / expected).to(torch.float32)
-                for p, gradient in zip(parameters, flat.split(sizes), strict=True):
+                for p, gradient in zip(parameters, torch.split(flat, sizes), strict=True):
                     p.grad = gradient.view_as(p).clone()
                 for p, start in zip(parameters, anchor, strict=False):
                     if p.grad is not None:
@@ -210,8 +159,5 @@ class PrivateTrainingClient(TrainingClient):
         )
         if not usable:
             self._load(parameters)
-        told: dict[str, Scalar] = {
-            RECORD_METRICS[name]: value for name, value in asdict(self._privacy).items()
-        }
-        count = len(self._data.y_train) if usable else 0
-        return self.get_parameters({}), count, {**told, "seconds": time.perf_counter() - started}
+        told: dict[str, Scalar] = {**self._privacy.told(), "seconds": time.perf_counter() - started}
+        return self.get_parameters({}), len(self._data.y_train) if usable else 0, told

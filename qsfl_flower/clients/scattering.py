@@ -26,8 +26,8 @@ def scattering(pictures: Tensor, batch_size: int = 500) -> Tensor:
     """Return normalised scattering coefficients up to the second order.
 
     Moduli of Morlet wavelets at 2 scales and 8 angles, and those of the moduli at the coarser
-    scale, averaged over 4 x 4 pixels: 81 channels per colour. Each picture is normalised by itself, in
-    27 groups of channels.
+    scale, averaged over 4 x 4 pixels: 81 channels per colour. Each picture is normalised by itself,
+    in 27 groups of channels.
 
     Parameters
     ----------
@@ -43,13 +43,14 @@ def scattering(pictures: Tensor, batch_size: int = 500) -> Tensor:
     """
     if pictures.dim() != 4 or pictures.shape[2] % 4 or pictures.shape[3] % 4:
         raise ConfigError(
-            "scattering needs pictures (n, channels, height, width) whose sides are multiples of 4, "
-            f"found {tuple(pictures.shape)}"
+            "scattering needs pictures (n, channels, height, width) with sides that are multiples "
+            f"of 4, found {tuple(pictures.shape)}"
         )
     count, channels, height, width = pictures.shape
     pad = 4
     size = (height + 2 * pad, width + 2 * pad)
-    wavelets, low = _filters(*size)
+    wavelets = _wavelets(*size)
+    down, across = _average(height, pad), _average(width, pad)
     out = torch.empty(count, channels * 81 * (height // 4) * (width // 4))
     for start in range(0, count, batch_size):
         batch = pictures[start : start + batch_size].to(torch.float32)
@@ -60,15 +61,22 @@ def scattering(pictures: Tensor, batch_size: int = 500) -> Tensor:
         fine = torch.fft.fft2(first[:, :ANGLES]).unsqueeze(2)
         second = torch.fft.ifft2(fine * wavelets[ANGLES:]).abs().flatten(1, 2)
         layers = torch.cat([flat, first, second], 1)
-        smooth = torch.fft.ifft2(torch.fft.fft2(layers) * low).real
-        picked = smooth[:, :, pad + 1 : pad + height : 4, pad + 1 : pad + width : 4]
-        normal = torch.nn.functional.group_norm(picked.contiguous(), GROUPS)
+        smooth = down @ layers @ across.T
+        normal = torch.nn.functional.group_norm(smooth.contiguous(), GROUPS)
         out[start : start + batch_size] = normal.reshape(len(batch), -1)
     return out
 
 
-def _filters(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the spectra of the 16 wavelets, shape (16, h, w), and of the final average, (h, w)."""
+def _average(length: int, pad: int) -> Tensor:
+    """Return weights of the average around every fourth pixel, shape (length / 4, padded)."""
+    centres = torch.arange(pad + 1, pad + length, 4.0)
+    pixels = torch.arange(length + 2.0 * pad)
+    weights = torch.exp(-((pixels - centres[:, None]) ** 2) / (2 * (0.8 * 2**SCALES) ** 2))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _wavelets(height: int, width: int) -> Tensor:
+    """Return the spectra of the 16 wavelets, shape (16, h, w)."""
     y, x = torch.meshgrid(
         torch.fft.fftfreq(height, 1 / height), torch.fft.fftfreq(width, 1 / width), indexing="ij"
     )
@@ -84,5 +92,4 @@ def _filters(height: int, width: int) -> tuple[Tensor, Tensor]:
             centred = envelope * (wave - (envelope * wave).sum() / envelope.sum())
             spectrum = torch.fft.fft2(centred)
             wavelets.append(spectrum / spectrum.abs().max())
-    gauss = torch.exp(-(x**2 + y**2) / (2 * (0.8 * 2**SCALES) ** 2))
-    return torch.stack(wavelets), torch.fft.fft2(gauss / gauss.sum())
+    return torch.stack(wavelets)

@@ -1,0 +1,76 @@
+"""Record-level privacy: what every client does for each of its records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.gaussian import grid_slack
+
+METRICS = {
+    "clip_norm": "dp-clip-norm",
+    "noise_multiplier": "dp-noise-multiplier",
+    "sampling_rate": "dp-sampling-rate",
+    "steps": "dp-steps",
+}
+"""Metrics under which a client tells what it did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordPrivacy:
+    """How a client protects its records while it trains.
+
+    Parameters
+    ----------
+    clip_norm : float
+        Bound C on the L2 norm of one record's gradient, > 0.
+    noise_multiplier : float
+        Standard deviation of the noise on the sum of clipped gradients over C, > 0.
+    sampling_rate : float
+        Probability with which each record is in a batch, in (0, 1].
+    steps : int
+        Noisy steps per round, >= 1.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("clip_norm", 0 < self.clip_norm < math.inf, "> 0"),
+            ("noise_multiplier", 0 < self.noise_multiplier < math.inf, "> 0"),
+            ("sampling_rate", 0 < self.sampling_rate <= 1, "> 0 and <= 1"),
+            ("steps", self.steps >= 1, ">= 1"),
+        )
+        for field, valid, allowed in rules:
+            if not valid:
+                raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
+
+    def event(self, size: int, rounds: int = 1) -> Event:
+        """Return what so many rounds of a model with `size` parameters cost each record."""
+        slack = grid_slack(size)
+        return Event(self.noise_multiplier, self.sampling_rate, self.steps * rounds, slack)
+
+    def told(self) -> dict[str, float]:
+        """Return the metrics with which a client says that it has done this."""
+        return {METRICS[name]: value for name, value in asdict(self).items()}
+
+    def weaker(self, told: Mapping[str, Any]) -> str | None:
+        """Return in which way what a client told is weaker than this, or None if it is not.
+
+        What a client tells is a claim; it protects its own records, so it has no reason to lie.
+        """
+        for name, metric in METRICS.items():
+            wanted, found = getattr(self, name), told.get(metric)
+            good = isinstance(found, int | float) and (
+                found >= wanted if name == "noise_multiplier" else found <= wanted
+            )
+            if not good:
+                return f"{metric} is {found!r}, required is {wanted!r}"
+        return None

@@ -1,0 +1,116 @@
+"""What a stage has spent so far, whether the next round may happen, and the ledger's part in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.privacy.accountant import METHODS, Accountant, Method
+from qsfl_flower.privacy.events import Event, event_from_dict
+from qsfl_flower.privacy.gaussian import check_delta
+from qsfl_flower.privacy.ledger import WARN_AT, BudgetExceeded, Ledger
+from qsfl_flower.strategies.stages import RoundContext, State
+
+log = logging.getLogger("qsfl_flower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyBudget:
+    """How a stage's loss is added up and limited.
+
+    Parameters
+    ----------
+    delta : float
+        Delta at which epsilon is told, in (0, 1).
+    epsilon : float or None
+        The run ends before the round that would go beyond, > 0; None tells epsilon only.
+    method : {"rdp", "prv"}
+        Which accountant.
+    ledger : Ledger or None
+        Charged as well, and asked first.
+    accounts : sequence of str
+        The ledger's accounts whose data the run may use: every client that may take part.
+    """
+
+    delta: float = 1e-5
+    epsilon: float | None = None
+    method: Method = "rdp"
+    ledger: Ledger | None = None
+    accounts: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_delta(self.delta)
+        if self.epsilon is not None and not self.epsilon > 0:
+            raise ConfigError(f"epsilon must be greater than 0, found {self.epsilon!r}")
+        if self.method not in METHODS:
+            raise ConfigError(f"accountant must be one of {', '.join(METHODS)}")
+        if self.ledger is not None and not self.accounts:
+            raise ConfigError("a ledger needs the accounts that are charged")
+
+
+class Spending:
+    """Keeps a stage's events in its state; the accountant is a cache of what the state says.
+
+    Parameters
+    ----------
+    budget : PrivacyBudget
+        Limits and ledger.
+    """
+
+    def __init__(self, budget: PrivacyBudget) -> None:
+        self.budget = budget
+        self._accountant = Accountant(budget.method)
+        self._known: list[dict[str, Any]] = []
+        self._warned = False
+
+    def reserve(self, state: State, event: Event, context: RoundContext) -> State:
+        """Return the state with a reservation for the round.
+
+        Raises
+        ------
+        BudgetExceeded
+            If the round would overspend; nothing has happened then.
+        """
+        budget = self.budget
+        if budget.epsilon is not None:
+            epsilon = self._of(state).with_event(event).epsilon(budget.delta)
+            if epsilon > budget.epsilon * (1 + 1e-9):
+                raise BudgetExceeded("this run", epsilon, budget.epsilon, period=False)
+        if budget.ledger is None:
+            return state
+        if (unused := state.get("release")) is not None:
+            budget.ledger.cancel(unused)
+        release = budget.ledger.reserve(
+            budget.accounts, [event], run=str(context.run_id), server_round=context.server_round
+        )
+        return {**state, "release": release}
+
+    def commit(self, state: State, event: Event) -> State:
+        """Return the state after the release."""
+        self._of(state).add(event)
+        if self.budget.ledger is not None and state.get("release") is not None:
+            self.budget.ledger.commit(state["release"])
+        events, latest = [*state.get("events", [])], event.to_dict()
+        if events and {**events[-1], "count": latest["count"]} == latest:
+            latest["count"] += events.pop()["count"]
+        self._known = [*events, latest]
+        return {**state, "events": self._known, "release": None}
+
+    def epsilon(self, state: State) -> float:
+        """Return what has been spent."""
+        spent = self._of(state).epsilon(self.budget.delta)
+        limit = self.budget.epsilon
+        if limit is not None and spent >= WARN_AT * limit and not self._warned:
+            self._warned = True
+            log.warning("privacy: epsilon = %.3g of %g is spent", spent, limit)
+        return spent
+
+    def _of(self, state: State) -> Accountant:
+        events = [*state.get("events", [])]
+        if events != self._known:
+            self._accountant = Accountant(self.budget.method, map(event_from_dict, events))
+            self._known = events
+        return self._accountant
