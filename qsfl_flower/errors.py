@@ -61,3 +61,31 @@ class RunInterrupted(QSFLError):
 
 class CryptoError(QSFLError):
     """A cryptographic operation failed or a key, message or roster is not acceptable."""
+
+
+class BudgetExceeded(QSFLError):
+    """A release would overspend an account.
+
+    Parameters
+    ----------
+    path : str
+        The account.
+    requested : float
+        Epsilon that the account would have after the release.
+    available : float
+        Epsilon that it may have.
+    period : bool
+        Whether the limit is that of the current period.
+    """
+
+    def __init__(self, path: str, requested: float, available: float, period: bool) -> None:
+        limit = "its limit for this period" if period else "its budget"
+        super().__init__(
+            f"account {path!r} would reach epsilon = {requested:.4g}; {limit} is {available:g}"
+        )
+        self.path, self.requested, self.available = path, requested, available
+        self.period = period
+
+    def __reduce__(self) -> tuple[type[BudgetExceeded], tuple[str, float, float, bool]]:
+        """Let the error travel between processes."""
+        return type(self), (self.path, self.requested, self.available, self.period)

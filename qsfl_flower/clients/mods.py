@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 import qsfl_flower.clients.committee  # registers its step and tasks
 import qsfl_flower.clients.compression  # registers its steps
-import qsfl_flower.clients.masked_sum  # noqa: F401  # registers its step and tasks
+import qsfl_flower.clients.masked_sum  # registers its step and tasks
+import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
 from qsfl_flower.clients.broadcast import receive
 from qsfl_flower.clients.steps import (
     STEPS,

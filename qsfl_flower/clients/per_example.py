@@ -13,6 +13,7 @@ M. Abadi et al., "Deep learning with differential privacy", 2016.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -250,6 +251,7 @@ _RULES: dict[type[nn.Module], Callable[[_Pass], list[Tensor]]] = {
 
 
 def _by_vmap(model: nn.Module, batch: Tensor, target: Tensor, clip_norm: float) -> ClippedSum:
+    model = copy.deepcopy(model)  # functional_call leaves tensors of its own in a layer used twice
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     trained = {name: parameters[name] for name in names}

@@ -21,7 +21,7 @@ from qsfl_flower.wire import DETAIL_KEY, PLAN_KEY, QSFL_RECORD, REFUSED_KEY, Pla
 PROTECTION = "protection"
 
 
-class privacy_mod:  # noqa: N801 - a mod, named like the functions beside it
+class privacy_mod:
     """Refuse to train under less protection than the client demands.
 
     Put it before `qsfl_mod`: ``mods=[privacy_mod(MinimumPolicy(epsilon=2.0)), qsfl_mod]``. The
@@ -72,7 +72,7 @@ def _offers(asked: ConfigRecord) -> list[Protection]:
 def protection_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
-    """Read the offer strictly; whether it is enough was decided by `privacy_mod` before training."""
+    """Read the offer strictly; `privacy_mod` has decided before training whether it is enough."""
     Protection.from_dict(parameters)
     return update
 

@@ -20,6 +20,7 @@ from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
 
+
 def train_privately(
     model: nn.Module,
     x: NDArray[np.generic],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -51,7 +52,7 @@ class Accountant:
         self.expected_releases = expected_releases
         self._events: list[AnyEvent] = []
         self._rdp = np.zeros(ORDERS.size)
-        self._slack = 0.0
+        self._slack = self._sampled_slack = 0.0
         self._losses: dict[float, tuple[LossDistribution, int]] = {}
         for event in events:
             self.add(event)
@@ -67,25 +68,25 @@ class Accountant:
         self._rdp = self._rdp + event.count * rdp_of(event)
         if isinstance(event, Event):
             self._slack += event.count * event.slack
+            # The discrete Gaussian obeys the continuous one's Renyi bound itself, if not sampled.
+            self._sampled_slack += event.count * event.slack * (event.sampling_rate < 1)
 
     def epsilon(self, delta: float) -> float:
         """Return an upper bound on the epsilon of all events together at delta."""
-        return _with_slack(self._epsilon, delta, self._slack)
+        bound = _with_slack(partial(epsilon_of, self._rdp), delta, self._sampled_slack)
+        if self.method == "rdp" or not self._events or bound > _USELESS:
+            return bound
+        return min(bound, _with_slack(lambda d: self._composed(d).epsilon(), delta, self._slack))
 
     def with_event(self, event: AnyEvent) -> Accountant:
         """Return an accountant that has also seen `event`; this one stays as it is."""
         after = Accountant(self.method, (), self.expected_releases)
         after._events = [*self._events]
-        after._rdp, after._slack = self._rdp, self._slack
+        after._rdp = self._rdp
+        after._slack, after._sampled_slack = self._slack, self._sampled_slack
         after._losses = {d: (copy(losses), seen) for d, (losses, seen) in self._losses.items()}
         after.add(event)
         return after
-
-    def _epsilon(self, delta: float) -> float:
-        bound = epsilon_of(self._rdp, delta)
-        if self.method == "rdp" or not self._events or bound > _USELESS:
-            return bound
-        return min(bound, self._composed(delta).epsilon())
 
     def _composed(self, delta: float) -> LossDistribution:
         """Return the distribution of all events, brought up to date."""

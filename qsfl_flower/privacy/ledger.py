@@ -22,7 +22,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from qsfl_flower.errors import ConfigError, QSFLError
+from qsfl_flower.errors import BudgetExceeded, ConfigError, QSFLError
 from qsfl_flower.privacy.accountant import Accountant, Method
 from qsfl_flower.privacy.events import AnyEvent, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
@@ -53,30 +53,6 @@ _charges = sql.Table(
     sql.Column("status", sql.String, nullable=False),
     sql.Column("time", sql.Float, nullable=False),
 )
-
-
-class BudgetExceeded(QSFLError):
-    """A release would overspend an account.
-
-    Parameters
-    ----------
-    path : str
-        The account.
-    requested : float
-        Epsilon that the account would have after the release.
-    available : float
-        Epsilon that it may have.
-    period : bool
-        Whether the limit is that of the current period.
-    """
-
-    def __init__(self, path: str, requested: float, available: float, period: bool) -> None:
-        limit = "its limit for this period" if period else "its budget"
-        super().__init__(
-            f"account {path!r} would reach epsilon = {requested:.4g}; {limit} is {available:g}"
-        )
-        self.path, self.requested, self.available = path, requested, available
-        self.period = period
 
 
 @dataclass(frozen=True)

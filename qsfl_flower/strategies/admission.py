@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 _MAX_METRICS = 64
 _MAX_NAME = 64
-_REFUSAL = re.compile("device-[a-z-]{1,32}")
+_REFUSAL = re.compile("(device|privacy)-[a-z-]{1,32}")
 _ERROR_REASONS = {
     0: "client-crashed",
     1: "client-not-loaded",

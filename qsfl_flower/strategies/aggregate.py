@@ -126,7 +126,8 @@ def aggregate(
     norm = measure(Vector.dense(step)).norm
     try:
         # Counters of hidden updates stay on the devices: the model keeps its own.
-        carried = carry(cohort.updates, model.layout) if not chain.hides else model.carried
+        seen = bool(cohort.updates) and not chain.hides
+        carried = carry(cohort.updates, model.layout) if seen else model.carried
         arrays = model.layout.unpack(step, carried, base=model.vector)
     except QSFLError as error:
         return Outcome(cohort, states, skipped=str(error), capped=capped)
@@ -136,7 +137,8 @@ def aggregate(
 
 def _mean(cohort: Cohort, total: NDArray[np.float64] | None, context: RoundContext) -> Combined:
     """Return the weighted mean; `total` is that of the updates unscaled, if it is known."""
-    if not any(u.weight > 0 for u in cohort.updates):
+    fixed = context.weighting.denominator is not None
+    if not fixed and not any(u.weight > 0 for u in cohort.updates):
         return Combined(cohort, None, {}, skipped="no client trained on any example")
     if total is None or not all(np.ndim(u.scale) == 0 and u.scale == 1.0 for u in cohort.updates):
         total = mean_difference(cohort.updates, context.layout, context.model)

@@ -59,6 +59,9 @@ class Chain:
         self.stages = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
         self.decoder = next((s for s in self.stages if isinstance(s, DecodeStage)), None)
         self.combiner = next((s for s in self.stages if isinstance(s, CombineStage)), None)
+        vectors = [s for s in self.stages if isinstance(s, VectorStage)]
+        self.drawer = next((s for s in vectors if s.poisson_rate is not None), None)
+        self.denominator = next((s.denominator for s in vectors if s.denominator), None)
         if self.hides:
             _refuse_sight(self.stages)
         for stage in self.stages:
@@ -177,7 +180,7 @@ class Chain:
         for stage in self.stages:
             if isinstance(stage, VectorStage):
                 vector, states[stage.name], measured[stage.name] = stage.apply(
-                    vector, states[stage.name], context
+                    vector, states[stage.name], replace(context, states=states)
                 )
         return vector, states, measured
 

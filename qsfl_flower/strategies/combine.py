@@ -47,8 +47,12 @@ def weigh(cohort: Cohort, weighting: Weighting) -> tuple[Cohort, int]:
     -------
     tuple[Cohort, int]
         The cohort with `weight` set (all zero if nobody claims an example; else they sum to 1, or
-        to less with damping and a buffer size), and how many claims were reduced.
+        to less with damping and a buffer size; to anything with a fixed denominator), and how many
+        claims were reduced.
     """
+    if weighting.denominator is not None:
+        fixed = tuple(replace(u, weight=u.damping / weighting.denominator) for u in cohort.updates)
+        return replace(cohort, updates=fixed), 0
     claims = [u.num_examples for u in cohort.updates]
     weights, capped = bounded_weights(
         claims,

@@ -24,8 +24,8 @@ from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.privacy.sensitivity import Release, Sensitivity, sensitivity
 from qsfl_flower.strategies.spending import PrivacyBudget, Spending
 from qsfl_flower.strategies.stages import (
-    Clip,
     ClientPhase,
+    Clip,
     CohortStage,
     CombineStage,
     DecodeStage,
@@ -131,7 +131,8 @@ class CentralDP(VectorStage):
     accept_worst_case : bool
         Allow rules and filters that look at several clients, for noise sized to 2 C.
     seed : int, optional
-        Public seed of noise and sampling, for tests and marked simulations only: it protects nobody.
+        Public seed of noise and sampling, for tests and marked simulations only: it protects
+        nobody.
 
     Notes
     -----
@@ -161,7 +162,7 @@ class CentralDP(VectorStage):
                 "central-dp: expected_cohort must be positive and sampling_rate in (0, 1], found "
                 f"{expected_cohort!r} and {sampling_rate!r}"
             )
-        self.denominator = expected_cohort
+        self.denominator: float = expected_cohort
         self.poisson_rate = sampling_rate if sampling_rate < 1 else None
         self.rate, self.rounds = sampling_rate, rounds
         self.accept_worst_case = accept_worst_case

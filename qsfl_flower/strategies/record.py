@@ -82,6 +82,9 @@ class RunObserver:
     def on_progress(self, server_round: int, phase: str, done: int, total: int) -> None:
         """Called when replies arrive: `done` of `total` in the phase "train" or "evaluate"."""
 
+    def on_end(self, server_round: int, reason: str) -> None:
+        """Called if training ends before this round, because a privacy budget is spent."""
+
     def on_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
         """Called after every round, and with round 0 after the initial evaluation."""
 

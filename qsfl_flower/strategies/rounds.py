@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.errors import BudgetExceeded, TooFewReplies
 from qsfl_flower.numerics import MonitorState, Reaction
 from qsfl_flower.strategies.aggregate import Outcome
 from qsfl_flower.strategies.checkpoint import Snapshot
@@ -109,7 +109,12 @@ def run_rounds(
         progress = _restore(strategy, resume)
     last = progress.done if progress.halted else job.num_rounds
     for server_round in range(progress.done + 1, last + 1):
-        record, rows = _one_round(strategy, job, progress, server_round)
+        try:
+            record, rows = _one_round(strategy, job, progress, server_round)
+        except BudgetExceeded as error:
+            log.warning("round %d does not take place: %s; training ends here", server_round, error)
+            strategy.observer.on_end(server_round, str(error))
+            break
         if strategy.checkpoints is not None:
             strategy.checkpoints.save(_snapshot(strategy, progress, record))
         strategy.observer.on_round(record, rows)
@@ -171,6 +176,9 @@ def _one_round(
             update_norm=outcome.update_norm,
             skipped=outcome.skipped,
             stages=outcome.measured,
+            epsilon=max(
+                (m["epsilon"] for m in outcome.measured.values() if "epsilon" in m), default=None
+            ),
         )
         progress.failed = progress.failed + 1 if outcome.skipped else 0
     record = _finish(record, clock, central, told)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.errors import BudgetExceeded, ConfigError
 from qsfl_flower.privacy.accountant import METHODS, Accountant, Method
 from qsfl_flower.privacy.events import Event, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
-from qsfl_flower.privacy.ledger import WARN_AT, BudgetExceeded, Ledger
 from qsfl_flower.strategies.stages import RoundContext, State
 
+if TYPE_CHECKING:
+    from qsfl_flower.privacy.ledger import Ledger
+
 log = logging.getLogger("qsfl_flower")
+
+WARN_AT = 0.9
+"""Share of the budget from which the log warns."""
 
 
 @dataclass(frozen=True, kw_only=True)

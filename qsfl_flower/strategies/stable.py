@@ -210,8 +210,12 @@ class StableFedAvg(FedAvg):
             )
         refuse_sight(selection, self.chain)
         self.proximal_mu = proximal_mu
-        self.weighting = Weighting(max_num_examples, max_weight_ratio)
+        self.weighting = Weighting(
+            max_num_examples, max_weight_ratio, denominator=self.chain.denominator
+        )
         self.min_replies = min_replies
+        # Whether a round counts must not depend on who was drawn, or amplification does not hold.
+        self._fewest = min_replies if self.chain.drawer is None else 0
         self.max_failed_rounds = max_failed_rounds
         self.client_api = client_api
         self.checkpoints = checkpoints
@@ -395,7 +399,7 @@ class StableFedAvg(FedAvg):
         """
         messages = list(self.configure_train(server_round, arrays, job.train_config, job.grid))
         lap("configure")
-        if not messages:
+        if not messages and self.chain.drawer is None:
             return Trained((), ())
         ranks = self.sampling.ranks
         arrivals = self.post.exchange(
@@ -422,6 +426,11 @@ class StableFedAvg(FedAvg):
         nodes = wait_for_nodes(grid, required, self.timeout, self.observer.should_stop)
         self.sampling.meet(nodes)
         ranks = sorted(self.sampling.ranks[node] for node in nodes)
+        if kind == "train" and (drawer := self.chain.drawer) is not None:
+            drawn = drawer.participants(ranks, server_round, grid.run.run_id)
+            chosen = [rank for rank in drawn if rank not in self.post.ledger.busy]
+            self._enough = max(1, len(chosen))
+            return {self.sampling.nodes[rank]: rank for rank in chosen}
         free = self._wait_for_free(grid, ranks, minimum)
         needed = min(max(int(len(nodes) * fraction), minimum), len(free))
         size = min(math.ceil(needed * (1 + self.over_selection)), len(free))
@@ -549,7 +558,7 @@ class StableFedAvg(FedAvg):
         """Run a cohort through the chain; see `aggregate_train`."""
         chain, server_round = self.chain, training.context.server_round
         outcome = aggregate(
-            cohort, training.model, chain, self.states, training.context, self.min_replies
+            cohort, training.model, chain, self.states, training.context, self._fewest
         )
         self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
         self.states = self._with_gates(outcome.states)

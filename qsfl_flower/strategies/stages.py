@@ -125,6 +125,8 @@ class RoundContext:
         Where the round's updates are restricted to k public coordinates: these, ascending.
     staleness : float
         Mean staleness of the updates that are combined; 0 in synchronous rounds.
+    states : Mapping[str, State]
+        For a `VectorStage`: the states of all stages as far as the round has come, by name.
     """
 
     server_round: int
@@ -136,6 +138,7 @@ class RoundContext:
     ask: Ask = _nobody
     support: NDArray[np.int64] | None = None
     staleness: float = 0.0
+    states: Mapping[str, State] = field(default_factory=dict)
 
 
 def task_content(task: str, **records: Record) -> RecordDict:
@@ -337,6 +340,16 @@ class CombineStage(Stage):
 
 class VectorStage(Stage):
     """A stage on the combined difference of a round."""
+
+    denominator: float | None = None
+    """What the sum of the updates must be divided by, if that must not depend on the clients."""
+
+    poisson_rate: float | None = None
+    """Probability with which each client must take part, independently of all others, if any."""
+
+    def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
+        """Return the clients of a round if there is a `poisson_rate`."""
+        raise QSFLError(f"{self.name} does not draw clients (round {server_round})")
 
     @abstractmethod
     def apply(

@@ -124,11 +124,15 @@ class Weighting:
     buffer_size : int or None
         The fixed number K of updates that a step is made of. With fewer usable ones the step is
         shorter in proportion: the influence of one update does not grow when others fail.
+    denominator : float or None
+        If given, every update has the weight 1 / denominator, whatever clients claim and however
+        many there are.
     """
 
     max_num_examples: float | None = None
     max_weight_ratio: float = 10.0
     buffer_size: int | None = None
+    denominator: float | None = None
 
 
 @dataclass(frozen=True)

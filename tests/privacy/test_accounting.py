@@ -187,10 +187,14 @@ def test_a_schedule_stays_within_its_budget_and_changes_as_told(ratio):
 
 
 def test_what_discretisation_loses_is_paid_for():
-    exact, coarse = Event(5.0, count=10), Event(5.0, count=10, slack=1e-8)
-    assert epsilon_of_events([exact], DELTA) < epsilon_of_events([coarse], DELTA) < 3
-    hopeless = Event(5.0, count=10, slack=1e-5)
-    assert epsilon_of_events([hopeless], DELTA) == math.inf
+    exact, coarse = Event(1.5, 0.05, 100), Event(1.5, 0.05, 100, slack=1e-9)
+    hopeless = Event(1.5, 0.05, 100, slack=1e-7)
+    for method in METHODS:
+        epsilons = [epsilon_of_events([e], DELTA, method) for e in (exact, coarse, hopeless)]
+        assert epsilons[0] < epsilons[1] < 1.1 * epsilons[0]
+        assert epsilons[2] == math.inf
+    # Without sampling the discrete Gaussian is accounted for as such.
+    assert epsilon_of_events([Event(5.0, slack=1e-3)], DELTA) < 1
 
 
 def test_events_survive_json_and_bad_ones_do_not():

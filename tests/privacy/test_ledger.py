@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qsfl_flower.errors import ConfigError, QSFLError
+from qsfl_flower.errors import BudgetExceeded, ConfigError, QSFLError
 from qsfl_flower.privacy.calibration import epsilon_of_events, rounds_for
 from qsfl_flower.privacy.events import Event
-from qsfl_flower.privacy.ledger import Budget, BudgetExceeded, Ledger
+from qsfl_flower.privacy.ledger import Budget, Ledger
 
 EVENT = Event(10.0)
 

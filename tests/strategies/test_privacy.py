@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+
+from qsfl_flower.clients import qsfl_mod
+from qsfl_flower.clients.privacy import privacy_mod
+from qsfl_flower.errors import CompositionError
+from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for, rounds_for
+from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.ledger import Budget, Ledger
+from qsfl_flower.privacy.policy import MinimumPolicy
+from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.privacy.schedule import NoiseSchedule
+from qsfl_flower.strategies import Clip, StableFedAvg
+from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
+from qsfl_flower.strategies.record import RunObserver
+from qsfl_flower.strategies.robust import Robust
+from qsfl_flower.strategies.spending import PrivacyBudget
+
+_spec = importlib.util.spec_from_file_location(
+    "distributions", Path(__file__).parents[1] / "privacy" / "distributions.py"
+)
+distributions = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(distributions)
+
+SIZE = 20_000
+
+
+def arrays(value=0.0, size=SIZE) -> ArrayRecord:
+    return ArrayRecord({"w": Array(np.full(size, value, dtype=np.float64))})
+
+
+def with_mods(client, node, *mods):
+    """Let a scripted client answer through the suite's mods."""
+    from flwr.app import Context
+
+    context = Context(1, node, {"partition-id": node}, RecordDict(), {})
+
+    def app(message):
+        def call(index):
+            if index == len(mods):
+                return lambda m, c: client(m)
+            return lambda m, c: mods[index](m, c, call(index + 1))
+
+        return call(0)(message, context)
+
+    return app
+
+
+class Watch(RunObserver):
+    def __init__(self):
+        self.records, self.ended = [], []
+
+    def on_round(self, record, clients):
+        self.records.append(record)
+
+    def on_end(self, server_round, reason):
+        self.ended.append((server_round, reason))
+
+
+def run(grid, stages, rounds=1, initial=None, **options):
+    watch = Watch()
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0,
+        min_evaluate_nodes=0,
+        min_available_nodes=len(grid.clients),
+        min_train_nodes=1,
+        stages=stages,
+        observer=watch,
+        **options,
+    )
+    result = strategy.start(grid, initial or arrays(), rounds, timeout=10)
+    return result.arrays["w"].numpy(), watch, strategy
+
+
+def test_the_sum_is_divided_by_a_constant_whatever_clients_claim(fake_grid, trained):
+    step = 1 / math.sqrt(SIZE)  # norm 1 each
+    grid = fake_grid({n: trained(step, examples=10**n) for n in range(1, 6)})
+    model, watch, _ = run(grid, [Clip(1.0), CentralDP(1e-3, expected_cohort=10, seed=1)])
+    assert model.mean() == pytest.approx(5 * step / 10, rel=1e-3)
+    told = watch.records[1].stages["central-dp"]
+    assert told["sensitivity"] == pytest.approx(0.1)
+
+
+def test_the_noise_is_that_of_the_accountant(fake_grid, trained):
+    grid = fake_grid({n: trained(0.0) for n in range(1, 6)})
+    model, watch, _ = run(grid, [Clip(2.0), CentralDP(3.0, expected_cohort=10)])
+    assert distributions.fits_normal(model, 3.0 * 2.0 / 10)
+    assert not distributions.fits_normal(model, 3.0 * 2.0 / 5)  # the cohort that came
+    record = watch.records[1]
+    assert record.epsilon == pytest.approx(epsilon_of_events([Event(3.0)], 1e-5), rel=1e-4)
+
+
+def test_poisson_rounds_draw_everybody_alike_and_are_paid_as_such(fake_grid, trained):
+    grid = fake_grid({n: trained(0.0) for n in range(1, 41)})
+    stage = CentralDP(2.0, expected_cohort=8, sampling_rate=0.2)
+    _, watch, _ = run(grid, [Clip(1.0), stage], rounds=20, initial=arrays(size=10))
+    counts = [record.selected for record in watch.records[1:]]
+    # 800 draws at 0.2: mean 160, std 11.3; six of them leave a false failure every 5e8 runs.
+    assert abs(sum(counts) - 160) < 68
+    assert len(set(counts)) > 1
+    expected = epsilon_of_events([Event(2.0, 0.2, 20)], 1e-5)
+    assert watch.records[-1].epsilon == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_round_without_clients_is_released_like_any_other(fake_grid, trained):
+    grid = fake_grid({n: trained(1.0) for n in range(1, 4)})
+    stage = CentralDP(1.0, expected_cohort=1, sampling_rate=1e-9)
+    model, watch, _ = run(grid, [Clip(1.0), stage], rounds=2)
+    assert distributions.fits_normal(model, math.sqrt(2.0))
+    assert [record.selected for record in watch.records[1:]] == [0, 0]
+    assert watch.records[2].skipped is None
+
+
+def test_training_ends_before_the_round_that_would_overspend(fake_grid, trained, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.grant("fed", Budget(10.0))
+    accounts = [f"fed/{n}" for n in range(1, 4)]
+    budget = PrivacyBudget(epsilon=1.0, ledger=ledger, accounts=accounts)
+    allowed = rounds_for(1.0, 1e-5, 10.0)
+    grid = fake_grid({n: trained(0.1) for n in range(1, 4)})
+    model, watch, _ = run(grid, [Clip(1.0), CentralDP(10.0, 3, budget=budget)], 50, arrays(size=4))
+    assert watch.records[-1].round == allowed < 50
+    ((server_round, reason),) = watch.ended
+    assert server_round == allowed + 1
+    assert "epsilon" in reason
+    assert 0.9 < watch.records[-1].epsilon <= 1.0
+    assert np.isfinite(model).all()
+    assert [row["status"] for row in ledger.history("fed/2")] == ["committed"] * allowed
+    assert ledger.status("fed").spent == pytest.approx(watch.records[-1].epsilon, rel=1e-6)
+
+
+def test_a_ledger_without_room_ends_training_too(fake_grid, trained, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.grant("fed", Budget(0.5))
+    budget = PrivacyBudget(ledger=ledger, accounts=["fed/1"])
+    grid = fake_grid({n: trained(0.1) for n in range(1, 4)})
+    _, watch, _ = run(grid, [Clip(1.0), CentralDP(10.0, 3, budget=budget)], 50, arrays(size=4))
+    assert "'fed' would reach" in watch.ended[0][1]
+
+
+def test_a_thousand_rounds_at_epsilon_one_use_the_budget_and_no_more():
+    multiplier = noise_multiplier_for(1.0, 1e-5, 1000, slack=1e-12)
+    stage = CentralDP(multiplier, 100, budget=PrivacyBudget(epsilon=1.0), rounds=1000)
+    spending, state = stage._spending, {}
+    for _ in range(1000):
+        state = spending.commit(state, Event(multiplier, 1.0, 1, 1e-12))
+    assert 0.9 <= spending.epsilon(state) <= 1.0
+    assert len(state["events"]) == 1
+
+
+def test_what_was_spent_survives_a_checkpoint():
+    stage = CentralDP(NoiseSchedule(5.0, 0.5, 10), 10)
+    spending, state = stage._spending, {}
+    for r in range(1, 6):
+        state = spending.commit(state, Event(stage.schedule.at(r)))
+    restored = CentralDP(NoiseSchedule(5.0, 0.5, 10), 10)._spending
+    saved = json.loads(json.dumps(state))
+    assert restored.epsilon(saved) == pytest.approx(spending.epsilon(state), rel=1e-12)
+
+
+def test_the_clip_norm_learns_privately_and_its_cost_is_included(fake_grid, trained):
+    grid = fake_grid({n: trained(0.01) for n in range(1, 21)})  # norms 0.01 sqrt(400) = 0.2
+    clip = AdaptiveClip(
+        AdaptiveParameters(initial=5.0, learning_rate=0.5, bit_noise=1.0), 20, seed=1
+    )
+    stage = CentralDP(0.5, 20, seed=1)
+    _, watch, _ = run(grid, [clip, stage], rounds=20, initial=arrays(size=400))
+    norms = [record.stages["adaptive-clip"]["clip_norm"] for record in watch.records[1:]]
+    assert norms[0] == 5.0
+    assert 0.1 < norms[-1] < 0.4
+    told = watch.records[-1].stages["central-dp"]
+    assert told["noise_multiplier"] > 0.5  # the updates pay for the bits
+    assert told["sensitivity"] == pytest.approx(norms[-1] / 20)
+    assert watch.records[-1].epsilon == pytest.approx(
+        epsilon_of_events([Event(0.5, 1.0, 20)], 1e-5), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "why"),
+    [
+        ([CentralDP(1.0, 10)], "needs a clip stage"),
+        ([Clip(1.0), Robust("median"), CentralDP(1.0, 10)], "2 C = 2"),
+        (
+            [AdaptiveClip(AdaptiveParameters(initial=1.0, bit_noise=5.0), 10)],
+            "only central-dp pays",
+        ),
+    ],
+)
+def test_chains_without_a_proof_are_refused(stages, why):
+    with pytest.raises(CompositionError, match=why):
+        StableFedAvg(stages=stages)
+
+
+def test_a_selecting_rule_gets_the_noise_of_its_worst_case(fake_grid, trained):
+    grid = fake_grid({n: trained(0.0) for n in range(1, 6)})
+    stage = CentralDP(1.0, 5, accept_worst_case=True)
+    model, _, _ = run(grid, [Clip(1.0), Robust("median"), stage])
+    assert distributions.fits_normal(model, 2.0)
+
+
+RECORD = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.1, sampling_rate=0.05, steps=20)
+
+
+def test_clients_that_train_with_less_noise_are_rejected(fake_grid, trained):
+    good, weak = RECORD.told(), {**RECORD.told(), "dp-noise-multiplier": 1.0}
+    grid = fake_grid(
+        {1: trained(1.0, metrics=good), 2: trained(9.0, metrics=weak), 3: trained(9.0)}
+    )
+    model, watch, _ = run(grid, [RecordDP(RECORD)], rounds=2, initial=arrays(size=3))
+    assert model == pytest.approx([2.0] * 3)
+    assert watch.records[1].rejected == {"privacy-weaker-than-required": 2}
+    assert watch.records[2].epsilon == pytest.approx(
+        epsilon_of_events([Event(1.1, 0.05, 40)], 1e-5), rel=1e-3
+    )
+
+
+def test_a_client_counts_for_the_rounds_in_which_it_was_asked(fake_grid, trained):
+    grid = fake_grid({n: trained(1.0, metrics=RECORD.told()) for n in range(1, 11)})
+    _, watch, strategy = run(
+        grid, [RecordDP(RECORD)], rounds=10, initial=arrays(size=3), fraction_train=0.3, seed=1
+    )
+    worst = max(strategy.states["record-dp"]["asked"].values())
+    assert worst < 10
+    assert watch.records[-1].epsilon == pytest.approx(
+        epsilon_of_events([Event(1.1, 0.05, 20 * worst)], 1e-5), rel=1e-3
+    )
+
+
+def test_the_mod_sends_nothing_that_was_not_trained_privately(fake_grid, trained):
+    grid = fake_grid({n: with_mods(trained(1.0), n, qsfl_mod) for n in range(1, 3)})
+    with pytest.raises(Exception, match="did not train as the strategy requires"):
+        run(grid, [RecordDP(RECORD)], initial=arrays(size=3))
+
+
+def test_local_noise_is_added_on_the_device(fake_grid, trained):
+    clients = {n: with_mods(trained(1.0, metrics={"loss": 1.0}), n, qsfl_mod) for n in range(1, 5)}
+    model, watch, _ = run(fake_grid(clients), [LocalDP(clip_norm=0.5, noise_multiplier=4.0)])
+    noise = model - 0.5 / math.sqrt(SIZE)
+    assert distributions.fits_normal(noise, 4.0 * 2 * 0.5 / math.sqrt(4))
+    assert watch.records[1].train_loss is None
+    assert watch.records[1].epsilon == pytest.approx(
+        epsilon_of_events([Event(4.0)], 1e-5), rel=1e-4
+    )
+
+
+def test_a_client_with_its_own_minimum_refuses_and_says_why(fake_grid, trained):
+    clients = {n: trained(1.0) for n in range(1, 4)}
+    strict = MinimumPolicy(epsilon=1.0)
+    clients[4] = with_mods(trained(1.0), 4, privacy_mod(strict), qsfl_mod)
+    clients[5] = with_mods(
+        trained(1.0), 5, privacy_mod(MinimumPolicy(epsilon=9.0, placements=("record",))), qsfl_mod
+    )
+    _, watch, _ = run(
+        fake_grid(clients), [Clip(1.0), CentralDP(2.0, 5, rounds=3)], initial=arrays(size=3)
+    )
+    assert watch.records[1].rejected == {
+        "privacy-epsilon-too-large": 1,
+        "privacy-placement-not-accepted": 1,
+    }
+    assert watch.records[1].accepted == 3
+
+
+def test_a_client_with_its_own_minimum_trains_where_it_is_met(fake_grid, trained):
+    mod = privacy_mod(MinimumPolicy(epsilon=2.0))
+    clients = {n: with_mods(trained(1.0), n, mod, qsfl_mod) for n in range(1, 4)}
+    _, watch, _ = run(
+        fake_grid(clients), [Clip(1.0), CentralDP(8.0, 5, rounds=4)], initial=arrays(size=3)
+    )
+    assert watch.records[1].accepted == 3
+
+
+def test_no_protection_is_refused_as_such(inside_run):
+    mod = privacy_mod(MinimumPolicy(epsilon=2.0))
+    message = Message(RecordDict({"arrays": arrays(size=2)}), 1, "train")
+    message.metadata.__dict__["_message_id"] = "m"
+    reply = with_mods(lambda m: pytest.fail("the app was called"), 1, mod, qsfl_mod)(message)
+    assert reply.content.config_records["qsfl"]["refused"] == "privacy-no-protection"
+    assert not isinstance(next(iter(reply.content.values())), MetricRecord)
