@@ -1,0 +1,184 @@
+"""What tells an unusual update from the others of its round: a few numbers for each.
+
+All of them compare a client with the cohort, so that they mean the same in every round and for
+every model, and a detector can learn from past rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout, Vector
+
+Floats = NDArray[np.float64]
+
+NAMES = (
+    "norm",
+    "distance",
+    "centre_cosine",
+    "last_cosine",
+    "sign_agreement",
+    "neighbours",
+    "twin",
+    "layer_high",
+    "layer_low",
+    "layer_cosine",
+    "density",
+)
+"""The features in order; see `Table`."""
+
+_BLOCK = 1 << 14
+_TINY = 1e-300
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The features of a round's updates.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n, len(NAMES))
+        One row per update, in the order given. Sizes are natural logarithms of their ratio to the
+        cohort's median, within -20 to 20.
+
+        - ``norm``: size of the update; ``distance``: its distance to the robust centre, the
+          coordinate-wise median;
+        - ``centre_cosine``, ``last_cosine``: cosine to the centre, and to the last step of the
+          global model (0 in the first round);
+        - ``sign_agreement``: share of the centre's absolute mass on coordinates where the signs
+          agree;
+        - ``neighbours``: mean distance to the nearer half of the others; ``twin``: distance to the
+          nearest one;
+        - ``layer_high``, ``layer_low``: largest and smallest size of a layer; ``layer_cosine``:
+          smallest cosine of a layer to the centre's;
+        - ``density``: L1 norm by L2 norm, by the root of d; small if few coordinates hold all.
+    likeness : ndarray of float64, shape (n, n)
+        Cosines between the updates' differences to the centre; 1 on the diagonal.
+    """
+
+    values: Floats
+    likeness: Floats
+
+
+def extract(
+    updates: Sequence[Vector],
+    bases: Sequence[Vector | None],
+    layout: Layout,
+    last_step: Floats | None = None,
+) -> Table:
+    """Compute the features of a cohort in one pass over blocks of coordinates.
+
+    Memory is about four blocks of n x 16,384 values beside n x n and n x L numbers.
+
+    Parameters
+    ----------
+    updates : sequence of Vector
+        Finite, of the layout's size; at least one.
+    bases : sequence of Vector or None
+        What to subtract from each.
+    layout : Layout
+        Where the L layers lie.
+    last_step : ndarray of float64, shape (d,), optional
+        The global model's last step.
+
+    Raises
+    ------
+    ConfigError
+        If there is no update or sizes differ.
+    """
+    if not updates or {v.size for v in updates} != {layout.size}:
+        raise ConfigError(
+            f"features: {len(updates)} updates of sizes {sorted({v.size for v in updates})}; "
+            f"at least one, each of {layout.size}, is needed"
+        )
+    sums = _Sums(len(updates), len(layout.slices))
+    rows = np.empty((len(updates), min(_BLOCK, layout.size)))
+    for layer, span in enumerate(layout.slices.values()):
+        for lo in range(span.start, span.stop, _BLOCK):
+            hi = min(lo + _BLOCK, span.stop)
+            block = rows[:, : hi - lo]
+            spare = np.empty(hi - lo)
+            for row, update, base in zip(block, updates, bases, strict=True):
+                update.read(lo, hi, row)
+                if base is not None:
+                    row -= base.view(lo, hi, spare)
+            sums.add(layer, block, None if last_step is None else last_step[lo:hi])
+    return sums.table(layout.size)
+
+
+class _Sums:
+    """What is added up over the blocks."""
+
+    def __init__(self, count: int, layers: int) -> None:
+        self.squares = np.zeros((layers, count))
+        self.with_centre = np.zeros((layers, count))
+        self.centre = np.zeros(layers)
+        self.gram = np.zeros((count, count))
+        self.with_last = np.zeros(count)
+        self.last = 0.0
+        self.agree = np.zeros(count)
+        self.mass = 0.0
+        self.absolute = np.zeros(count)
+
+    def add(self, layer: int, block: Floats, last: Floats | None) -> None:
+        centre = np.median(block, axis=0)
+        self.squares[layer] += np.vecdot(block, block)
+        self.with_centre[layer] += block @ centre
+        self.centre[layer] += centre @ centre
+        if last is not None:
+            self.with_last += block @ last
+            self.last += float(last @ last)
+        weight = np.abs(centre)
+        self.agree += ((block > 0) == (centre > 0)) @ weight
+        self.mass += float(weight.sum())
+        self.absolute += np.abs(block).sum(axis=1)
+        away = block - centre  # so that the Gram matrix does not cancel
+        self.gram += away @ away.T
+
+    def table(self, size: int) -> Table:
+        squares = self.squares.sum(axis=0)
+        norms = np.sqrt(squares)
+        apart = self.gram.diagonal()
+        between = np.maximum(apart[:, None] + apart[None, :] - 2 * self.gram, 0.0)
+        others = np.sort(np.sqrt(between), axis=1)[:, 1:]
+        half = max(1, others.shape[1] // 2)
+        layer_sizes = np.array([_relative(np.sqrt(row)) for row in self.squares])
+        lengths = np.sqrt(self.squares * self.centre[:, None])
+        layer_cosines = _ratio(self.with_centre, lengths)
+        centre = float(self.centre.sum())
+        columns = {
+            "norm": _relative(norms),
+            "distance": _relative(np.sqrt(apart)),
+            "centre_cosine": _ratio(self.with_centre.sum(axis=0), norms * centre**0.5),
+            "last_cosine": _ratio(self.with_last, norms * self.last**0.5),
+            "sign_agreement": _ratio(self.agree, np.full(len(norms), self.mass)),
+            "neighbours": _relative(others[:, :half].mean(axis=1) if others.size else norms * 0),
+            "twin": _relative(others[:, 0] if others.size else norms * 0),
+            "layer_high": layer_sizes.max(axis=0),
+            "layer_low": layer_sizes.min(axis=0),
+            "layer_cosine": layer_cosines.min(axis=0),
+            "density": _ratio(self.absolute, norms * size**0.5),
+        }
+        lengths = np.sqrt(apart)
+        likeness = _ratio(self.gram, np.outer(lengths, lengths))
+        np.fill_diagonal(likeness, 1.0)
+        return Table(np.stack([columns[name] for name in NAMES], axis=1), likeness)
+
+
+def _relative(sizes: Floats) -> Floats:
+    """Return logarithms of the ratio to the median; equal sizes give 0, also if all are 0."""
+    middle = float(np.median(sizes))
+    logs: Floats = np.log(np.maximum(sizes, _TINY)) - np.log(max(middle, _TINY))
+    return np.clip(logs, -20.0, 20.0)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Divide; 0 where the denominator is 0."""
+    return np.divide(
+        numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0
+    )
