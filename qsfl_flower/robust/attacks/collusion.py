@@ -56,7 +56,8 @@ class Alie(Collusion):
     def craft(self, view: View) -> Floats:
         """Return the mean shifted by z deviations."""
         z = largest_hidden(view.clients, view.attackers) if self.z is None else self.z
-        return view.known.mean(axis=0) - z * view.known.std(axis=0)
+        sent: Floats = view.known.mean(axis=0) - z * view.known.std(axis=0)
+        return sent
 
 
 def largest_hidden(clients: int, attackers: int) -> float:
@@ -89,7 +90,8 @@ class InnerProduct(Collusion):
 
     def craft(self, view: View) -> Floats:
         """Return the mean turned round."""
-        return -self.epsilon * view.known.mean(axis=0)
+        sent: Floats = -self.epsilon * view.known.mean(axis=0)
+        return sent
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ class Mimic(Collusion):
         # The largest eigenvector of the small Gram matrix holds the clients' positions along the
         # direction of largest variance, up to one common factor.
         _, vectors = np.linalg.eigh(centred @ centred.T)
-        return view.known[int(np.argmax(np.abs(vectors[:, -1])))].copy()
+        copied: Floats = view.known[int(np.argmax(np.abs(vectors[:, -1])))].copy()
+        return copied
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class _MinDistance(Collusion):
 
     def craft(self, view: View) -> Floats:
         """Return the mean pushed as far as it stays unsuspicious."""
-        mean = view.known.mean(axis=0)
+        mean: Floats = view.known.mean(axis=0)
         step = self._direction(view.known, mean)
         away = mean - view.known
         square = float(step @ step)
@@ -158,10 +161,12 @@ class _MinDistance(Collusion):
 
     def _direction(self, known: Floats, mean: Floats) -> Floats:
         if self.direction == "std":
-            return -known.std(axis=0)
-        if self.direction == "sign":
-            return -np.sign(mean)
-        return -mean / (float(np.linalg.norm(mean)) or 1.0)
+            direction: Floats = known.std(axis=0)
+        elif self.direction == "sign":
+            direction = np.sign(mean)
+        else:
+            direction = mean / (float(np.linalg.norm(mean)) or 1.0)
+        return -direction
 
     @abstractmethod
     def _largest(self, square: float, along: Floats, apart: Floats, between: Floats) -> float:

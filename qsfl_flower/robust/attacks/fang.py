@@ -43,7 +43,7 @@ class FangKrum(Collusion):
     def craft(self, view: View) -> Floats:
         """Return the poison."""
         known, copies = view.known, view.attackers
-        signs = np.sign(known.mean(axis=0))
+        signs: Floats = np.sign(known.mean(axis=0))
         gram = known @ known.T
         squares = gram.diagonal()
         between = np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
@@ -105,7 +105,8 @@ class FangTrimmedMean(Collusion):
     def craft(self, view: View) -> Floats:
         """Return the poison; each colluder draws its own."""
         grows = view.known.mean(axis=0) > 0
-        edge = np.where(grows, view.known.min(axis=0), view.known.max(axis=0))
+        edge: Floats = np.where(grows, view.known.min(axis=0), view.known.max(axis=0))
         outward = (edge > 0) != grows  # away from zero is away from the honest values
         far = np.where(outward, self.spread * edge, edge / self.spread)
-        return edge + view.rng.random(edge.size) * (far - edge)
+        sent: Floats = edge + view.rng.random(edge.size) * (far - edge)
+        return sent

@@ -71,7 +71,8 @@ class Gaussian(Attack):
         """Return noise."""
         size = view.own.size
         sigma = self.norm_ratio * float(np.linalg.norm(view.own)) / max(1.0, size**0.5)
-        return sigma * view.rng.standard_normal(size)
+        noise: Floats = sigma * view.rng.standard_normal(size)
+        return noise
 
 
 @dataclass(frozen=True)

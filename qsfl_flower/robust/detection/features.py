@@ -6,14 +6,17 @@ every model, and a detector can learn from past rounds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.numerics import Layout
+from qsfl_flower.numerics.blocks import blocks
+from qsfl_flower.robust.updates import Updates
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +34,20 @@ NAMES = (
     "density",
 )
 """The features in order; see `Table`."""
+
+_WORDS = {
+    "norm": "norm {ratio:.3g} times the median",
+    "distance": "distance to the centre {ratio:.3g} times the median",
+    "centre_cosine": "cosine to the centre {value:.2f}",
+    "last_cosine": "cosine to the last step {value:.2f}",
+    "sign_agreement": "agrees with the centre's signs by {value:.0%}",
+    "neighbours": "distance to its neighbours {ratio:.3g} times the median",
+    "twin": "distance to the nearest update {ratio:.3g} times the median",
+    "layer_high": "a layer {ratio:.3g} times the median",
+    "layer_low": "its smallest layer {ratio:.3g} times the median",
+    "layer_cosine": "cosine of a layer to the centre {value:.2f}",
+    "density": "density {value:.2f}",
+}
 
 _BLOCK = 1 << 14
 _TINY = 1e-300
@@ -59,62 +76,69 @@ class Table:
         - ``density``: L1 norm by L2 norm, by the root of d; small if few coordinates hold all.
     likeness : ndarray of float64, shape (n, n)
         Cosines between the updates' differences to the centre; 1 on the diagonal.
+    trusted : ndarray of bool, shape (n,)
+        The rows that the medians are taken over.
     """
 
     values: Floats
     likeness: Floats
+    trusted: NDArray[np.bool_]
 
 
 def extract(
-    updates: Sequence[Vector],
-    bases: Sequence[Vector | None],
+    updates: Updates,
     layout: Layout,
-    last_step: Floats | None = None,
+    last_step: NDArray[Any] | None = None,
+    trusted: NDArray[np.bool_] | None = None,
 ) -> Table:
     """Compute the features of a cohort in one pass over blocks of coordinates.
 
-    Memory is about four blocks of n x 16,384 values beside n x n and n x L numbers.
+    Memory is a few blocks of n x 16,384 values beside n x n and n x L numbers.
 
     Parameters
     ----------
-    updates : sequence of Vector
-        Finite, of the layout's size; at least one.
-    bases : sequence of Vector or None
-        What to subtract from each.
+    updates : Updates
+        The round's n updates, finite.
     layout : Layout
         Where the L layers lie.
-    last_step : ndarray of float64, shape (d,), optional
+    last_step : ndarray of float, shape (d,), optional
         The global model's last step.
+    trusted : ndarray of bool, shape (n,), optional
+        Take centre and medians over these only, such as those that are not in quarantine; over all
+        if this is less than half of the updates.
 
     Raises
     ------
     ConfigError
-        If there is no update or sizes differ.
+        If sizes differ.
     """
-    if not updates or {v.size for v in updates} != {layout.size}:
+    if updates.size != layout.size:
         raise ConfigError(
-            f"features: {len(updates)} updates of sizes {sorted({v.size for v in updates})}; "
-            f"at least one, each of {layout.size}, is needed"
+            f"features: updates of {updates.size} coordinates do not fit a model of {layout.size}"
         )
-    sums = _Sums(len(updates), len(layout.slices))
-    rows = np.empty((len(updates), min(_BLOCK, layout.size)))
+    count = updates.count
+    if trusted is None or 2 * trusted.sum() < count:
+        trusted = np.ones(count, dtype=np.bool_)
+    sums = _Sums(trusted, len(layout.slices))
     for layer, span in enumerate(layout.slices.values()):
-        for lo in range(span.start, span.stop, _BLOCK):
-            hi = min(lo + _BLOCK, span.stop)
-            block = rows[:, : hi - lo]
-            spare = np.empty(hi - lo)
-            for row, update, base in zip(block, updates, bases, strict=True):
-                update.read(lo, hi, row)
-                if base is not None:
-                    row -= base.view(lo, hi, spare)
-            sums.add(layer, block, None if last_step is None else last_step[lo:hi])
+        for lo, hi in blocks(span.start, span.stop, _BLOCK):
+            rows = np.empty((count, hi - lo))
+            updates.read(lo, hi, rows)
+            sums.add(layer, rows, None if last_step is None else last_step[lo:hi])
     return sums.table(layout.size)
+
+
+def describe(name: str, value: float) -> str:
+    """Return a feature in words."""
+    return _WORDS[name].format(value=value, ratio=math.exp(value))
 
 
 class _Sums:
     """What is added up over the blocks."""
 
-    def __init__(self, count: int, layers: int) -> None:
+    def __init__(self, trusted: NDArray[np.bool_], layers: int) -> None:
+        count = len(trusted)
+        self.trusted = trusted
         self.squares = np.zeros((layers, count))
         self.with_centre = np.zeros((layers, count))
         self.centre = np.zeros(layers)
@@ -125,8 +149,8 @@ class _Sums:
         self.mass = 0.0
         self.absolute = np.zeros(count)
 
-    def add(self, layer: int, block: Floats, last: Floats | None) -> None:
-        centre = np.median(block, axis=0)
+    def add(self, layer: int, block: Floats, last: NDArray[Any] | None) -> None:
+        centre = np.median(block[self.trusted], axis=0)
         self.squares[layer] += np.vecdot(block, block)
         self.with_centre[layer] += block @ centre
         self.centre[layer] += centre @ centre
@@ -147,18 +171,20 @@ class _Sums:
         between = np.maximum(apart[:, None] + apart[None, :] - 2 * self.gram, 0.0)
         others = np.sort(np.sqrt(between), axis=1)[:, 1:]
         half = max(1, others.shape[1] // 2)
-        layer_sizes = np.array([_relative(np.sqrt(row)) for row in self.squares])
+        layer_sizes = np.array([self._relative(np.sqrt(row)) for row in self.squares])
         lengths = np.sqrt(self.squares * self.centre[:, None])
         layer_cosines = _ratio(self.with_centre, lengths)
         centre = float(self.centre.sum())
         columns = {
-            "norm": _relative(norms),
-            "distance": _relative(np.sqrt(apart)),
+            "norm": self._relative(norms),
+            "distance": self._relative(np.sqrt(apart)),
             "centre_cosine": _ratio(self.with_centre.sum(axis=0), norms * centre**0.5),
             "last_cosine": _ratio(self.with_last, norms * self.last**0.5),
             "sign_agreement": _ratio(self.agree, np.full(len(norms), self.mass)),
-            "neighbours": _relative(others[:, :half].mean(axis=1) if others.size else norms * 0),
-            "twin": _relative(others[:, 0] if others.size else norms * 0),
+            "neighbours": self._relative(
+                others[:, :half].mean(axis=1) if others.size else norms * 0
+            ),
+            "twin": self._relative(others[:, 0] if others.size else norms * 0),
             "layer_high": layer_sizes.max(axis=0),
             "layer_low": layer_sizes.min(axis=0),
             "layer_cosine": layer_cosines.min(axis=0),
@@ -167,18 +193,15 @@ class _Sums:
         lengths = np.sqrt(apart)
         likeness = _ratio(self.gram, np.outer(lengths, lengths))
         np.fill_diagonal(likeness, 1.0)
-        return Table(np.stack([columns[name] for name in NAMES], axis=1), likeness)
+        return Table(np.stack([columns[name] for name in NAMES], axis=1), likeness, self.trusted)
 
-
-def _relative(sizes: Floats) -> Floats:
-    """Return logarithms of the ratio to the median; equal sizes give 0, also if all are 0."""
-    middle = float(np.median(sizes))
-    logs: Floats = np.log(np.maximum(sizes, _TINY)) - np.log(max(middle, _TINY))
-    return np.clip(logs, -20.0, 20.0)
+    def _relative(self, sizes: Floats) -> Floats:
+        """Return logarithms of the ratio to the median; equal sizes give 0, also if all are 0."""
+        middle = float(np.median(sizes[self.trusted]))
+        logs: Floats = np.log(np.maximum(sizes, _TINY)) - np.log(max(middle, _TINY))
+        return np.clip(logs, -20.0, 20.0)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Divide; 0 where the denominator is 0."""
-    return np.divide(
-        numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0
-    )
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

@@ -2,7 +2,9 @@
 
 A scenario with hundreds of cells cannot start Ray for each. Here every client trains the same small
 perceptron with plain SGD, all of them at once through batched matrix products, so that a round of
-twenty clients takes some hundredths of a second. Rules, attacks and detection are the package's own.
+twenty clients takes some hundredths of a second. Rules, attacks and detection are the package's
+own. Pictures are averaged to half their width and height, after poisoning: 14 x 14 for MNIST, with
+6,634 parameters, which costs a point of accuracy and saves three quarters of the time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.trainer import derive_seed
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
 from qsfl_flower.robust.attacks import Attack, View
 
@@ -59,6 +62,8 @@ class Cohort:
         What the attackers do.
     attackers : sequence of int
         Which clients attack.
+    root : ndarray of int64
+        Rows of the server's own examples, for rules that need such an update.
     seed : int
         Of the first model, the batches and the attackers' random numbers.
     """
@@ -70,16 +75,27 @@ class Cohort:
         training: Training,
         attack: Attack | None = None,
         attackers: Sequence[int] = (),
+        *,
+        root: Indices,
         seed: int = 0,
     ) -> None:
         self.training, self.attack, self.seed = training, attack, seed
         self.attackers = tuple(attackers) if attack is not None else ()
         self.honest = tuple(c for c in range(len(parts)) if c not in self.attackers)
         self._data = data
-        self._pool = _Pool(data, parts, {c: attack for c in self.attackers if attack is not None})
-        inputs, classes = int(np.prod(data.input_shape)), data.num_classes
-        shapes = ((training.hidden, inputs), (training.hidden,), (classes, training.hidden), (classes,))
-        self.layout = Layout(("in.weight", "in.bias", "out.weight", "out.bias"), shapes, ("float32",) * 4)
+        self._pool = _Pool(
+            data, [*parts, root], {c: attack for c in self.attackers if attack is not None}
+        )
+        inputs, classes = int(np.prod(data.input_shape)) // 4, data.num_classes
+        shapes = (
+            (training.hidden, inputs),
+            (training.hidden,),
+            (classes, training.hidden),
+            (classes,),
+        )
+        self.layout = Layout(
+            ("in.weight", "in.bias", "out.weight", "out.bias"), shapes, ("float32",) * 4
+        )
         self._first: dict[int, Floats] = {}
 
     def initial(self) -> Floats:
@@ -92,12 +108,13 @@ class Cohort:
                 view[...] = generator.uniform(-bound, bound, view.shape)
         return model
 
-    def updates(self, model: Floats, server_round: int) -> Floats:
-        """Return what every client sends in a round, shape (clients, d)."""
-        honest = self._train(model, server_round)
+    def updates(self, model: Floats, server_round: int) -> tuple[Floats, Floats]:
+        """Return what every client sends in a round, (clients, d), and the server's update (d,)."""
+        trained = self._train(model, server_round)
+        honest, root = trained[:-1], trained[-1]
         attack = self.attack
         if attack is None:
-            return honest
+            return honest, root
         sent = honest.copy()
         for client in self.attackers:
             view = View(
@@ -111,7 +128,7 @@ class Cohort:
             )
             sent[client] = attack.craft(view)
             self._first.setdefault(client, honest[client])
-        return sent
+        return sent, root
 
     def accuracy(self, model: Floats) -> float:
         """Return the share of the test pictures that the model gets right."""
@@ -123,7 +140,7 @@ class Cohort:
 
     def _predict(self, model: Floats, pictures: NDArray[np.generic]) -> NDArray[np.int64]:
         weights = self._weights(torch.from_numpy(model.astype(np.float32))[None])
-        x = self._pool.scaled(torch.from_numpy(pictures.reshape(len(pictures), -1)))
+        x = self._pool.scaled(torch.from_numpy(_halved(pictures)))
         _, logits = _forward(weights, x[None])
         return logits[0].argmax(dim=1).numpy()
 
@@ -153,9 +170,9 @@ class _Pool:
         self.clients = len(parts)
         scale = data.normalization
         if len(scale.mean) != 1:
-            raise ValueError("one channel is needed")
+            raise ConfigError(f"cohort: {len(scale.mean)} channels; pictures with one are needed")
         self._mean, self._std = scale.mean[0], scale.std[0]
-        xs, ys, self._rows = [data.x_train], [data.y_train], list(parts)
+        xs, ys, self._rows = [_halved(data.x_train)], [data.y_train], list(parts)
         count = len(data.y_train)
         for client, attack in poisoned.items():
             x, y = data.x_train[parts[client]], data.y_train[parts[client]]
@@ -163,11 +180,11 @@ class _Pool:
             new_x, new_y = attack.poison(x, y, data.num_classes, rng)
             if new_x is x and new_y is y:
                 continue
-            xs.append(new_x)
+            xs.append(_halved(new_x))
             ys.append(new_y)
             self._rows[client] = np.arange(count, count + len(new_y))
             count += len(new_y)
-        self._x = torch.from_numpy(np.concatenate(xs).reshape(count, -1))
+        self._x = torch.from_numpy(np.concatenate(xs))
         self._y = torch.from_numpy(np.concatenate(ys))
 
     def batches(self, steps: int, size: int, seed: int, server_round: int) -> Tensor:
@@ -186,6 +203,15 @@ class _Pool:
     def scaled(self, x: Tensor) -> Tensor:
         """Return pictures as the model takes them."""
         return x.float().sub_(self._mean).div_(self._std)
+
+
+def _halved(pictures: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Return pictures (N, 1, H, W) averaged over squares of four pixels, shape (N, H W / 4)."""
+    count, _, height, width = pictures.shape
+    squares = pictures.reshape(count, height // 2, 2, width // 2, 2)
+    sums = squares.sum(axis=(2, 4), dtype=np.uint16)
+    halved: NDArray[np.uint8] = ((sums + 2) // 4).astype(np.uint8).reshape(count, -1)
+    return halved
 
 
 def _forward(weights: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
