@@ -48,7 +48,9 @@ Overrides = Annotated[
 class Scenario(StrEnum):
     """Demonstrations under ``simulations/scenarios``."""
 
+    DETECTION = "detection"
     DRIFT = "drift"
+    ROBUSTNESS = "robustness"
 
 
 JSON_KEYS = (

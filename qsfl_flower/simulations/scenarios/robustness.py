@@ -29,7 +29,16 @@ from qsfl_flower.robust import (
     aggregate,
 )
 from qsfl_flower.robust.attacks import Attack, Backdoor, build_attack
-from qsfl_flower.robust.detection import Detection, Memory, counted, extract, inspect
+from qsfl_flower.robust.detection import (
+    DETECTORS,
+    Detection,
+    Forest,
+    Memory,
+    counted,
+    extract,
+    inspect,
+    path_contributions,
+)
 from qsfl_flower.simulations.scenarios.cohort import Cohort, Floats, Training
 from qsfl_flower.simulations.scenarios.heatmap import heat_map
 
@@ -63,6 +72,10 @@ def attacks_against(attackers: int) -> dict[str, Attack | None]:
     }
 
 
+# SHAP values would take most of the time, and nobody reads a table's reasons.
+DETECTORS["isolation-forest (paths)"] = Forest(path_contributions)
+
+
 class Defence:
     """How the server combines a round; it may remember earlier rounds."""
 
@@ -91,7 +104,7 @@ class ByRule(Defence):
 class ByDetection(Defence):
     """The mean of what detection lets through; flags and standings stay for the tables."""
 
-    def __init__(self, detector: str = "isolation-forest") -> None:
+    def __init__(self, detector: str = "isolation-forest (paths)") -> None:
         self.how = Detection(detector)
         self.memory = Memory.new(0)
         self.last: Floats | None = None
