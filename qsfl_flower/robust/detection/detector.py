@@ -45,8 +45,7 @@ class Detector(ABC):
         rows : ndarray of float64, shape (n, F)
             Features of the round's clients, in units of the usual spread around 0.
         reference : ndarray of float64, shape (m, F)
-            Rows of past rounds that were not suspicious, m >= 1; at first drawn from the normal
-            distribution.
+            Rows of past rounds that were not suspicious, m >= 1; at first of made-up cohorts.
         seed : int
             Same arguments, same result.
         """

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout
 from qsfl_flower.robust.detection.detector import Floats
-from qsfl_flower.robust.detection.features import NAMES, Table, describe
+from qsfl_flower.robust.detection.features import NAMES, Table, describe, extract
 from qsfl_flower.robust.detection.groups import coordinated
 from qsfl_flower.robust.detection.registry import DETECTORS
 from qsfl_flower.robust.detection.reputation import Reputation, Standing
+from qsfl_flower.robust.updates import Updates
 
 KEEP = 0.7
 """Share of a client's earlier deviations that stays in their running mean: noise averages out over
@@ -23,7 +25,7 @@ rounds, a habit does not."""
 WINDOW = 512
 """Rows of the reference."""
 
-_PRIOR = 256
+_COHORTS, _CLIENTS, _SIZE = 16, 20, 256
 _WIDEST = 20.0
 _FINEST = 0.02
 """Differences below 2 % in size or 0.02 in a cosine are never unusual."""
@@ -113,9 +115,19 @@ class Memory:
 
     @classmethod
     def new(cls, seed: int) -> Memory:
-        """Return the memory before the first round: deviations as if normally distributed."""
-        prior = np.random.default_rng(seed).standard_normal((_PRIOR, len(NAMES)))
-        return cls(_with_sizes(prior), {}, {})
+        """Return the memory before the first round: what made-up cohorts look like.
+
+        Their clients send a common direction and normal noise, so that the reference knows from
+        the start how features vary together and how rough medians over twenty clients are.
+        """
+        rng = np.random.default_rng(seed)
+        layout = Layout(("a", "b"), ((_SIZE // 2,), (_SIZE // 2,)), ("float64", "float64"))
+        rows = []
+        for _ in range(_COHORTS):
+            common, last = rng.standard_normal((2, _SIZE))
+            updates = common + rng.standard_normal((_CLIENTS, _SIZE))
+            rows.append(standardise(extract(Updates.of(updates), layout, common + last)))
+        return cls(_with_sizes(np.vstack(rows)), {}, {})
 
     def trusted(self, clients: Sequence[str], server_round: int) -> NDArray[np.bool_]:
         """Return which clients are not in quarantine, shape (n,)."""

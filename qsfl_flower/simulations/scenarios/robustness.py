@@ -8,7 +8,10 @@ process (`qsfl_flower.simulations.scenarios.cohort`) with the package's rules an
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -52,7 +55,8 @@ def attacks_against(attackers: int) -> dict[str, Attack | None]:
     """Return the attacks of the tables; a backdoor replaces the mean of all clients."""
     return {
         "none": None,
-        "sign-flip": build_attack("sign-flip", scale=3.0),
+        "sign-flip": build_attack("sign-flip"),
+        "sign-flip x3": build_attack("sign-flip", scale=3.0),
         "scaling x10": build_attack("scaling", factor=10.0),
         "scaling x1000": build_attack("scaling", factor=1000.0),
         "gaussian": build_attack("gaussian"),
@@ -170,9 +174,10 @@ def train(
 
 
 def cell(
-    data: Dataset, scheme: str, attackers: int, defence: str, attack: str, rounds: int, seed: int
+    dataset: str, scheme: str, attackers: int, defence: str, attack: str, rounds: int, seed: int
 ) -> dict[str, Any]:
     """Run one federation and return its numbers; no accuracy if the rule is not applicable."""
+    data = load_dataset(dataset)
     chosen = attacks_against(attackers)[attack]
     cohort = federation(data, scheme, chosen, attackers, seed)
     row: dict[str, Any] = {
@@ -194,6 +199,21 @@ def cell(
     return row
 
 
+def in_processes(tasks: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Call tasks in as many processes as there are cores and return what they return, in order.
+
+    Each task takes one thread and depends on its arguments alone, so that their number changes
+    nothing.
+    """
+    workers = min(os.cpu_count() or 1, len(tasks))
+    if workers == 1:
+        return [task() for task in tasks]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        futures = [pool.submit(task) for task in tasks]
+        return [future.result() for future in futures]
+
+
 def rounds_to(cohort: Cohort, defence: Defence, target: float, most: int) -> int | None:
     """Return the first round after which the accuracy is at least `target`."""
     model = cohort.initial()
@@ -211,7 +231,7 @@ def convergence(data: Dataset, seed: int, target: float = 0.9) -> dict[str, Any]
     calm = federation(data, "IID", None, 6, seed)
     found["mean, no attackers"] = rounds_to(calm, ByRule("mean", 0), target, 60)
     found["multi_krum, no attackers"] = rounds_to(calm, ByRule("multi_krum", 6), target, 60)
-    for name in ("sign-flip", "scaling x10", "alie"):
+    for name in ("sign-flip x3", "scaling x10", "alie"):
         cohort = federation(data, "IID", attacks_against(6)[name], 6, seed)
         found[f"multi_krum, {name}"] = rounds_to(cohort, ByRule("multi_krum", 6), target, 60)
     return found
@@ -260,10 +280,13 @@ def run(
     torch.set_num_threads(1)
     try:
         settings = list(product(schemes, liars))
-        rows = [
-            cell(data, scheme, f, rule, attack, rounds, seed)
-            for (scheme, f), rule, attack in product(settings, rules, attacks)
-        ]
+        cells = list(product(settings, rules, attacks))
+        rows = in_processes(
+            [
+                partial(cell, dataset, scheme, f, rule, attack, rounds, seed)
+                for (scheme, f), rule, attack in cells
+            ]
+        )
         summary: dict[str, Any] = {"rounds": rounds, "seed": seed, "cells": len(rows)}
         if only_defences is None:
             summary["rounds_to_accuracy"] = convergence(data, seed)
