@@ -47,7 +47,11 @@ def test_every_attack_is_a_finite_function_of_its_view_and_changes_nothing(name)
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize(
     ("known", "own"),
-    [(np.zeros((1, 3)), np.zeros(3)), (np.ones((2, 1)), np.ones(1)), (np.ones((5, 4)), -np.ones(4))],
+    [
+        (np.zeros((1, 3)), np.zeros(3)),
+        (np.ones((2, 1)), np.ones(1)),
+        (np.ones((5, 4)), -np.ones(4)),
+    ],
 )
 def test_degenerate_cohorts_give_finite_poison(name, known, own):
     rng = np.random.default_rng(0)

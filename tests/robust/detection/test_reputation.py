@@ -9,9 +9,9 @@ from qsfl_flower.robust.detection import Reputation, Standing
 from qsfl_flower.robust.detection.reputation import LONGEST
 
 
-def after(flags: str, reputation: Reputation, standing: Standing = Standing()) -> list[Standing]:
+def after(flags: str, reputation: Reputation) -> list[Standing]:
     """Standings after rounds written as x (flagged, score 1) and . (not)."""
-    found = []
+    found, standing = [], Standing()
     for server_round, flag in enumerate(flags, 1):
         standing = reputation.step(standing, 1.0, flag == "x", server_round)
         found.append(standing)
