@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.device import DeviceClass, DeviceProfile, SystemMonitor, TraceMonitor
     from qsfl_flower.clients.mobile import Device, MobileClient
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
+    from qsfl_flower.clients.personal import PersonalClient
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
     from qsfl_flower.clients.workload import Workload
 
@@ -26,6 +27,7 @@ _WHERE = {
     "DeviceClass": "device",
     "DeviceProfile": "device",
     "MobileClient": "mobile",
+    "PersonalClient": "personal",
     "SystemMonitor": "device",
     "TraceMonitor": "device",
     "Workload": "workload",
@@ -45,6 +47,7 @@ __all__ = [
     "DeviceClass",
     "DeviceProfile",
     "MobileClient",
+    "PersonalClient",
     "SystemMonitor",
     "TraceMonitor",
     "TrainConfig",

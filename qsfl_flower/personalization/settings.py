@@ -1,0 +1,97 @@
+"""How a client personalises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qsfl_flower.errors import ConfigError
+
+Method = Literal["fine-tune", "maml", "per-fedavg", "reptile", "fedper", "fedrep", "ditto"]
+METHODS: tuple[Method, ...] = (
+    "fine-tune", "maml", "per-fedavg", "reptile", "fedper", "fedrep", "ditto",
+)  # fmt: skip
+STATEFUL = ("fedper", "fedrep", "ditto")
+"""Methods whose personal part lives in the client's memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Personalization:
+    r"""How a client personalises.
+
+    Parameters
+    ----------
+    method : str
+        ``fine-tune``: train as ever, take a few steps on the device's own examples before use.
+        ``maml``: send the meta-gradient of that, so that the common model becomes a good start.
+        ``per-fedavg``: several meta-steps on the device in a round. ``reptile``: plain steps
+        towards the device's own optimum; the server goes a part of the way. ``fedper``,
+        ``fedrep``: the layers `head` stay on the device; fedrep trains them before the rest.
+        ``ditto``: a model of the device's own, held near the common one by `proximal`.
+    inner_rate : float
+        Step size of adaptation, > 0.
+    inner_steps : int
+        Steps of adaptation, >= 1.
+    meta_rate : float
+        Step size of the meta-gradient, > 0.
+    meta_steps : int
+        Meta-steps in a round, >= 1; 1 for maml.
+    meta_batch : int
+        Examples drawn for each part of a meta-step, >= 1.
+    order : {"second", "first", "hessian-free"}
+        Whether meta-gradients know the curvature: exactly, not at all, or by a difference of
+        gradients (for per-fedavg, with one inner step).
+    query_share : float
+        Share of the training examples that meta-learning keeps for the query, in (0, 1).
+    head : tuple of str
+        Names of parameters, or beginnings of them, that stay on the device.
+    proximal : float
+        Weight of Ditto's pull towards the common model, >= 0.
+
+    References
+    ----------
+    Finn et al. 2017 (MAML); Fallah et al. 2020 (Per-FedAvg); Nichol, Achiam, Schulman: On
+    first-order meta-learning algorithms, 2018 (Reptile); Arivazhagan et al.: Federated learning
+    with personalization layers, 2019 (FedPer); Collins et al.: Exploiting shared representations
+    for personalized federated learning, 2021 (FedRep); Li et al.: Ditto, 2021.
+    """
+
+    method: Method = "fine-tune"
+    inner_rate: float = 0.05
+    inner_steps: int = 5
+    meta_rate: float = 0.05
+    meta_steps: int = 1
+    meta_batch: int = 20
+    order: Literal["second", "first", "hessian-free"] = "second"
+    query_share: float = 0.5
+    head: tuple[str, ...] = ()
+    proximal: float = 0.1
+
+    def __post_init__(self) -> None:
+        single = self.method != "maml" or self.meta_steps == 1
+        free = self.order != "hessian-free" or (
+            self.method == "per-fedavg" and self.inner_steps == 1
+        )
+        rules = (
+            ("method", self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            ("inner_rate", self.inner_rate > 0, "> 0"),
+            ("inner_steps", self.inner_steps >= 1, ">= 1"),
+            ("meta_rate", self.meta_rate > 0, "> 0"),
+            ("meta_steps", self.meta_steps >= 1, ">= 1"),
+            ("meta_steps", single, "1 for maml; per-fedavg takes several"),
+            ("meta_batch", self.meta_batch >= 1, ">= 1"),
+            ("order", self.order in ("second", "first", "hessian-free"), "second, first or "
+             "hessian-free"),
+            ("order", free, "hessian-free only for per-fedavg with one inner step"),
+            ("query_share", 0 < self.query_share < 1, "in (0, 1)"),
+            ("head", bool(self.head) or self.method not in ("fedper", "fedrep"), "the names of the "
+             "layers that stay on the device"),
+            ("proximal", self.proximal >= 0, ">= 0"),
+        )  # fmt: skip
+        for field, valid, allowed in rules:
+            if not valid:
+                raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
+
+    def stays(self, name: str) -> bool:
+        """Return whether a parameter of this name stays on the device."""
+        return self.method in ("fedper", "fedrep") and name.startswith(self.head)
