@@ -17,7 +17,7 @@ from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import Check
 from qsfl_flower.strategies.stages import RoundContext, task_content
 from qsfl_flower.strategies.update import Rejection, Update
-from qsfl_flower.wire import from_record, records_of
+from qsfl_flower.wire import content_bytes, from_record, records_of
 from qsfl_flower.wire.keys import (
     HELLO_TASK,
     RELEASE_TASK,
@@ -143,6 +143,7 @@ class Session:
     context: RoundContext
     lost: dict[int, str] = field(default_factory=dict)
     liars: set[int] = field(default_factory=set)
+    traffic: int = 0
 
     def take(self, updates: Sequence[Update], size: int) -> dict[int, Taken]:
         """Send every member its shares of the clients' updates; return the answers by member."""
@@ -181,6 +182,7 @@ class Session:
         self, contents: Mapping[int, RecordDict], read: Callable[[RecordDict], T]
     ) -> dict[int, T]:
         answers = self.context.ask(contents)
+        self.traffic += sum(map(content_bytes, contents.values()))
         found = {}
         for node in contents:
             member = self.nodes.index(node) + 1
@@ -189,6 +191,7 @@ class Session:
                 self.lost[member] = "no reply" if answer is None else answer.detail
                 continue
             sender, content = answer
+            self.traffic += content_bytes(content)
             try:
                 if sender.name != name:
                     raise RejectedUpdate("wrong-node", f"{sender.name} answers in its place")

@@ -127,6 +127,7 @@ class Attempt:
             "clients": float(len(self.cohort.updates)),
             "summed": float(self.summed),
             "dropped": float(self.dropped),
+            "committee bytes": float(self.session.traffic),
             **fate,
         }
 

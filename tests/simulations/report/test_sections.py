@@ -18,6 +18,7 @@ from qsfl_flower.simulations.report.outcome import outcome
 from qsfl_flower.simulations.report.section import Section
 from qsfl_flower.simulations.report.sections import SECTIONS
 from qsfl_flower.simulations.report.sections.clients import clients
+from qsfl_flower.simulations.report.sections.committee import committee
 from qsfl_flower.simulations.report.sections.curves import curves
 from qsfl_flower.simulations.report.sections.events import events
 from qsfl_flower.simulations.report.sections.headline import headline
@@ -406,3 +407,23 @@ def test_no_record_breaks_a_section(
         section = function(opened)
         if section is not None:
             section.html().encode()
+
+
+class TestCommittee:
+    def test_members_survivors_dropped_clients_and_bytes(self, run: Writer) -> None:
+        first = {"clients": 9.0, "summed": 5.0, "dropped": 1.0, "committee bytes": 2_500_000.0}
+        metrics = [
+            {"round": 0},
+            {"round": 1, "stages": {"secure_krum": {**first, "member 3": 1.0, "member <b>": 0.0}}},
+            {"round": 2, "stages": {"secure_krum": {"clients": 3.0, "member 4": -1.0}}},
+        ]
+        text = words(committee(run(metrics=metrics)))
+        assert "1 5 4 1 3, <b> (vanished) 2.5 MB" in text
+        assert "4 (lied)" in text
+        assert "Members vanished or lied 2 times." in text
+        assert "member" not in words(stages(run(metrics=metrics)))
+
+    def test_runs_without_a_committee_say_nothing(self, run: Writer) -> None:
+        assert committee(run(metrics=[{"round": 1, "stages": {"clip": {"x": 1.0}}}])) is None
+        fine = [{"round": 1, "stages": {"secure_sum": {"summed": 5.0, "member 3": 1.0}}}]
+        assert "Every member answered in every round." in words(committee(run(metrics=fine)))

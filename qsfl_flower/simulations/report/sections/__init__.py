@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from qsfl_flower.simulations.report.section import SectionFunction
 from qsfl_flower.simulations.report.sections.clients import clients
+from qsfl_flower.simulations.report.sections.committee import committee
 from qsfl_flower.simulations.report.sections.curves import curves
 from qsfl_flower.simulations.report.sections.devices import devices
 from qsfl_flower.simulations.report.sections.events import events
@@ -22,6 +23,7 @@ SECTIONS: tuple[SectionFunction, ...] = (
     curves,
     partition,
     clients,
+    committee,
     devices,
     stages,
     events,

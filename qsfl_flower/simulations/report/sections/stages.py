@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from qsfl_flower.simulations.report import text
 from qsfl_flower.simulations.report.html import Html, element, folded_table
 from qsfl_flower.simulations.report.section import Section
+from qsfl_flower.simulations.report.sections.committee import MEMBER
 from qsfl_flower.simulations.runs import Run, number
 
 _WIDTH, _HEIGHT = 110, 22
@@ -51,7 +52,7 @@ def _courses(run: Run) -> dict[tuple[str, str], _Series]:
             measured |= {stage: m for stage, m in found.items() if isinstance(m, dict)}
         for stage, measurements in measured.items():
             for name, raw in measurements.items():
-                value = number(raw)
+                value = None if name.startswith(MEMBER) else number(raw)
                 if value is not None and math.isfinite(value):
                     courses.setdefault((stage, name), []).append((record["round"], value))
     return courses
