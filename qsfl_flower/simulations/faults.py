@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -12,6 +13,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.simulations.dishonest import LIES
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, from_record, to_record
 
 _ROUND = "qsfl-fault-round"
@@ -35,13 +37,40 @@ def fault_mod(experiment: Experiment) -> Mod:
             raise QSFLError(f"this client fails on purpose (faults: {kind})")
         if kind == "die":
             os._exit(1)
-        reply = call_next(message, context)
+        with LIES.get(kind or "", nullcontext)():
+            reply = call_next(message, context)
         if kind == "slow":
             time.sleep(experiment.simulation.round_timeout + 1.0)
         if kind in after and not reply.has_error():
             after[kind](reply.content)
         if kind == "replay" and not reply.has_error():
             reply.content = _first(reply.content, context)
+        return reply
+
+    return mod
+
+
+def poison_mod(experiment: Experiment) -> Mod:
+    """Make the mod that turns the updates of clients with fault ``invert`` around.
+
+    It is the innermost mod: what it returns is protected like an honest model.
+    """
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if reply.has_error() or _fault_now(experiment, message, context) != "invert":
+            return reply
+        ((_, model),) = message.content.array_records.items()
+        base = from_record(model)
+        _each(
+            reply.content,
+            lambda record: to_record(
+                {
+                    name: (6 * base[name] - 5 * a).astype(a.dtype) if a.dtype.kind == "f" else a
+                    for name, a in from_record(record).items()
+                }
+            ),
+        )
         return reply
 
     return mod

@@ -8,21 +8,27 @@ from typing import Any
 from qsfl_flower.simulations.config import (
     AuthenticateSpec,
     ClipSpec,
+    CommitteeSpec,
     Experiment,
     FedAdamSpec,
     FedAvgMSpec,
     FedYogiSpec,
     MaskedSumSpec,
+    SecureKrumSpec,
+    SecureSumSpec,
     ValidateSpec,
 )
 from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.strategies import (
     Authenticate,
     Clip,
+    Committee,
     FedAdam,
     FedAvgM,
     FedYogi,
     MaskedSum,
+    SecureKrum,
+    SecureSum,
     Stage,
     Validate,
 )
@@ -46,9 +52,29 @@ def _masked_sum(spec: MaskedSumSpec, experiment: Experiment) -> Stage:
     return MaskedSum(server_credentials(experiment), **settings)
 
 
+def _committee(spec: CommitteeSpec) -> tuple[float, Committee, dict[str, Any]]:
+    """Return the clip norm, the committee, and further arguments of a stage."""
+    sizes = Committee(spec.members, spec.threshold, spec.quorum, spec.min_clients)
+    own = {"bits", "max_examples", "metrics", "enforce_norm"}
+    return spec.clip_norm, sizes, spec.model_dump(include=own)
+
+
+def _secure_sum(spec: SecureSumSpec, _: Experiment) -> Stage:
+    clip_norm, committee, settings = _committee(spec)
+    return SecureSum(clip_norm, committee, **settings)
+
+
+def _secure_krum(spec: SecureKrumSpec, _: Experiment) -> Stage:
+    clip_norm, committee, settings = _committee(spec)
+    settings["num_selected"] = spec.num_selected
+    return SecureKrum(clip_norm, spec.num_byzantine, committee, **settings)
+
+
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     AuthenticateSpec: _authenticate,
     MaskedSumSpec: _masked_sum,
+    SecureKrumSpec: _secure_krum,
+    SecureSumSpec: _secure_sum,
     ValidateSpec: lambda spec, _: Validate(spec.max_norm),
     ClipSpec: lambda spec, _: Clip(spec.clip_norm, spec.per_layer),
 }

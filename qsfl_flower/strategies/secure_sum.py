@@ -118,7 +118,7 @@ class SecureSum(CombineStage):
     A. Shamir, "How to share a secret", 1979. See docs/secure-aggregation.md for the protocol.
     """
 
-    name = "secure-sum"
+    name = "secure_sum"
     hides = True
     volatile = True
     needs_norms = False
@@ -313,7 +313,7 @@ class SecureKrum(SecureSum):
     "Byzantine-resilient secure federated learning", IEEE JSAC 39(7), 2021.
     """
 
-    name = "secure-krum"
+    name = "secure_krum"
     distances = True
     weighted = False
 
@@ -327,9 +327,9 @@ class SecureKrum(SecureSum):
         **options: Any,
     ) -> None:
         if num_byzantine < 0:
-            raise ConfigError(f"secure-krum: num_byzantine is {num_byzantine}; it must be >= 0")
+            raise ConfigError(f"secure_krum: num_byzantine is {num_byzantine}; it must be >= 0")
         if num_selected is not None and num_selected < 1:
-            raise ConfigError(f"secure-krum: num_selected is {num_selected}; it must be >= 1")
+            raise ConfigError(f"secure_krum: num_selected is {num_selected}; it must be >= 1")
         self.num_byzantine = num_byzantine
         self.num_selected = num_selected
         super().__init__(clip_norm, committee, **options)

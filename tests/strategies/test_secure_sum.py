@@ -194,7 +194,7 @@ def test_the_sum_is_exact_weighted_and_comes_with_mean_metrics(federation):
     assert result.arrays["n"].numpy() == 7
     loss = sum(loss_of(n) * examples_of(n) for n in range(7)) / sum(map(examples_of, range(7)))
     assert seen.rounds[-1].train_loss == pytest.approx(loss, abs=1e-6)
-    measured = seen.rounds[-1].stages["secure-sum"]
+    measured = seen.rounds[-1].stages["secure_sum"]
     assert measured["summed"] == 7
     assert {k: v for k, v in measured.items() if k.startswith("member")} == {
         f"member {n}": 1.0 for n in range(5)
@@ -223,13 +223,13 @@ def test_members_forget_what_they_held(federation):
 def test_clients_and_members_may_vanish_at_every_step(federation, attacks, kept, lost):
     grid, _ = federation(7, attacks)
     result, seen, strategy = run(grid, secure_sum(), federation.gate, rounds=2)
-    measured = seen.rounds[1].stages["secure-sum"]
+    measured = seen.rounds[1].stages["secure_sum"]
     assert [n for n in range(5) if not measured[f"member {n}"]] == lost
     assert seen.rounds[1].accepted == len(list(kept))
     # In the next round nobody is missing, and who vanished has been replaced.
     expected = weighted_mean(kept) + weighted_mean(range(7))
     assert flat(result) == pytest.approx(expected, abs=1e-7)
-    members = strategy.states["secure-sum"]["seats"].members
+    members = strategy.states["secure_sum"]["seats"].members
     assert not set(members) & {str(n) for n in lost}
 
 
@@ -239,13 +239,13 @@ def test_too_few_members_abandon_the_round_and_the_next_one_works(federation):
     result, seen, strategy = run(grid, secure_sum(), federation.gate, rounds=2)
     assert "2 of 5 committee members answered, 3 are needed" in seen.rounds[1].skipped
     assert flat(result) == pytest.approx(weighted_mean(range(8)), abs=1e-8)
-    assert strategy.states["secure-sum"]["seats"].members == ("3", "4", "5", "6", "7")
+    assert strategy.states["secure_sum"]["seats"].members == ("3", "4", "5", "6", "7")
 
 
 def test_a_node_that_gives_no_sign_of_life_is_not_appointed(federation):
     grid, _ = federation(7, {2: silent("qsfl.hello", "train")})
     _, seen, strategy = run(grid, secure_sum(), federation.gate)
-    assert strategy.states["secure-sum"]["seats"].members == ("0", "1", "3", "4", "5")
+    assert strategy.states["secure_sum"]["seats"].members == ("0", "1", "3", "4", "5")
     assert seen.rounds[-1].accepted == 6
 
 
@@ -318,11 +318,11 @@ def test_a_member_that_lies_is_named_and_corrected(federation, lie):
     task = RELEASE_TASK if lie is false_sum else TAKE_TASK
     grid, _ = federation(7, {1: patched(lie, task=task)})
     result, seen, strategy = run(grid, secure_sum(), federation.gate)
-    measured = seen.rounds[-1].stages["secure-sum"]
+    measured = seen.rounds[-1].stages["secure_sum"]
     assert measured["member 1"] == -1.0
     assert measured["dropped"] == 0
     assert flat(result) == pytest.approx(weighted_mean(range(7)), abs=1e-8)
-    assert 101 in strategy.states["secure-sum"]["seats"].gone
+    assert 101 in strategy.states["secure_sum"]["seats"].gone
 
 
 def test_a_lie_that_cannot_be_corrected_abandons_the_round(federation):
@@ -434,13 +434,13 @@ def test_multi_krum_with_a_vanished_and_a_lying_member_and_a_bad_client(federati
     }
     stage = krum(f=2, committee=Committee(7, 3, quorum=5, min_clients=2))
     result, seen, _ = run(federation(11, attacks)[0], stage, federation.gate)
-    measured = seen.rounds[-1].stages["secure-krum"]
+    measured = seen.rounds[-1].stages["secure_krum"]
     # Five of the six that answered determine the sum; the sixth shows the lie, but not the liar.
     assert (measured["member 0"], result) == (0.0, None)
     assert "no polynomial of degree 4" in seen.rounds[-1].skipped
     del attacks[0]
     result, seen, _ = run(federation(11, attacks)[0], stage, federation.gate)
-    measured = seen.rounds[-1].stages["secure-krum"]
+    measured = seen.rounds[-1].stages["secure_krum"]
     assert measured["member 1"] == -1.0
     assert seen.rows[-1]["8"].status == "inconsistent-shares"
     assert seen.rows[-1]["9"].status == "not-selected"
@@ -581,7 +581,7 @@ def test_the_recorder_finds_a_planted_leak(federation, leak):
 
 
 def test_refused_compositions(federation):
-    with pytest.raises(CompositionError, match="secure-sum needs authenticate"):
+    with pytest.raises(CompositionError, match="secure_sum needs authenticate"):
         StableFedAvg(stages=[secure_sum()], fraction_evaluate=0.0)
     with pytest.raises(CompositionError, match="evaluation metrics would arrive one by one"):
         StableFedAvg(stages=[secure_sum(), federation.gate])

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from qsfl_flower.simulations.config.asynchronous import MonitorSpec
+from qsfl_flower.simulations.config.committee import (
+    CommitteeSpec,
+    SecureKrumSpec,
+    SecureSumSpec,
+)
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.experiment import Experiment
 from qsfl_flower.simulations.config.files import shipped_configs
@@ -42,6 +47,7 @@ __all__ = [
     "AuthenticateSpec",
     "ClientsSpec",
     "ClipSpec",
+    "CommitteeSpec",
     "DataSpec",
     "DevicesSpec",
     "DirichletSpec",
@@ -59,6 +65,8 @@ __all__ = [
     "ModelSpec",
     "MonitorSpec",
     "OutputSpec",
+    "SecureKrumSpec",
+    "SecureSumSpec",
     "ShardsSpec",
     "SimulationSpec",
     "TimingSpec",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, MonitorSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 
 
 class ValidateSpec(Section):
@@ -77,11 +78,12 @@ class MaskedSumSpec(Section):
 
 
 StageSpec = Annotated[
-    AuthenticateSpec | ValidateSpec | ClipSpec | MaskedSumSpec, Field(discriminator="stage")
+    AuthenticateSpec | ValidateSpec | ClipSpec | MaskedSumSpec | SecureKrumSpec | SecureSumSpec,
+    Field(discriminator="stage"),
 ]
 
 
-HIDING = ("masked_sum",)
+HIDING = ("masked_sum", "secure_krum", "secure_sum")
 """Stages under which the server sees nothing of a single client."""
 
 
