@@ -48,6 +48,7 @@ Overrides = Annotated[
 class Scenario(StrEnum):
     """Demonstrations under ``simulations/scenarios``."""
 
+    COMPRESSION = "compression"
     DETECTION = "detection"
     DRIFT = "drift"
     ROBUSTNESS = "robustness"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from qsfl_flower.compression import Mask
 from qsfl_flower.simulations.config import (
     AuthenticateSpec,
     ClipSpec,
@@ -18,17 +19,21 @@ from qsfl_flower.simulations.config import (
     SecureSumSpec,
     ValidateSpec,
 )
+from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
 from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.strategies import (
     Authenticate,
+    Broadcast,
     Clip,
     Committee,
+    Compress,
     FedAdam,
     FedAvgM,
     FedYogi,
     MaskedSum,
     SecureKrum,
     SecureSum,
+    SharedMask,
     Stage,
     Validate,
 )
@@ -70,11 +75,18 @@ def _secure_krum(spec: SecureKrumSpec, _: Experiment) -> Stage:
     return SecureKrum(clip_norm, spec.num_byzantine, committee, **settings)
 
 
+def _shared_mask(spec: SharedMaskSpec, experiment: Experiment) -> Stage:
+    return SharedMask(Mask(**spec.model_dump(exclude={"stage"})), seed=experiment.seed)
+
+
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     AuthenticateSpec: _authenticate,
     MaskedSumSpec: _masked_sum,
     SecureKrumSpec: _secure_krum,
     SecureSumSpec: _secure_sum,
+    CompressSpec: lambda spec, experiment: Compress(spec.scheme(), seed=experiment.seed),
+    SharedMaskSpec: _shared_mask,
+    BroadcastSpec: lambda spec, _: Broadcast(spec.ratio, spec.values, spec.zstd),
     ValidateSpec: lambda spec, _: Validate(spec.max_norm),
     ClipSpec: lambda spec, _: Clip(spec.clip_norm, spec.per_layer),
 }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from qsfl_flower.strategies.stable import StableFedAvg
 
 _GOOD = "good/"
+_HISTORY = (Phase.UPDATE, Phase.RELEASE)
+"""Phases whose states come from past steps."""
 
 
 class Guard(VectorStage):
@@ -92,7 +94,7 @@ def respond(
         # What led to the bad model does not count any more: tasks under way, and momentum.
         state["valid_from"] = server_round
         layout = Layout.of(from_record(arrays))
-        fresh = {s.name: s.init(layout) for s in strategy.chain.stages if s.phase is Phase.UPDATE}
+        fresh = {s.name: s.init(layout) for s in strategy.chain.stages if s.phase in _HISTORY}
         strategy.states = {**strategy.states, **fresh}
     strategy.states = {**strategy.states, Guard.name: state}
     return arrays, told

@@ -39,6 +39,9 @@ class ClientRow:
 class RoundRecord:
     """One round. Sizes are payload bytes; times are seconds; unknown values are None.
 
+    `dense_down` and `dense_up` are what the same messages would carry with a whole model in each
+    instruction and each training reply: ``bytes_up / dense_up`` is the share that compression left.
+
     `clock_s` is the strategy's clock after training: virtual seconds in simulations of devices.
     """
 
@@ -54,6 +57,8 @@ class RoundRecord:
     client_eval_accuracy: float | None = None
     bytes_down: int = 0
     bytes_up: int = 0
+    dense_down: int = 0
+    dense_up: int = 0
     selected: int = 0
     replies: int = 0
     accepted: int = 0

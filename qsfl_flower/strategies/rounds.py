@@ -153,6 +153,7 @@ def _one_round(
     central = _evaluate_centrally(job, server_round, result)
     clock.lap("evaluate")
 
+    model_bytes = sum(len(array.data) for array in result.arrays.values())
     traffic = strategy.asked.plus((*messages, *questions), (*replies, *answers))
     record = RoundRecord(
         round=server_round,
@@ -162,6 +163,8 @@ def _one_round(
         train_accuracy=first(metrics or {}, *_TRAIN_ACCURACY),
         bytes_down=traffic.down,
         bytes_up=traffic.up,
+        dense_down=model_bytes * len((*messages, *questions)),
+        dense_up=model_bytes * sum(m.has_content() for m in replies),
         selected=len(messages),
         replies=sum(m.has_content() for m in replies),
     )

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, MonitorSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
+from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
 
 
 class ValidateSpec(Section):
@@ -78,7 +79,15 @@ class MaskedSumSpec(Section):
 
 
 StageSpec = Annotated[
-    AuthenticateSpec | ValidateSpec | ClipSpec | MaskedSumSpec | SecureKrumSpec | SecureSumSpec,
+    AuthenticateSpec
+    | ValidateSpec
+    | ClipSpec
+    | MaskedSumSpec
+    | SecureKrumSpec
+    | SecureSumSpec
+    | CompressSpec
+    | SharedMaskSpec
+    | BroadcastSpec,
     Field(discriminator="stage"),
 ]
 
