@@ -8,10 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qsfl_flower.asynchrony import Latencies, Selection
-from qsfl_flower.errors import CompositionError
-from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.policies import History, Policy
-from qsfl_flower.strategies.stages import Phase
 
 
 class Sampling:
@@ -63,23 +60,3 @@ class Sampling:
         if isinstance(self.selection, Policy):
             return sorted(self.selection.pick(clients, size, self.history, latencies, numbers))
         return sorted(self.selection.choose(clients, size, latencies, numbers))
-
-
-def refuse_sight(selection: Selection | None, chain: Chain) -> None:
-    """Refuse a policy that looks at the clients' data in a chain that protects these.
-
-    Raises
-    ------
-    CompositionError
-        If single updates are hidden, or noise is added for differential privacy.
-    """
-    if not (isinstance(selection, Policy) and selection.looks_at_data):
-        return
-    noisy = [s.name for s in chain.stages if s.phase is Phase.PRIVATIZE]
-    if not chain.hides and not noisy:
-        return
-    why = f"whose budget {noisy[0]} counts without it" if noisy else "which are hidden"
-    raise CompositionError(
-        f"selection: {type(selection).__name__} chooses by what clients say about their data, "
-        f"{why}; choose fair, fast, available or random"
-    )

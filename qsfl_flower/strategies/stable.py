@@ -14,27 +14,27 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
-from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate, TooFewReplies
-from qsfl_flower.numerics import Monitor, Reaction, bounded_weights, example_count
+from qsfl_flower.errors import ConfigError, TooFewReplies
+from qsfl_flower.numerics import Monitor, Reaction
 from qsfl_flower.strategies.admission import (
     Asked,
     ReplyReader,
     admit,
-    finite_metrics,
     match,
-    single,
 )
 from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
 from qsfl_flower.strategies.assignment import Assignment
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
+from qsfl_flower.strategies.checks import check_numbers, refuse_leaks
 from qsfl_flower.strategies.combine import mean_metrics
+from qsfl_flower.strategies.evaluation import MetricsFunction, mean_evaluation
 from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Post
 from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.rounds import Job, Trained, run_rounds
-from qsfl_flower.strategies.sampling import Sampling, refuse_sight
+from qsfl_flower.strategies.sampling import Sampling
 from qsfl_flower.strategies.stages import (
     Exchange,
     Measurements,
@@ -45,12 +45,10 @@ from qsfl_flower.strategies.stages import (
     Validate,
 )
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
-from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, records_of, to_record
+from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
-
-MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
 
 
 class StableFedAvg(FedAvg):
@@ -169,18 +167,19 @@ class StableFedAvg(FedAvg):
             arrayrecord_key,
             configrecord_key,
         )
-        _require(0 <= fraction_train <= 1, "fraction_train", fraction_train, "in [0, 1]")
-        _require(0 <= fraction_evaluate <= 1, "fraction_evaluate", fraction_evaluate, "in [0, 1]")
-        _require(proximal_mu >= 0, "proximal_mu", proximal_mu, ">= 0")
-        _require(max_weight_ratio >= 1, "max_weight_ratio", max_weight_ratio, ">= 1")
-        _require(min_replies >= 1, "min_replies", min_replies, ">= 1")
-        _require(max_failed_rounds >= 1, "max_failed_rounds", max_failed_rounds, ">= 1")
-        _require(client_api in ("message", "legacy"), "client_api", client_api, "message or legacy")
-        _require(over_selection >= 0, "over_selection", over_selection, ">= 0")
-        if deadline is not None:
-            _require(deadline > 0, "deadline", deadline, "> 0")
-        if max_num_examples is not None:
-            _require(max_num_examples > 0, "max_num_examples", max_num_examples, "> 0")
+        check_numbers(
+            shares={"fraction_train": fraction_train, "fraction_evaluate": fraction_evaluate},
+            at_least={
+                "proximal_mu": (proximal_mu, 0),
+                "over_selection": (over_selection, 0),
+                "max_weight_ratio": (max_weight_ratio, 1),
+                "min_replies": (min_replies, 1),
+                "max_failed_rounds": (max_failed_rounds, 1),
+            },
+            positive={"deadline": deadline, "max_num_examples": max_num_examples},
+        )
+        if client_api not in ("message", "legacy"):
+            raise ConfigError(f"client_api is {client_api!r}; it must be message or legacy")
         if not any(isinstance(stage, Validate) for stage in stages):
             stages = (*stages, Validate())
         self.monitor = monitor or Monitor()
@@ -192,23 +191,13 @@ class StableFedAvg(FedAvg):
                 + ", ".join(r for r in Reaction if r is not Reaction.TIGHTEN_STALENESS)
             )
         self.chain = Chain(stages)
-        if self.chain.hides and train_metrics_aggr_fn is not None:
-            raise CompositionError(
-                "train_metrics_aggr_fn: the replies of single clients are hidden from the server; "
-                "leave it out, the metrics are averaged under the same protection"
-            )
-        if self.chain.hides and client_api == "legacy":
-            raise CompositionError(
-                "client_api: legacy apps without mods send their updates in the clear; add "
-                "qsfl_mod and legacy_mod to the ClientApp and leave client_api at 'message'"
-            )
-        if self.chain.hides and fraction_evaluate > 0:
-            raise CompositionError(
-                f"fraction_evaluate is {fraction_evaluate}: the clients' evaluation metrics would "
-                "arrive one by one, while their updates are hidden; set it to 0 and evaluate on "
-                "the server (evaluate_fn)"
-            )
-        refuse_sight(selection, self.chain)
+        refuse_leaks(
+            self.chain,
+            selection,
+            own_metrics=train_metrics_aggr_fn is not None,
+            legacy=client_api == "legacy",
+            fraction_evaluate=fraction_evaluate,
+        )
         self.proximal_mu = proximal_mu
         self.weighting = Weighting(
             max_num_examples, max_weight_ratio, denominator=self.chain.denominator
@@ -299,33 +288,21 @@ class StableFedAvg(FedAvg):
         """Average the clients' evaluation metrics with bounded weights."""
         if (evaluation := self._evaluation) is None:
             raise ConfigError("aggregate_evaluate: nobody was asked; call configure_evaluate first")
-        kept: list[tuple[float, dict[str, float], RecordDict]] = []
         entries, self.states, _ = self.chain.admit(
             match(replies, self._asked()), self.states, evaluation.exchange
         )
-        for sender, content in entries:
-            try:
-                if isinstance(content, Rejection):
-                    raise RejectedUpdate(content.reason, content.detail)
-                content = self._translate(evaluation, content)
-                metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
-                claim = example_count(metrics.get(self.weighted_by_key))
-                kept.append((claim, finite_metrics(metrics, self.weighted_by_key), content))
-            except RejectedUpdate as error:
-                log.warning(
-                    "round %d: no evaluation from %s: %s", server_round, sender.label, error
-                )
-        if not kept:
-            return None
-        if self._evaluate_metrics is not None:
-            return self._evaluate_metrics([content for *_, content in kept], self.weighted_by_key)
-        weights, _ = bounded_weights(
-            [claim for claim, *_ in kept],
-            max_num_examples=self.weighting.max_num_examples,
-            max_weight_ratio=self.weighting.max_weight_ratio,
+        return mean_evaluation(
+            server_round,
+            [
+                (sender, content)
+                if isinstance(content, Rejection)
+                else (sender, partial(self._translate, evaluation, content))
+                for sender, content in entries
+            ],
+            self.weighted_by_key,
+            self.weighting,
+            self._evaluate_metrics,
         )
-        rows = [(float(w), metrics) for w, (_, metrics, _) in zip(weights, kept, strict=True)]
-        return MetricRecord({**mean_metrics(rows)})
 
     def start(
         self,
@@ -583,8 +560,3 @@ class StableFedAvg(FedAvg):
         else:
             metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})
         return to_record(self.outcome.arrays), metrics
-
-
-def _require(good: bool, name: str, value: object, allowed: str) -> None:
-    if not good:
-        raise ConfigError(f"{name} is {value!r}; it must be {allowed}")

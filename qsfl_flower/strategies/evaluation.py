@@ -1,0 +1,65 @@
+"""The clients' evaluation of a model: many reports, one mean."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from flwr.app import MetricRecord, RecordDict
+
+from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.numerics import bounded_weights, example_count
+from qsfl_flower.strategies.admission import finite_metrics, single
+from qsfl_flower.strategies.combine import mean_metrics
+from qsfl_flower.strategies.update import Rejection, Sender, Weighting
+from qsfl_flower.wire import records_of
+
+log = logging.getLogger("qsfl_flower")
+
+MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
+
+
+def mean_evaluation(
+    server_round: int,
+    entries: Sequence[tuple[Sender, Callable[[], RecordDict] | Rejection]],
+    weighted_by_key: str,
+    weighting: Weighting,
+    own: MetricsFunction | None,
+) -> MetricRecord | None:
+    """Average the clients' metrics with bounded weights; None if there are none.
+
+    Parameters
+    ----------
+    server_round : int
+        For the log.
+    entries : Sequence[tuple[Sender, Callable or Rejection]]
+        What reads the reply of each client, in canonical order.
+    weighted_by_key : str
+        Name of the metric that counts the examples.
+    weighting : Weighting
+        How claims become weights.
+    own : Callable, optional
+        The user's function, called with the usable replies instead.
+    """
+    kept: list[tuple[float, dict[str, float], RecordDict]] = []
+    for sender, reply in entries:
+        try:
+            if isinstance(reply, Rejection):
+                raise RejectedUpdate(reply.reason, reply.detail)
+            content = reply()
+            metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
+            claim = example_count(metrics.get(weighted_by_key))
+            kept.append((claim, finite_metrics(metrics, weighted_by_key), content))
+        except RejectedUpdate as error:
+            log.warning("round %d: no evaluation from %s: %s", server_round, sender.label, error)
+    if not kept:
+        return None
+    if own is not None:
+        return own([content for *_, content in kept], weighted_by_key)
+    weights, _ = bounded_weights(
+        [claim for claim, *_ in kept],
+        max_num_examples=weighting.max_num_examples,
+        max_weight_ratio=weighting.max_weight_ratio,
+    )
+    rows = [(float(w), metrics) for w, (_, metrics, _) in zip(weights, kept, strict=True)]
+    return MetricRecord({**mean_metrics(rows)})
