@@ -78,10 +78,9 @@ class Clock(ABC):
     def forget(self, tasks: Collection[int]) -> None:
         """Wait for these answers no longer; they may still be released if they come."""
 
-    def online(self, device: int) -> bool:
-        """Tell whether a device that the network shows as connected can be asked now."""
-        del device
-        return True
+    def online(self, devices: Sequence[int]) -> list[int]:
+        """Return those of the connected devices that can be asked now, in the same order."""
+        return list(devices)
 
     def next_online(self, devices: Collection[int]) -> float:
         """Return when the first of these devices can be asked; infinity if never."""

@@ -45,7 +45,7 @@ class Availability:
 
     def next_online(self, at: float) -> float:
         """Return the first time from `at` on at which the device is online."""
-        if self._always:
+        if self.always:
             return at
         start, end = self._span(at)
         return at if start <= at < end else start
@@ -55,7 +55,7 @@ class Availability:
 
         Work rests while the device is offline, and goes on afterwards.
         """
-        if self._always or seconds <= 0 or math.isinf(seconds):
+        if self.always or seconds <= 0 or math.isinf(seconds):
             return at + seconds
         whole = math.fsum(end - start for start, end in self.online)
         cycles = math.ceil(seconds / whole) - 1
@@ -70,7 +70,8 @@ class Availability:
             at = end
 
     @property
-    def _always(self) -> bool:
+    def always(self) -> bool:
+        """Whether the device is never offline."""
         return self.online == ((0.0, self.period),)
 
     def _span(self, at: float) -> tuple[float, float]:

@@ -60,6 +60,7 @@ class VirtualClock(Clock):
         if not devices:
             raise ConfigError("virtual clock: no devices; give one profile for every client")
         self.devices = tuple(devices)
+        self._absent = any(not d.available.always for d in self.devices)
         self.seed, self.patience, self._source = seed, patience, source
         self._now = 0.0
         self._asked: dict[int, int] = {}
@@ -106,9 +107,11 @@ class VirtualClock(Clock):
     def forget(self, tasks: Collection[int]) -> None:
         """Change nothing: a late answer arrives when it arrives."""
 
-    def online(self, device: int) -> bool:
-        """Tell whether the device is within reach now."""
-        return self.devices[device].available.next_online(self._now) <= self._now
+    def online(self, devices: Sequence[int]) -> list[int]:
+        """Return those that are within reach now."""
+        if not self._absent:
+            return list(devices)
+        return [d for d in devices if self.devices[d].available.next_online(self._now) <= self._now]
 
     def next_online(self, devices: Collection[int]) -> float:
         """Return when the first of these devices comes online; infinity if there are none."""
@@ -140,11 +143,11 @@ class VirtualClock(Clock):
         """Wait in real time until the answer is there; False after `patience` seconds."""
         end = self._source() + self.patience
         while task not in self._answers:
-            for delivery in fetch(list(self._expected)):
-                if delivery.task in self._expected:
-                    self._expected.remove(delivery.task)
-                    self._answers[delivery.task] = delivery
-            if task not in self._answers:
+            found = [d for d in fetch(list(self._expected)) if d.task in self._expected]
+            for delivery in found:
+                self._expected.remove(delivery.task)
+                self._answers[delivery.task] = delivery
+            if not found:
                 if self._source() > end:
                     return False
                 pause(_PAUSE)

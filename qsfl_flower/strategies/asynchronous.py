@@ -210,14 +210,10 @@ class BufferedAsync(StableFedAvg):
 
     def _fill(self, grid: Grid, training: Assignment, buffer: _Buffer) -> list[Message]:
         """Ask so many clients that the target number is at work."""
-        target = self.concurrency or max(
-            int(len(self._connected) * self.fraction_train), self.min_train_nodes
-        )
-        slots = target - len(self.post.ledger.open)
+        slots = self._slots()
         if slots <= 0:
             return []
-        online = self.post.clock.online
-        free = [rank for rank in self._idle(buffer) if online(rank)]
+        free = self.post.clock.online(self._idle(buffer))
         number = self.post.ledger.given
         chosen = self.sampling.draw(
             f"train/{number}", free, min(slots, len(free)), self.post.latencies
@@ -231,14 +227,22 @@ class BufferedAsync(StableFedAvg):
 
     def _idle(self, buffer: _Buffer) -> list[int]:
         """Return the connected clients that have no task and no place in the buffer."""
-        out = self.post.ledger.busy | buffer.heard
-        return [rank for rank in self._connected if rank not in out]
+        busy, heard = self.post.ledger.busy, buffer.heard
+        return [rank for rank in self._connected if rank not in busy and rank not in heard]
+
+    def _slots(self) -> int:
+        """Return how many more clients should be at work."""
+        connected = int(len(self._connected) * self.fraction_train)
+        target = self.concurrency or max(connected, self.min_train_nodes)
+        return target - len(self.post.ledger.open)
 
     def _next_change(self, buffer: _Buffer) -> float:
-        """Return when a client that is out of reach now can be asked; infinity if never."""
+        """Return when one more client can be asked that is out of reach now; infinity if never."""
         clock = self.post.clock
-        away = [rank for rank in self._idle(buffer) if not clock.online(rank)]
-        return clock.next_online(away)
+        if self._slots() <= 0 or not clock.simulated:
+            return math.inf
+        idle = self._idle(buffer)
+        return clock.next_online(set(idle).difference(clock.online(idle)))
 
     def _look_for_nodes(self, grid: Grid) -> None:
         """Find out who is connected; the tasks of clients that are gone are over."""
@@ -305,7 +309,7 @@ class BufferedAsync(StableFedAvg):
         """Evaluation asks whoever is idle, and waits for nobody."""
         del grid, minimum
         clock, busy = self.post.clock, self.post.ledger.busy
-        return [rank for rank in ranks if rank not in busy and clock.online(rank)]
+        return clock.online([rank for rank in ranks if rank not in busy])
 
 
 FedBuff = BufferedAsync

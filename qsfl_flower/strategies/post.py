@@ -199,8 +199,9 @@ class Post:
             self._numbers.pop(self._ids.pop(number), None)
 
     def _fetch(self, grid: Grid, tasks: Sequence[int]) -> list[Delivery]:
-        names = [self._ids[task] for task in tasks if task in self._ids]
-        found = {task: Delivery(task, None) for task in tasks if task in self._void}
+        ids = self._ids
+        names = [ids[task] for task in tasks if task in ids]
+        found = {t: Delivery(t, None) for t in tasks if t in self._void} if self._void else {}
         for message in grid.pull_messages(names):
             number = self._numbers.get(message.metadata.reply_to_message_id)
             if number is not None and number not in found:

@@ -420,8 +420,9 @@ class StableFedAvg(FedAvg):
         clock = self.post.clock
         end = clock.now + self.timeout
         while True:
-            idle = [rank for rank in ranks if rank not in self.post.ledger.busy]
-            free = [rank for rank in idle if clock.online(rank)]
+            busy = self.post.ledger.busy
+            idle = [rank for rank in ranks if rank not in busy]
+            free = clock.online(idle)
             if len(free) >= minimum:
                 return free
             if clock.now >= end:

@@ -125,11 +125,11 @@ def test_an_answer_that_does_not_come_in_reality_never_comes():
 def test_offline_devices_are_out_of_reach():
     night = Availability(((0.0, 6.0),), 24.0)
     clock = VirtualClock([Device(available=night), Device(seconds=8.0)])
-    assert clock.online(0)
+    assert clock.online([0, 1]) == [0, 1]
     clock.send(0, 1, 0)
     clock.receive(Network(at_once=True), math.inf, never)
     assert clock.now == 8.0
-    assert not clock.online(0)
+    assert clock.online([1, 0]) == [1]
     assert clock.next_online([0]) == 24.0
     assert clock.next_online([0, 1]) == 8.0
     assert clock.next_online([]) == math.inf
