@@ -161,6 +161,8 @@ class RunFolder:
             self.event("skipped", text, round=record.round)
         if record.alarm:
             self.event("alarm", f"round {record.round}: {record.alarm}", round=record.round)
+        if record.reaction:
+            self.event("reaction", f"round {record.round}: {record.reaction}", round=record.round)
         for logger in self._loggers:
             logger.log(values)
 

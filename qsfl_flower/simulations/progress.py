@@ -105,6 +105,8 @@ def describe(record: RoundRecord, rounds: int) -> str:
         parts.append(f"model unchanged: {record.skipped}")
     if record.alarm:
         parts.append(f"alarm: {record.alarm}")
+    if record.reaction:
+        parts.append(record.reaction)
     return "  ".join(parts)
 
 

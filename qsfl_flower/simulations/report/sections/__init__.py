@@ -18,6 +18,7 @@ from qsfl_flower.simulations.report.sections.partition import partition
 from qsfl_flower.simulations.report.sections.setup import configuration, environment
 from qsfl_flower.simulations.report.sections.stages import stages
 from qsfl_flower.simulations.report.sections.traffic import traffic
+from qsfl_flower.simulations.report.sections.timing import timing
 
 SECTIONS: tuple[SectionFunction, ...] = (
     headline,
@@ -27,6 +28,7 @@ SECTIONS: tuple[SectionFunction, ...] = (
     clients,
     committee,
     devices,
+    timing,
     stages,
     events,
     configuration,
