@@ -52,6 +52,7 @@ class Scenario(StrEnum):
     DETECTION = "detection"
     DRIFT = "drift"
     ROBUSTNESS = "robustness"
+    STALENESS = "staleness"
 
 
 JSON_KEYS = (
