@@ -17,8 +17,8 @@ from qsfl_flower.simulations.report.sections.headline import headline
 from qsfl_flower.simulations.report.sections.partition import partition
 from qsfl_flower.simulations.report.sections.setup import configuration, environment
 from qsfl_flower.simulations.report.sections.stages import stages
-from qsfl_flower.simulations.report.sections.traffic import traffic
 from qsfl_flower.simulations.report.sections.timing import timing
+from qsfl_flower.simulations.report.sections.traffic import traffic
 
 SECTIONS: tuple[SectionFunction, ...] = (
     headline,
