@@ -49,7 +49,8 @@ def shares_step(
     Raises
     ------
     Refused
-        If shares were dealt in this round already: two deals would allow two sums.
+        If shares were dealt in this round already (two deals would allow two sums), or the terms
+        protect less than this client insists on.
     """
     terms, party = Terms.decode(parameters["terms"]), context.party
     tally = Tally(parameters["max_examples"], parameters["metrics"], parameters["weighted_by"])
@@ -60,6 +61,7 @@ def shares_step(
             f"shares for round {terms.round} of run {terms.run}: this is run "
             f"{context.context.run_id}, and round {dealt} has been dealt"
         )
+    _insist(terms, context)
     weight, integers = tally.take(update.metrics)
     values = update.vector * weight if parameters["weighted"] else update.vector
     credentials = party.credentials
@@ -149,6 +151,18 @@ def _terms(text: object) -> Terms:
     if not isinstance(text, str):
         raise RejectedUpdate("malformed", "the terms are not a text")
     return Terms.decode(json.loads(text))
+
+
+def _insist(terms: Terms, context: StepContext) -> None:
+    """Refuse terms below the node's own: ``qsfl-min-cohort`` and ``qsfl-min-threshold``."""
+    config = context.context.node_config
+    for key, offered in (
+        ("qsfl-min-cohort", terms.min_clients),
+        ("qsfl-min-threshold", terms.threshold),
+    ):
+        least = config.get(key, 2)
+        if type(least) is not int or offered < least:
+            raise Refused(f"the terms offer {offered}; this node's {key} is {least!r}")
 
 
 def _place(terms: Terms, context: StepContext) -> int:

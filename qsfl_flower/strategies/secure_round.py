@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.numerics import Vector, measure
 from qsfl_flower.secure.dealing import read_header
 from qsfl_flower.secure.decoding import open_vectors
 from qsfl_flower.secure.field import Elements
@@ -115,6 +116,10 @@ class Attempt:
         mean = terms.fixed_point.decode(total[:d])
         weight, metrics = self.tally.read(signed(total[d:]).tolist(), len(chosen))
         mean /= weight if self.weighted else len(chosen)
+        # A mean of vectors within a norm is within it, unless somebody lied about size or weight.
+        norm = measure(Vector.dense(mean)).norm
+        if terms.bound == terms.clip_norm and norm > terms.longest(d) / 2**terms.bits:
+            raise Abandoned(f"the mean has norm {norm:g}, its terms have at most {terms.clip_norm}")
         return mean, metrics
 
     def measured(self) -> dict[str, float]:

@@ -99,6 +99,8 @@ class SecureSum(CombineStage):
         Metrics that are averaged under the same protection; all others stay on the devices.
     weighted_by : str
         Name of the metric that counts the examples.
+    weighted : bool
+        Weigh by examples; if False all clients count alike.
     enforce_norm : bool
         Have the committee open every client's squared norm, and drop clients beyond `clip_norm`.
         The server then learns every norm, and the committee needs ``m >= 2 t - 1``.
@@ -110,8 +112,8 @@ class SecureSum(CombineStage):
     Who sees what: the server learns the sum over the clients that took part, of updates, weights
     and metrics, and with `enforce_norm` each norm. Members learn nothing. t - 1 members together
     with the server learn no more than the server; t learn everything. A client can still add any
-    vector that is clipped (or, without `enforce_norm`, any that does not leave the range of the
-    sum, which is noticed).
+    vector that is clipped; or, without `enforce_norm`, any that keeps the sum within its range and
+    the mean within `clip_norm`. Weights are claims, also where they are hidden.
 
     References
     ----------
@@ -123,7 +125,6 @@ class SecureSum(CombineStage):
     volatile = True
     needs_norms = False
     distances = False
-    weighted = True
 
     def __init__(
         self,
@@ -135,6 +136,7 @@ class SecureSum(CombineStage):
         max_examples: int = 1000,
         metrics: Sequence[str] = ("train-loss", "train-accuracy"),
         weighted_by: str = "num-examples",
+        weighted: bool = True,
         enforce_norm: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -143,6 +145,7 @@ class SecureSum(CombineStage):
         self.bound = clip_norm if bound is None else bound
         self.bits = bits
         self.tally = Tally(max_examples, tuple(metrics), weighted_by)
+        self.weighted = weighted
         self.enforce_norm = enforce_norm
         self._clock = clock
         self._roster: Roster | None = None
@@ -315,7 +318,6 @@ class SecureKrum(SecureSum):
 
     name = "secure_krum"
     distances = True
-    weighted = False
 
     def __init__(
         self,
@@ -332,7 +334,7 @@ class SecureKrum(SecureSum):
             raise ConfigError(f"secure_krum: num_selected is {num_selected}; it must be >= 1")
         self.num_byzantine = num_byzantine
         self.num_selected = num_selected
-        super().__init__(clip_norm, committee, **options)
+        super().__init__(clip_norm, committee, **{**options, "weighted": False})
 
     def choose(self, distances: Elements, count: int) -> tuple[int, ...]:
         """Return the positions of the clients with the smallest Krum scores."""
