@@ -66,7 +66,7 @@ def _committee(spec: CommitteeSpec) -> tuple[float, Committee, dict[str, Any]]:
 
 def _secure_sum(spec: SecureSumSpec, _: Experiment) -> Stage:
     clip_norm, committee, settings = _committee(spec)
-    return SecureSum(clip_norm, committee, **settings)
+    return SecureSum(clip_norm, committee, weighted=spec.weighted, **settings)
 
 
 def _secure_krum(spec: SecureKrumSpec, _: Experiment) -> Stage:

@@ -343,6 +343,35 @@ def test_values_out_of_range_do_not_wrap_the_sum(federation):
     assert flat(result) == pytest.approx(weighted_mean(range(6)), abs=1e-8)
 
 
+def test_a_lie_about_the_weight_cannot_blow_up_the_mean(federation):
+    """Minus the weight of all others: the sum of the weights is nearly 0."""
+    take = client_side.Tally.take
+
+    def bad(self, metrics):
+        _, integers = take(self, metrics)
+        others = sum(round(examples_of(n) / 1000 * 2**20) for n in range(6))
+        return 1.0, [100 - others, *integers[1:]]
+
+    lie = patched(lambda: patch.object(client_side.Tally, "take", bad))
+    result, seen, _ = run(federation(7, {6: lie})[0], secure_sum(), federation.gate)
+    assert result is None
+    assert "the mean has norm" in seen.rounds[-1].skipped
+    alike = secure_sum(weighted=False, metrics=())
+    result, _, _ = run(federation(7)[0], alike, federation.gate)
+    mean = sum(np.rint(update_of(n) * 2.0**24) for n in range(7)) / 2.0**24 / 7
+    assert flat(result) == pytest.approx(mean, abs=1e-8)
+
+
+def test_a_node_may_insist_on_more_than_the_server_offers(federation):
+    grid, devices = federation(7)
+    devices[106].context.node_config["qsfl-min-cohort"] = 6
+    devices[105].context.node_config["qsfl-min-threshold"] = 4
+    _, seen, _ = run(grid, secure_sum(committee=Committee(min_clients=5)), federation.gate)
+    assert seen.rounds[-1].rejected == {"client-error": 2}
+    details = {row.detail for row in seen.rows[-1].values() if row.status == "client-error"}
+    assert any("qsfl-min-cohort is 6" in detail for detail in details)
+
+
 def test_an_update_that_is_too_long_is_clipped_or_dropped(federation):
     long = {6: np.full(WIDTH, 9.0, np.float32)}
     stage = secure_sum(enforce_norm=True, committee=Committee(6, 3, min_clients=2))

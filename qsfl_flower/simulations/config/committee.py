@@ -57,6 +57,9 @@ class SecureSumSpec(CommitteeSpec):
     """Hides every update; a committee of clients opens their sum (needs stage authenticate)."""
 
     stage: Literal["secure_sum"] = Field(description="Name of the stage.")
+    weighted: bool = Field(
+        default=True, description="Weigh by examples, which are hidden; false: all count alike."
+    )
 
 
 class SecureKrumSpec(CommitteeSpec):
