@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Vector, weighted_sum
-from qsfl_flower.numerics.blocks import Floats, map_threads, threads_for
+from qsfl_flower.numerics.blocks import ROW, Floats, map_threads, threads_for
 
 PARTS = 16
 """Runs of coordinates that threads share: fixed, so that no bit depends on how many share them."""
@@ -132,14 +132,26 @@ class Updates:
         rows = np.flatnonzero(weights)
         if not rows.size:
             return np.zeros(self.size)
-        if self.scales is None or self.scales.ndim == 1:
-            factors = weights if self.scales is None else weights * self.scales
-            return weighted_sum(*self._terms(rows, factors), threads=threads)
         out = np.empty(self.size)
-        for index, part in enumerate(self.parts):
-            terms = self._terms(rows, weights * self.scales[:, index])
-            target = out[part.start : part.stop]
-            weighted_sum(*terms, lo=part.start, hi=part.stop, out=target, threads=threads)
+        whole = self.scales is None or self.scales.ndim == 1
+        for index, part in enumerate([slice(0, self.size)] if whole else self.parts):
+            scales = 1.0 if self.scales is None else self.scales if whole else self.scales[:, index]
+            vectors, factors = self._terms(rows, weights * scales)
+            # `weighted_sum` keeps thirteen blocks: of few rows they would outweigh the rows.
+            step = max(ROW, len(rows) * self.size // 4096 // ROW * ROW)
+            cuts = range(part.start, part.stop, step)
+
+            def work(
+                lo: int,
+                part: slice = part,
+                step: int = step,
+                vectors: Sequence[Vector] = vectors,
+                factors: Sequence[float] = factors,
+            ) -> None:
+                hi = min(lo + step, part.stop)
+                weighted_sum(vectors, factors, lo=lo, hi=hi, threads=1, out=out[lo:hi])
+
+            map_threads(work, cuts, threads_for(len(cuts), threads))
         return out
 
     def _terms(self, rows: NDArray[np.intp], factors: Floats) -> tuple[list[Vector], list[float]]:
@@ -152,8 +164,8 @@ class Updates:
 
     def width(self) -> int:
         """Return how many coordinates of all rows to look at together."""
-        fitting = min(_SCRATCH // max(self.count, len(self.vectors)), self.size // 32)
-        return max(1024, min(8192, fitting)) // 32 * 32
+        fitting = min(_SCRATCH // max(self.count, len(self.vectors)), self.size // 64)
+        return max(1024, min(4096, fitting)) // 32 * 32
 
 
 def each_part(updates: Updates, threads: int | None, work: Callable[[int, int, int], None]) -> None:
