@@ -15,6 +15,7 @@ from qsfl_flower.simulations.config import (
     FedAvgMSpec,
     FedYogiSpec,
     MaskedSumSpec,
+    RobustSpec,
     SecureKrumSpec,
     SecureSumSpec,
     ValidateSpec,
@@ -31,6 +32,7 @@ from qsfl_flower.strategies import (
     FedAvgM,
     FedYogi,
     MaskedSum,
+    Robust,
     SecureKrum,
     SecureSum,
     SharedMask,
@@ -79,6 +81,12 @@ def _shared_mask(spec: SharedMaskSpec, experiment: Experiment) -> Stage:
     return SharedMask(Mask(**spec.model_dump(exclude={"stage"})), seed=experiment.seed)
 
 
+def _robust(spec: RobustSpec, experiment: Experiment) -> Stage:
+    del experiment
+    rule, before = spec.parts()
+    return Robust(rule, before=before)
+
+
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     AuthenticateSpec: _authenticate,
     MaskedSumSpec: _masked_sum,
@@ -87,6 +95,7 @@ STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     CompressSpec: lambda spec, experiment: Compress(spec.scheme(), seed=experiment.seed),
     SharedMaskSpec: _shared_mask,
     BroadcastSpec: lambda spec, _: Broadcast(spec.ratio, spec.values, spec.zstd),
+    RobustSpec: _robust,
     ValidateSpec: lambda spec, _: Validate(spec.max_norm),
     ClipSpec: lambda spec, _: Clip(spec.clip_norm, spec.per_layer),
 }

@@ -39,6 +39,7 @@ from qsfl_flower.simulations.config.strategy import (
     FedProxSpec,
     FedYogiSpec,
     MaskedSumSpec,
+    RobustSpec,
     ValidateSpec,
 )
 from qsfl_flower.simulations.config.timing import TimingSpec
@@ -65,6 +66,7 @@ __all__ = [
     "ModelSpec",
     "MonitorSpec",
     "OutputSpec",
+    "RobustSpec",
     "SecureKrumSpec",
     "SecureSumSpec",
     "ShardsSpec",

@@ -24,6 +24,7 @@ from qsfl_flower.simulations.config.strategy import (
     FedAsyncSpec,
     FedAvgSpec,
     FedBuffSpec,
+    RobustSpec,
     StrategySpec,
 )
 from qsfl_flower.simulations.config.timing import TimingSpec
@@ -118,6 +119,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
     yield from _impostors(exp)
     yield from _hidden(exp)
     yield from _asynchronous(exp)
+    yield from _too_many_liars(exp, trained)
     for index, fault in enumerate(exp.faults):
         if fault.client >= exp.clients.count:
             yield Contradiction(
@@ -168,6 +170,31 @@ def _asynchronous(exp: Experiment) -> Iterator[Contradiction]:
             f"strategy.tighten_to {strategy.tighten_to} is above strategy.max_staleness "
             f"{strategy.max_staleness}; lower the first or raise the second",
         )
+
+
+def _too_many_liars(exp: Experiment, trained: int) -> Iterator[Contradiction]:
+    for index, stage in enumerate(exp.strategy.stages):
+        if not isinstance(stage, RobustSpec):
+            continue
+        key = f"strategy.stages.{index}"
+        if stage.num_selected is not None and stage.rule != "multi_krum":
+            yield Contradiction(
+                (f"{key}.num_selected", f"{key}.rule"),
+                f"num_selected goes with rule 'multi_krum', not with {stage.rule!r}; "
+                "leave it out or change the rule",
+            )
+            continue
+        from qsfl_flower.robust import TooFewUpdates
+
+        rule, before = stage.parts()
+        try:
+            rule.liars(trained, trained if before is None else before.rows(trained))
+        except TooFewUpdates as error:
+            yield Contradiction(
+                (f"{key}.num_byzantine", "clients.fraction_train", "clients.count"),
+                f"{error}, and at most {trained} clients train in a round; lower "
+                "num_byzantine, raise the others, or choose another rule",
+            )
 
 
 def _hidden(exp: Experiment) -> Iterator[Contradiction]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,9 @@ from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, Monito
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
+
+if TYPE_CHECKING:
+    from qsfl_flower.robust import Preparation, Rule
 
 
 class ValidateSpec(Section):
@@ -78,6 +81,60 @@ class MaskedSumSpec(Section):
     )
 
 
+class RobustSpec(Section):
+    """Combines updates by a rule that some of them cannot mislead, in place of the mean."""
+
+    stage: Literal["robust"] = Field(description="Name of the stage.")
+    rule: Literal[
+        "krum",
+        "fast_krum",
+        "multi_krum",
+        "median",
+        "trimmed_mean",
+        "meamed",
+        "bulyan",
+        "geometric_median",
+        "centered_clipping",
+        "mda",
+        "cge",
+        "norm_bounded",
+        "mean",
+    ] = Field(default="multi_krum", description="Name of the rule; docs/robustness.md compares.")
+    num_byzantine: int | None = Field(
+        default=None,
+        ge=0,
+        le=100_000,
+        description="How many updates of a round may lie; null: a third, or as many as the rule "
+        "withstands.",
+    )
+    num_selected: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="For multi_krum: how many updates are averaged; null: all but num_byzantine.",
+    )
+    before: Literal["nnm", "bucketing"] | None = Field(
+        default=None,
+        description="How updates are mixed before the rule sees them: nnm, nearest-neighbour "
+        "mixing; bucketing, means of random buckets.",
+    )
+    bucket_size: int = Field(
+        default=2, ge=1, le=1000, description="For bucketing: updates per bucket."
+    )
+
+    def parts(self) -> tuple[Rule, Preparation | None]:
+        """Return the rule and what comes before it; reading a file must not load NumPy."""
+        from qsfl_flower.robust import PREPARATIONS, RULES, Bucketing, MultiKrum
+
+        if self.rule == "multi_krum":
+            rule: Rule = MultiKrum(self.num_byzantine, self.num_selected)
+        else:
+            rule = RULES[self.rule](self.num_byzantine)
+        if self.before == "bucketing":
+            return rule, Bucketing(self.bucket_size)
+        return rule, None if self.before is None else PREPARATIONS[self.before]()
+
+
 StageSpec = Annotated[
     AuthenticateSpec
     | ValidateSpec
@@ -87,7 +144,8 @@ StageSpec = Annotated[
     | SecureSumSpec
     | CompressSpec
     | SharedMaskSpec
-    | BroadcastSpec,
+    | BroadcastSpec
+    | RobustSpec,
     Field(discriminator="stage"),
 ]
 

@@ -11,6 +11,7 @@ NONE = "–"
 _REASONS = {
     "not-finite": "held NaN or infinite numbers",
     "too-large": "were larger than allowed",
+    "not-selected": "were left out by the robust rule",
     "bad-num-examples": "claimed an impossible number of examples",
     "malformed": "were not well-formed",
     "missing-array": "lacked arrays of the model",

@@ -23,6 +23,7 @@ from qsfl_flower.simulations.report.sections.curves import curves
 from qsfl_flower.simulations.report.sections.events import events
 from qsfl_flower.simulations.report.sections.headline import headline
 from qsfl_flower.simulations.report.sections.partition import partition
+from qsfl_flower.simulations.report.sections.selection import selection
 from qsfl_flower.simulations.report.sections.setup import configuration, environment
 from qsfl_flower.simulations.report.sections.stages import stages
 from qsfl_flower.simulations.runs import Run
@@ -427,3 +428,23 @@ class TestCommittee:
         assert committee(run(metrics=[{"round": 1, "stages": {"clip": {"x": 1.0}}}])) is None
         fine = [{"round": 1, "stages": {"secure_sum": {"summed": 5.0, "member 3": 1.0}}}]
         assert "Every member answered in every round." in words(committee(run(metrics=fine)))
+
+
+def test_selection_shows_who_counted(run: Writer) -> None:
+    """One client is never selected, one is rejected once; without a robust rule nothing is said."""
+    records = [
+        {"round": r, "client": str(c), "status": status, "score": 1.5 + c}
+        for r in (1, 2, 3)
+        for c, status in enumerate(
+            ("accepted", "not-selected", "not-finite" if r == 2 else "accepted", "flagged")
+        )
+    ]
+    section = selection(run(clients=records))
+    assert section is not None
+    page = str(section.html())
+    assert "1 client of 4 counted in every round." in page
+    assert "Never selected: clients 1, 3." in page
+    assert [plot.name for plot in section.plots] == ["selection"]
+    assert "in 3 cases an update was not selected" in section.plots[0].alt
+    plain = [{"round": 1, "client": "0", "status": "accepted"}]
+    assert selection(run(clients=plain)) is None
