@@ -181,7 +181,7 @@ class RunFolder:
         for logger in self._loggers:
             logger.close()
         if arrays is not None:
-            tensors = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+            tensors = {k: np.asarray(v, order="C") for k, v in arrays.items()}
             write_atomically(self.path / "model.safetensors", save_tensors(tensors))
         last = self._last
         summary = {

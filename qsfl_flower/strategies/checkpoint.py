@@ -77,13 +77,13 @@ class CheckpointStore:
         CheckpointError
             If the folder cannot be written (the previous checkpoint stays intact).
         """
-        arrays = {f"model/{k}": np.ascontiguousarray(v) for k, v in snapshot.arrays.items()}
+        arrays = {f"model/{k}": np.asarray(v, order="C") for k, v in snapshot.arrays.items()}
         values: dict[str, dict[str, Any]] = {}
         for stage, state in snapshot.states.items():
             values[stage] = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
             for key, value in state.items():
                 if isinstance(value, np.ndarray):
-                    arrays[f"state/{stage}/{key}"] = np.ascontiguousarray(value)
+                    arrays[f"state/{stage}/{key}"] = np.asarray(value, order="C")
         data = save_tensors(arrays)
         meta = {
             "format": FORMAT,

@@ -29,7 +29,7 @@ def test_round_trip_bit_for_bit(tmp_path):
     assert back.server_round == 3
     assert list(back.arrays) == ["z", "a", "empty"]
     for name, array in expected.arrays.items():
-        assert back.arrays[name].dtype == array.dtype
+        assert (back.arrays[name].dtype, back.arrays[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(back.arrays[name], array)
     np.testing.assert_array_equal(back.states["fedadam"]["m"], expected.states["fedadam"]["m"])
     assert back.states["fedadam"]["count"] == 3
