@@ -23,6 +23,7 @@ from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.simulations.attacks import attack_mod
 from qsfl_flower.simulations.build import Owners, client_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.faults import fault_mod, poison_mod
@@ -48,12 +49,14 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
             experiment, owners, int(context.node_config["partition-id"]), context.run_id
         )
 
-    return numpy_client_app(client_fn, mods=mods_of(experiment))
+    return numpy_client_app(client_fn, mods=mods_of(experiment, owners))
 
 
-def mods_of(experiment: Experiment) -> list[Mod]:
+def mods_of(experiment: Experiment, owners: Owners) -> list[Mod]:
     """Return the mods of an experiment's clients, the outermost first."""
     mods: list[Mod] = [qsfl_mod]
+    if experiment.attacks:
+        mods.append(attack_mod(experiment, owners))
     if authenticates(experiment):
         mods.insert(0, auth_mod(lambda context: _credentials(experiment, context)))
     if experiment.faults:
@@ -119,7 +122,7 @@ def _client_of_context(context: Context) -> TrainingClient:
 
 
 def _mods_of_context(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    experiment, _ = _of_context(context)
+    experiment, owners = _of_context(context)
     hosts = hosts_of(experiment)
     if int(context.node_config["num-partitions"]) != hosts:
         raise ConfigError(
@@ -127,7 +130,7 @@ def _mods_of_context(message: Message, context: Context, call_next: ClientAppCal
             f"experiment needs {hosts} (simulation.supernodes, else clients.count): start it with "
             f"--federation-config num-supernodes={hosts}"
         )
-    return make_ffn(call_next, mods_of(experiment))(message, context)
+    return make_ffn(call_next, mods_of(experiment, owners))(message, context)
 
 
 client_app = numpy_client_app(_client_of_context, mods=[_mods_of_context])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,6 +26,7 @@ from qsfl_flower.clients.partition import (
     split,
 )
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
+from qsfl_flower.robust.attacks import build_attack
 from qsfl_flower.simulations.asynchronous import clock_of, kind_of, monitor_of
 from qsfl_flower.simulations.config import (
     DirichletSpec,
@@ -115,6 +117,17 @@ def model_of(experiment: Experiment) -> torch.nn.Module:
     return build_model(experiment.model.name, data.input_shape, data.num_classes, experiment.seed)
 
 
+def poisoned(experiment: Experiment, client: int, view: Dataset) -> Dataset:
+    """Return the data that a client trains on: its own, or what its attack makes of them."""
+    attack = next((a for a in experiment.attacks if client in a.clients), None)
+    if attack is None:
+        return view
+    rng = np.random.default_rng([experiment.seed, client])
+    how = build_attack(attack.attack, **attack.parameters)
+    x, y = how.poison(view.x_train, view.y_train, view.num_classes, rng)
+    return replace(view, x_train=x, y_train=y)
+
+
 def client_of(
     experiment: Experiment, owners: Owners, client: int, run_id: int = 0
 ) -> TrainingClient:
@@ -135,7 +148,11 @@ def client_of(
         cosine_rounds=spec.cosine_rounds,
         mixed_precision=spec.mixed_precision,
     )
-    view = dataset_of(experiment).client_view(*rows_of(experiment, owners, client))
+    view = poisoned(
+        experiment,
+        client,
+        dataset_of(experiment).client_view(*rows_of(experiment, owners, client)),
+    )
     model, common = (
         model_of(experiment),
         _Common(seed=experiment.seed, client_id=client, declare_labels=spec.declare_labels),

@@ -49,7 +49,6 @@ class Scenario(StrEnum):
     """Demonstrations under ``simulations/scenarios``."""
 
     COMPRESSION = "compression"
-    DETECTION = "detection"
     DRIFT = "drift"
     ROBUSTNESS = "robustness"
     STALENESS = "staleness"

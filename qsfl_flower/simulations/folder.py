@@ -149,11 +149,12 @@ class RunFolder:
                     "round": row.round,
                     "client": row.client,
                     "node": row.node,
-                    "reason": row.status,
-                    "detail": row.detail,
+                    "reason": "flagged" if row.status == "accepted" else row.status,
+                    "detail": row.detail or row.flag or None,
+                    "anomaly": row.anomaly,
                 }
                 for row in clients
-                if row.status != "accepted"
+                if row.status != "accepted" or row.flag
             ],
         )
         if record.skipped:

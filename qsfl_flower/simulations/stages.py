@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from qsfl_flower.compression import Mask
+from qsfl_flower.robust.detection import Detection, Reputation
 from qsfl_flower.simulations.config import (
     AuthenticateSpec,
     ClipSpec,
     CommitteeSpec,
+    DetectSpec,
     Experiment,
     FedAdamSpec,
     FedAvgMSpec,
@@ -21,13 +23,14 @@ from qsfl_flower.simulations.config import (
     ValidateSpec,
 )
 from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
-from qsfl_flower.simulations.federation import server_credentials
+from qsfl_flower.simulations.federation import authenticates, server_credentials
 from qsfl_flower.strategies import (
     Authenticate,
     Broadcast,
     Clip,
     Committee,
     Compress,
+    Detect,
     FedAdam,
     FedAvgM,
     FedYogi,
@@ -87,6 +90,14 @@ def _robust(spec: RobustSpec, experiment: Experiment) -> Stage:
     return Robust(rule, before=before)
 
 
+def _detect(spec: DetectSpec, experiment: Experiment) -> Stage:
+    reputation = Reputation(
+        spec.decay, spec.quarantine_threshold, spec.quarantine_rounds, spec.probation_rounds
+    )
+    detection = Detection(spec.detector, spec.threshold, reputation, experiment.seed)
+    return Detect(detection, spec.quarantine, by_name=authenticates(experiment))
+
+
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     AuthenticateSpec: _authenticate,
     MaskedSumSpec: _masked_sum,
@@ -97,6 +108,7 @@ STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     BroadcastSpec: lambda spec, _: Broadcast(spec.ratio, spec.values, spec.zstd),
     RobustSpec: _robust,
     ValidateSpec: lambda spec, _: Validate(spec.max_norm),
+    DetectSpec: _detect,
     ClipSpec: lambda spec, _: Clip(spec.clip_norm, spec.per_layer),
 }
 """What makes the stage of each spec in ``strategy.stages``."""

@@ -8,6 +8,7 @@ from qsfl_flower.strategies.broadcast import Broadcast
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.compression import Compress, CompressedFedAvg, SharedMask
+from qsfl_flower.strategies.detection import Detect
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.policies import POLICIES, Policy
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
@@ -66,6 +67,7 @@ __all__ = [
     "Compress",
     "CompressedFedAvg",
     "DecodeStage",
+    "Detect",
     "FedAdam",
     "FedAsync",
     "FedAvgM",

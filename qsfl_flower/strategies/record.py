@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qsfl_flower.strategies.update import Cohort
+from qsfl_flower.strategies.update import Cohort, Opinion
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class ClientRow:
     staleness: int | None = None
     sent_s: float | None = None
     arrived_s: float | None = None
+    anomaly: float | None = None
+    reputation: float | None = None
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             staleness=u.staleness,
             sent_s=u.sender.sent_at,
             arrived_s=u.sender.arrived_at,
+            **_thought(u.opinion),
         )
         for u in cohort.updates
     ]
@@ -126,12 +130,17 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             bytes_up=r.bytes_up,
             sent_s=r.sender.sent_at,
             arrived_s=r.sender.arrived_at,
+            **_thought(r.opinion),
         )
         for r in cohort.rejections
     ]
     senders = [u.sender for u in cohort.updates] + [r.sender for r in cohort.rejections]
     order = sorted(range(len(rows)), key=lambda i: senders[i].rank)
     return tuple(rows[i] for i in order)
+
+
+def _thought(opinion: Opinion | None) -> dict[str, Any]:
+    return {} if opinion is None else asdict(opinion)
 
 
 def first(metrics: Mapping[str, Any], *names: str) -> float | None:

@@ -44,6 +44,25 @@ class Sender:
         return self.name if self.name.startswith("node ") else f"client {self.name}"
 
 
+@dataclass(frozen=True)
+class Opinion:
+    """What detection thinks of an update and of its client.
+
+    Parameters
+    ----------
+    anomaly : float
+        From 0, as usual as anything seen before, to 1.
+    reputation : float
+        1 for a client that was never flagged, down to 0.
+    flag : str
+        Why the update is flagged, in words; empty if it is not.
+    """
+
+    anomaly: float
+    reputation: float
+    flag: str = ""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Update:
     """A well-formed training reply.
@@ -78,6 +97,8 @@ class Update:
         ``"accepted"``, or why a stage lets the update count for nothing without rejecting it.
     score : float or None
         How far a robust rule finds the update from what it trusts; lower is better.
+    opinion : Opinion or None
+        What detection thinks of it.
     sealed : object or None
         What a hidden update is to the server; `vector` is empty then.
     """
@@ -96,6 +117,7 @@ class Update:
     damping: float = 1.0
     status: str = "accepted"
     score: float | None = None
+    opinion: Opinion | None = None
     sealed: object | None = None
 
     def base(self, model: Vector) -> Vector | None:
@@ -143,6 +165,7 @@ class Rejection:
     reason: str
     detail: str
     bytes_up: int = 0
+    opinion: Opinion | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qsfl_flower.simulations.config.asynchronous import MonitorSpec
+from qsfl_flower.simulations.config.attacks import AttackKeys
 from qsfl_flower.simulations.config.committee import (
     CommitteeSpec,
     SecureKrumSpec,
@@ -31,6 +32,7 @@ from qsfl_flower.simulations.config.sections import (
 from qsfl_flower.simulations.config.strategy import (
     AuthenticateSpec,
     ClipSpec,
+    DetectSpec,
     FedAdamSpec,
     FedAsyncSpec,
     FedAvgMSpec,
@@ -45,11 +47,13 @@ from qsfl_flower.simulations.config.strategy import (
 from qsfl_flower.simulations.config.timing import TimingSpec
 
 __all__ = [
+    "AttackKeys",
     "AuthenticateSpec",
     "ClientsSpec",
     "ClipSpec",
     "CommitteeSpec",
     "DataSpec",
+    "DetectSpec",
     "DevicesSpec",
     "DirichletSpec",
     "Experiment",

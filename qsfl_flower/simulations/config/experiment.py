@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.sections import (
@@ -71,6 +72,11 @@ class Experiment(Section):
     )
     simulation: SimulationSpec = SimulationSpec()
     output: OutputSpec = OutputSpec()
+    attacks: tuple[AttackSpec, ...] = Field(
+        default=(),
+        strict=False,
+        description="Clients that attack, to see what the strategy withstands.",
+    )
     faults: tuple[FaultSpec, ...] = Field(
         default=(),
         strict=False,
@@ -116,6 +122,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             f"simulation.supernodes {hosts} is more than clients.count {exp.clients.count}, so "
             "that some would host nobody; lower the first or raise the second",
         )
+    yield from _attackers(exp)
     yield from _impostors(exp)
     yield from _hidden(exp)
     yield from _asynchronous(exp)
@@ -127,6 +134,37 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
                 f"there is no client {fault.client}; with clients.count {exp.clients.count} "
                 f"the clients are 0 to {exp.clients.count - 1}",
             )
+
+
+def _attackers(exp: Experiment) -> Iterator[Contradiction]:
+    entry_of: dict[int, int] = {}
+    for index, attack in enumerate(exp.attacks):
+        key = f"attacks.{index}.clients"
+        for client in attack.clients:
+            if client >= exp.clients.count:
+                yield Contradiction(
+                    (key, "clients.count"),
+                    f"there is no client {client}; with clients.count {exp.clients.count} "
+                    f"the clients are 0 to {exp.clients.count - 1}",
+                )
+            if client in entry_of:
+                yield Contradiction(
+                    (key, f"attacks.{entry_of[client]}.clients"),
+                    f"client {client} attacks already in attacks.{entry_of[client]}; "
+                    "name every client once",
+                )
+            entry_of[client] = index
+        if attack.attack in ("label-flip", "backdoor") and attack.rounds != "all":
+            yield Contradiction(
+                (f"attacks.{index}.rounds", f"attacks.{index}.attack"),
+                f"{attack.attack!r} changes the client's data once and for all; "
+                "leave rounds out or set it to all",
+            )
+    if entry_of and len(entry_of) >= exp.clients.count:
+        yield Contradiction(
+            ("attacks.0.clients", "clients.count"),
+            f"all {exp.clients.count} clients attack; leave at least one honest",
+        )
 
 
 def _impostors(exp: Experiment) -> Iterator[Contradiction]:

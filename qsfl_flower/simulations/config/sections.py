@@ -259,7 +259,7 @@ class OutputSpec(Section):
     )
 
 
-_Rounds = Annotated[
+Rounds = Annotated[
     Annotated[Literal["all"], Tag("all")]
     | Annotated[
         tuple[Annotated[int, Field(ge=1, le=100_000)], ...],
@@ -302,6 +302,4 @@ class FaultSpec(Section):
         "committee shares that do not fit together; overflow: it shares values so large that a sum "
         "with them would wrap; false-sum: as a member of the committee, it releases a wrong sum."
     )
-    rounds: _Rounds = Field(
-        default="all", description="Rounds in which it does so, counted from 1."
-    )
+    rounds: Rounds = Field(default="all", description="Rounds in which it does so, counted from 1.")

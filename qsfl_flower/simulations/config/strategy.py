@@ -135,10 +135,49 @@ class RobustSpec(Section):
         return rule, None if self.before is None else PREPARATIONS[self.before]()
 
 
+class DetectSpec(Section):
+    """Flags unusual updates with reasons, keeps reputations, and may keep suspects out."""
+
+    stage: Literal["detect"] = Field(description="Name of the stage.")
+    detector: str = Field(
+        default="isolation-forest",
+        description="Name of the detector: isolation-forest, robust-z, or one of your own.",
+    )
+    threshold: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Anomaly scores above it are flagged; at 0.5 about one honest update in a "
+        "hundred is.",
+    )
+    quarantine: bool = Field(
+        default=True, description="Keep flagged updates and clients in quarantine out of the model."
+    )
+    decay: float = Field(
+        default=0.95, ge=0, lt=1, description="What remains of suspicion after a round."
+    )
+    quarantine_threshold: float = Field(
+        default=0.8, gt=0, le=1, description="Suspicion at which a client goes into quarantine."
+    )
+    quarantine_rounds: int = Field(
+        default=5,
+        ge=1,
+        le=100_000,
+        description="Length of the first quarantine; it doubles with a relapse, up to four times.",
+    )
+    probation_rounds: int = Field(
+        default=3,
+        ge=0,
+        le=100_000,
+        description="Rounds after a quarantine in which one flag leads back into it.",
+    )
+
+
 StageSpec = Annotated[
     AuthenticateSpec
     | ValidateSpec
     | ClipSpec
+    | DetectSpec
     | MaskedSumSpec
     | SecureKrumSpec
     | SecureSumSpec

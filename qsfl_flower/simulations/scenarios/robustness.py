@@ -42,6 +42,7 @@ from qsfl_flower.robust.detection import (
     inspect,
     path_contributions,
 )
+from qsfl_flower.simulations.scenarios import detection
 from qsfl_flower.simulations.scenarios.cohort import Cohort, Floats, Training
 from qsfl_flower.simulations.scenarios.heatmap import heat_map
 
@@ -187,11 +188,15 @@ def cell(
         "attack": attack,
         "accuracy": None,
     }
+    chosen_defence = defences()[defence](attackers)
     try:
-        model, accuracies = train(cohort, defences()[defence](attackers), rounds)
+        model, accuracies = train(cohort, chosen_defence, rounds)
     except TooFewUpdates as error:
         return {**row, "why": str(error)}
     row["accuracy"] = float(np.mean(accuracies))
+    if isinstance(chosen_defence, ByDetection):
+        flagged, away = np.array(chosen_defence.flagged), np.array(chosen_defence.quarantined)
+        row |= detection.counts(flagged, away, cohort.attackers)
     if isinstance(chosen, Backdoor):
         others = data.x_test[data.y_test != chosen.target]
         shown = chosen.triggered(others)
@@ -253,7 +258,7 @@ def run(
     Parameters
     ----------
     folder : Path
-        Where ``robustness.json``, ``robustness.md`` and the pictures go.
+        Where ``robustness.json``, ``robustness.md``, ``detection.md`` and the pictures go.
     rounds, seed : int
         Rounds of every federation; seed of data, model, attackers and batches.
     schemes, liars : sequence
@@ -266,8 +271,8 @@ def run(
     Returns
     -------
     dict
-        JSON values: rounds to an accuracy, for every setting the defence with the best worst case,
-        and the files.
+        JSON values: rounds to an accuracy; for every setting the defence with the best worst case,
+        and the rates of detection over the attacks that do not hide; the files.
     """
     data = load_dataset(dataset)
     rules = list(defences() if only_defences is None else only_defences)
@@ -292,9 +297,10 @@ def run(
             summary["rounds_to_accuracy"] = convergence(data, seed)
     finally:
         torch.set_num_threads(threads)
-    files = [folder / "robustness.json", folder / "robustness.md"]
-    tables = []
-    summary["best_worst_case"] = {}
+    files = [folder / f"robustness.{kind}" for kind in ("json", "md")]
+    files.append(folder / "detection.md")
+    tables, caught = [], []
+    summary["best_worst_case"], summary["detection"] = {}, {}
     for scheme, f in settings:
         of = [row for row in rows if row["partition"] == scheme and row["attackers"] == f]
         values = {(row["defence"], row["attack"]): row["accuracy"] for row in of}
@@ -304,8 +310,13 @@ def run(
         files.append(folder / f"{slug}.png")
         files[-1].write_bytes(heat_map(title, rules, attacks, values))
         summary["best_worst_case"][title] = best_worst_case(of, rules)
+        detected = [row for row in of if "caught" in row]
+        caught.append(detection.table(title, detected))
+        plain = [row for row in detected if row["attack"] in detection.PLAIN]
+        summary["detection"][title] = detection.rates(plain)
     files[0].write_text(json.dumps({**summary, "rows": rows}, indent=1))
     files[1].write_text("\n".join(tables))
+    files[2].write_text("\n".join(caught))
     return {**summary, "files": [str(file) for file in files]}
 
 

@@ -1,0 +1,144 @@
+"""The stage that looks for unusual updates before they are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from qsfl_flower.errors import CompositionError
+from qsfl_flower.numerics import Layout
+from qsfl_flower.robust import Updates
+from qsfl_flower.robust.detection import (
+    Detection,
+    Finding,
+    Memory,
+    counted,
+    extract,
+    inspect,
+)
+from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.stages import (
+    CohortStage,
+    Measurements,
+    Phase,
+    RoundContext,
+    Stage,
+    State,
+)
+from qsfl_flower.strategies.update import Cohort, Opinion, Rejection, Sender, Update
+
+FLAGGED, QUARANTINED = "flagged", "quarantined"
+"""Reasons of rejection."""
+
+
+class Detect(CohortStage):
+    """Flag unusual updates with their reasons, and keep them out.
+
+    Parameters
+    ----------
+    detection : Detection, optional
+        Detector, threshold and reputation.
+    quarantine : bool
+        Reject what is flagged, and everything from clients in quarantine. Otherwise flags are told
+        and nothing else happens.
+    by_name : bool
+        Remember clients by name instead of by their order of registration. Only with
+        `Authenticate`, which proves names; without it a liar could take another's.
+
+    Raises
+    ------
+    CompositionError
+        In a chain, if `by_name` is set and names are not proven.
+
+    Notes
+    -----
+    The state holds the last model in float32, the features of some hundred usual updates, and a row
+    of numbers per client ever seen.
+
+    Who sees what: the server compares all updates in the clear. Whether one client's update counts
+    depends on those of others, so a client-level DP guarantee calibrated to the clip norm does not
+    hold behind this stage; one at record level does.
+    """
+
+    name = "detect"
+    phase = Phase.DETECT
+
+    def __init__(
+        self,
+        detection: Detection | None = None,
+        quarantine: bool = True,
+        by_name: bool = False,
+    ) -> None:
+        self.detection = detection or Detection()
+        self.quarantine = quarantine
+        self.by_name = by_name
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse to trust names that nobody proves."""
+        if self.by_name and not any(isinstance(stage, Authenticate) for stage in stages):
+            raise CompositionError(
+                "detect: by_name needs the stage authenticate, since names in replies are claims; "
+                "add it or leave by_name out"
+            )
+
+    def init(self, layout: Layout) -> State:
+        """Return the memory before the first round."""
+        return Memory.new(self.detection.seed).state
+
+    def apply(
+        self, cohort: Cohort, state: State, context: RoundContext
+    ) -> tuple[Cohort, State, Measurements]:
+        """Judge the updates, and reject those that do not count."""
+        model = np.empty(context.layout.size)
+        context.model.read(0, model.size, model)
+        if not cohort.updates:
+            return cohort, {**state, "model": model.astype(np.float32)}, {}
+        updates, now = cohort.updates, context.server_round
+        memory = Memory.of(state)
+        clients = [self._key(update.sender) for update in updates]
+        size = updates[0].vector.size
+        whole = size == context.layout.size
+        layout = context.layout if whole else Layout(("support",), ((size,),), ("float64",))
+        step = model - state["model"] if whole and "model" in state else None
+        table = extract(
+            Updates([u.vector for u in updates], [u.base(context.model) for u in updates]),
+            layout,
+            step,
+            memory.trusted(clients, now),
+        )
+        findings, memory = inspect(table, clients, memory, self.detection, now)
+        shares = np.ones(len(updates))
+        if self.quarantine:
+            norms = np.array([update.measured().norm for update in updates])
+            shares = counted(findings, norms, now)
+        entries = [_judged(*one, now) for one in zip(updates, findings, shares, strict=True)]
+        judged = Cohort(
+            tuple(entry for entry in entries if isinstance(entry, Update)),
+            (*cohort.rejections, *(e for e in entries if isinstance(e, Rejection))),
+        )
+        measured = {
+            "flagged": sum(f.flagged for f in findings),
+            "quarantined": sum(f.after.quarantined(now + 1) for f in findings),
+            "groups": len({f.group for f in findings} - {None}),
+            "highest_anomaly": max(f.score for f in findings),
+        }
+        return judged, {**memory.state, "model": model.astype(np.float32)}, measured
+
+    def _key(self, sender: Sender) -> str:
+        return sender.name if self.by_name else str(sender.rank)
+
+
+def _judged(
+    update: Update, finding: Finding, share: float, server_round: int
+) -> Update | Rejection:
+    """Return the update with the opinion of it, or its rejection."""
+    opinion = Opinion(finding.score, finding.after.reputation, finding.why)
+    if share > 0:
+        return replace(update, scale=update.scale * share, opinion=opinion)
+    reason, detail = FLAGGED, f"anomaly {finding.score:.2f}: {finding.why}"
+    if finding.before.quarantined(server_round):
+        reason = QUARANTINED
+        detail = f"until round {finding.before.until}, reputation {opinion.reputation:.2f}"
+    return Rejection(update.sender, reason, detail, update.bytes_up, opinion)
