@@ -12,7 +12,8 @@ from scipy.stats import chi2
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.secure import shamir
-from qsfl_flower.secure.field import BLOCK, P, add_into, is_canonical
+from qsfl_flower.secure.field import BLOCK, P, accumulate, add_into, is_canonical
+from qsfl_flower.secure.fixed_point import FixedPoint, signed
 from qsfl_flower.secure.shamir import Shares, Sharing, interpolate, lagrange, share
 
 SCHEMES = st.integers(2, 9).flatmap(lambda m: st.builds(Sharing, st.just(m), st.integers(2, m)))
@@ -76,6 +77,36 @@ def test_every_subset_of_t_opens_the_sum_of_n(size):
         assert np.array_equal(opened, expected)
         # Also any other value of the polynomial: what the consistency checks use.
         assert np.array_equal(interpolate({j: totals[j] for j in subset}, at=4), totals[4])
+
+
+@pytest.mark.parametrize(
+    ("n", "size"),
+    [
+        (2, 1),
+        (3, 1000),
+        (200, 17),
+        pytest.param(200, 10_000, marks=pytest.mark.slow),
+        pytest.param(2, 1_000_000, marks=pytest.mark.slow),
+    ],
+)
+def test_weighted_sums_of_floats_at_the_extremes_of_the_range(n, size):
+    """Every subset opens the integer sum exactly; as a mean, it is off by less than 1e-6."""
+    rng = np.random.default_rng(n + size)
+    fmt = FixedPoint(bits=24, bound=5.0, terms=3 * n)
+    totals = {j: np.zeros(size, np.uint64) for j in range(1, 6)}
+    exact, floats, weights = np.zeros(size, np.int64), np.zeros(size), rng.integers(1, 4, n)
+    for weight in weights.tolist():
+        vector = rng.choice([-5.0, 5.0, 0.0, rng.uniform(-5, 5)], size)
+        exact += weight * np.rint(vector * 2.0**24).astype(np.int64)
+        floats += weight * vector
+        shares = share(fmt.encode(vector), Sharing())
+        for j, total in totals.items():
+            accumulate(total, shares.of(j), weight)
+    for subset in itertools.combinations(totals, 3):
+        opened = interpolate({j: totals[j] for j in subset})
+        assert np.array_equal(signed(opened), exact)
+    mean = fmt.decode(opened) / weights.sum()
+    assert np.abs(mean - floats / weights.sum()).max() < 1e-6
 
 
 def test_given_seeds_fix_the_shares_and_the_output_may_be_reused():
