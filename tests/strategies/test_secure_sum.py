@@ -17,6 +17,7 @@ from qsfl_flower.clients import committee as client_side
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
@@ -35,6 +36,7 @@ from qsfl_flower.strategies import (
     SecureKrum,
     SecureMultiKrum,
     SecureSum,
+    SharedMask,
     StableFedAvg,
 )
 from qsfl_flower.wire import QSFL_RECORD, to_record
@@ -653,6 +655,23 @@ def test_clip_and_server_optimisers_go_along(federation):
     )
     result = strategy.start(federation(6)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
     assert np.linalg.norm(flat(result)) <= 0.0101
+
+
+@pytest.mark.parametrize("stage", ["sum", "krum"])
+def test_public_coordinates_are_shared_alone(federation, stage):
+    stages = [federation.gate, SharedMask(Mask(ratio=0.5, feedback=False), seed=1)]
+    stages.append(secure_sum(weighted=False) if stage == "sum" else krum(f=1))
+    seen = Recorder()
+    strategy = StableFedAvg(stages=stages, fraction_evaluate=0.0, observer=seen)
+    result = strategy.start(federation(6)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
+    chosen = [int(n) for n, row in seen.rows[-1].items() if row.status == "accepted"]
+    assert len(chosen) == (6 if stage == "sum" else 3)
+    support = strategy._training.context.support
+    assert support.size == 4
+    expected = np.zeros(WIDTH)
+    # Without memory of what is left out, the mask scales by d / k.
+    expected[support] = 2 * sum(update_of(n)[support].astype(float) for n in chosen) / len(chosen)
+    assert flat(result) == pytest.approx(expected, abs=1e-7)
 
 
 def test_ready_strategies_take_flowers_arguments(federation):
