@@ -119,13 +119,13 @@ class Robust(CombineStage):
 def updates_of(updates: Sequence[Update], context: RoundContext) -> Updates:
     """See the updates of a cohort as a matrix of scaled differences to the round's model."""
     bases = [u.base(context.model) for u in updates]
-    if all(np.ndim(u.scale) == 0 and u.scale == 1.0 for u in updates):
+    if all(np.ndim(u.scale) == 0 and u.scale == u.damping == 1.0 for u in updates):
         return Updates([u.vector for u in updates], bases)
     parts = list(context.layout.slices.values())
     if context.support is not None and updates[0].vector.size == context.support.size:
         ends = [0, *np.searchsorted(context.support, [part.stop for part in parts]).tolist()]
         parts = [slice(*pair) for pair in pairwise(ends)]
-    scales = np.array([np.broadcast_to(u.scale, len(parts)) for u in updates])
+    scales = np.array([np.broadcast_to(u.scale, len(parts)) * u.damping for u in updates])
     return Updates([u.vector for u in updates], bases, scales, parts)
 
 

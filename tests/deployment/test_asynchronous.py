@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             "run", str(APP), "here", "--format", "json", "--run-config",
             f'output="{output}" deadline={DEADLINE} late-by={LATE_BY} num-server-rounds={ROUNDS}',
         )  # fmt: skip
-        run_id = json.loads(told)["run-id"]
+        run_id = json.loads(told).get("run-id") or pytest.fail(told)
         made.until(lambda: len(_rounds(output)) >= 2, 120, "the first round")
         made.until((output / "worked-1").exists, 60, "the node to be killed at work")
         os.killpg(nodes[1].pid, signal.SIGKILL)
