@@ -21,11 +21,12 @@ from qsfl_flower.asynchrony import (
     Versions,
     staleness_of,
 )
-from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Vector
 from qsfl_flower.strategies.admission import Asked, outcome_of
 from qsfl_flower.strategies.assignment import Assignment
 from qsfl_flower.strategies.checkpoint import Snapshot
+from qsfl_flower.strategies.checks import refuse_overlap
 from qsfl_flower.strategies.exchange import Traffic, registered_nodes, wait_for_nodes
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Arrival
@@ -79,8 +80,8 @@ class BufferedAsync(StableFedAvg):
     Raises
     ------
     CompositionError
-        If a stage hides single updates from the server: what was masked for different rounds does
-        not add up.
+        If a stage needs all clients of a round to start together: it hides single updates, counts
+        on random participation, or restricts each round to coordinates of its own.
 
     References
     ----------
@@ -115,12 +116,7 @@ class BufferedAsync(StableFedAvg):
                 raise ConfigError(f"{name} is {value!r}; it must be >= 1")
         if self.over_selection:
             raise ConfigError("over_selection is for synchronous rounds; raise concurrency instead")
-        if self.chain.hides and self.chain.combiner is not None:
-            raise CompositionError(
-                f"stages: {self.chain.combiner.name} hides single updates, and what was masked for "
-                "different versions of the model does not add up; use a synchronous strategy with "
-                "over_selection"
-            )
+        refuse_overlap(self.chain)
         self.buffer_size, self.concurrency = buffer_size, concurrency
         self.weighting = replace(self.weighting, buffer_size=buffer_size)
         self.staleness_weight = staleness_weight or Polynomial()

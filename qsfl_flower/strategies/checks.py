@@ -8,7 +8,7 @@ from qsfl_flower.asynchrony import Selection
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.policies import Policy
-from qsfl_flower.strategies.stages import Phase
+from qsfl_flower.strategies.stages import DecodeStage, Phase
 
 
 def check_numbers(
@@ -92,6 +92,50 @@ def refuse_leaks(
         raise CompositionError(
             f"selection: {type(selection).__name__} chooses by what clients say about their data, "
             f"{why}; choose fair, fast, available or random"
+        )
+
+
+def refuse_overlap(chain: Chain) -> None:
+    """Refuse stages whose promise needs all clients of a round to start together.
+
+    Raises
+    ------
+    CompositionError
+        With the reason and an alternative.
+    """
+    if chain.combiner is not None and chain.hides:
+        raise CompositionError(
+            f"stages: {chain.combiner.name} hides single updates, and what was masked for "
+            "different versions of the model does not add up; use a synchronous strategy with "
+            "over_selection"
+        )
+    if chain.drawer is not None:
+        raise CompositionError(
+            f"stages: {chain.drawer.name} counts on clients drawn independently at random, and "
+            "who arrives first is not; set its sampling_rate to 1, so that every update is "
+            "accounted for in full"
+        )
+    decoder = chain.decoder
+    if decoder is not None and type(decoder).support is not DecodeStage.support:
+        raise CompositionError(
+            f"stages: {decoder.name} has other coordinates in every round, so that updates from "
+            "different versions of the model have little in common; use compress"
+        )
+
+
+def refuse_cut_off(chain: Chain, over_selection: float) -> None:
+    """Refuse to cut off clients whose random participation is accounted for.
+
+    Raises
+    ------
+    CompositionError
+        With the reason and an alternative.
+    """
+    if over_selection > 0 and chain.drawer is not None:
+        raise CompositionError(
+            f"over_selection: {chain.drawer.name} counts on clients drawn independently at "
+            "random, and who is cut off is not random; set over_selection to 0 or its "
+            "sampling_rate to 1"
         )
 
 

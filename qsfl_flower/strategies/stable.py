@@ -26,7 +26,7 @@ from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
 from qsfl_flower.strategies.assignment import Assignment
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
-from qsfl_flower.strategies.checks import check_numbers, refuse_leaks
+from qsfl_flower.strategies.checks import check_numbers, refuse_cut_off, refuse_leaks
 from qsfl_flower.strategies.combine import mean_metrics
 from qsfl_flower.strategies.evaluation import MetricsFunction, mean_evaluation
 from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
@@ -198,6 +198,7 @@ class StableFedAvg(FedAvg):
             legacy=client_api == "legacy",
             fraction_evaluate=fraction_evaluate,
         )
+        refuse_cut_off(self.chain, over_selection)
         self.proximal_mu = proximal_mu
         self.weighting = Weighting(
             max_num_examples, max_weight_ratio, denominator=self.chain.denominator

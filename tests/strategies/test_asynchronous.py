@@ -6,7 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
 from qsfl_flower.asynchrony import (
     Availability,
@@ -17,18 +18,25 @@ from qsfl_flower.asynchrony import (
     StalenessLimit,
     VirtualClock,
 )
+from qsfl_flower.clients import qsfl_mod
+from qsfl_flower.compression import Scheme
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
+from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import (
     BufferedAsync,
     CheckpointStore,
     Clip,
     CombineStage,
+    Compress,
     FedAdam,
     FedAsync,
     FedAvgM,
+    Robust,
     RunObserver,
+    SharedMask,
     StableFedAvg,
 )
+from qsfl_flower.strategies.privacy import CentralDP
 
 
 class Recorder(RunObserver):
@@ -384,6 +392,71 @@ def test_impossible_arguments_are_named(error, named, bad):
         BufferedAsync(fraction_evaluate=0.0, **bad)
     with pytest.raises(ConfigError, match="mixing"):
         FedAsync(mixing=0.0)
+
+
+def test_what_needs_a_common_start_is_refused():
+    private = [Clip(1.0), CentralDP(1.0, expected_cohort=4, sampling_rate=0.5)]
+    with pytest.raises(CompositionError, match="central-dp counts on clients drawn"):
+        BufferedAsync(fraction_evaluate=0.0, stages=private)
+    with pytest.raises(CompositionError, match="who is cut off is not random"):
+        StableFedAvg(fraction_evaluate=0.0, over_selection=0.5, stages=private)
+    with pytest.raises(CompositionError, match="shared_mask has other coordinates"):
+        BufferedAsync(fraction_evaluate=0.0, stages=[SharedMask()])
+
+
+def test_with_a_fixed_denominator_no_weight_exceeds_its_inverse(fake_grid, trained):
+    """Client-level privacy: claims do not count, staleness damps, nothing is divided by a count."""
+    grid = fake_grid({n: trained(0.1, 10 ** (n + 1)) for n in range(6)})
+    stages = [Clip(1.0), CentralDP(1e-6, expected_cohort=3, seed=1)]
+    model, recorder, _ = run(grid, speeds(1, 1, 1, 4, 4, 4), rounds=8, buffer_size=3, stages=stages)
+    used = [row for rows in recorder.rows for row in rows if row.status == "accepted"]
+    assert {row.staleness for row in used} >= {0, 1}
+    for row in used:
+        assert row.weight == pytest.approx((1 + row.staleness) ** -0.5 / 3)
+    assert model[0] == pytest.approx(0.1 * sum(row.weight for row in used), abs=1e-3)
+
+
+def test_robust_rules_see_buffers_and_damped_updates(fake_grid, trained):
+    """A fast liar has one place in each buffer of five, which Multi-Krum with f = 1 can bear."""
+    clients = {n: trained(1.0) for n in range(7)} | {7: trained(-100.0)}
+    devices = speeds(1, 1, 1, 1, 1, 3.5, 3.5, 0.01)
+    stages = [Robust("multi_krum", num_byzantine=1)]
+    model, recorder, _ = run(fake_grid(clients), devices, rounds=12, buffer_size=5, stages=stages)
+    liar = [r for rows in recorder.rows for r in rows if r.client == "7"]
+    assert len(liar) >= 10
+    assert all(r.weight == 0 for r in liar)
+    assert 8 < model[0] <= 12  # twelve steps of 1, those with stale updates a little shorter
+
+
+def adding_app():
+    app = ClientApp(mods=[qsfl_mod])
+
+    @app.train()
+    def train(message, context):
+        arrays = {k: Array(a.numpy() + np.float32(1)) for k, a in message.content["arrays"].items()}
+        metrics = MetricRecord({"num-examples": 10})
+        content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def test_compressed_updates_are_decoded_as_their_own_round_asked():
+    """Every client keeps what it did not send; nothing is lost between versions."""
+    recorder = Recorder()
+    strategy = BufferedAsync(
+        fraction_evaluate=0.0, min_available_nodes=4, min_train_nodes=1, buffer_size=2, seed=0,
+        staleness_weight=Constant(), observer=recorder,
+        stages=[Compress(Scheme("topk", 0.5, values="float32"))],
+        clock=VirtualClock(speeds(1, 1.5, 2.5, 4)),
+    )  # fmt: skip
+    grid = LocalGrid(adding_app(), 4)
+    result = strategy.start(grid, zeros(10), num_rounds=20, timeout=100.0)
+    assert [r.rejected for r in recorder.rounds] == [{}] * 21
+    assert any(row.staleness for rows in recorder.rows for row in rows)
+    # A round adds 1 to every coordinate; each client holds back at most one round of its own.
+    values = result.arrays["w"].numpy()
+    assert 17 <= values.min() <= values.max() <= 20.5
 
 
 def test_other_stages_work_on_the_buffer(fake_grid, trained):
