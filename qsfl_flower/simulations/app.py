@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.clients.privacy import privacy_mod
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
@@ -29,6 +30,7 @@ from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.faults import fault_mod, poison_mod
 from qsfl_flower.simulations.federation import authenticates, client_credentials
 from qsfl_flower.simulations.fleet import fleet_mod, hosts_of
+from qsfl_flower.simulations.privacy import policy_of
 from qsfl_flower.simulations.progress import LogDisplay
 from qsfl_flower.simulations.serve import Job, prepare, serve
 
@@ -54,7 +56,8 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
 
 def mods_of(experiment: Experiment, owners: Owners) -> list[Mod]:
     """Return the mods of an experiment's clients, the outermost first."""
-    mods: list[Mod] = [qsfl_mod]
+    policy = policy_of(experiment)
+    mods: list[Mod] = [qsfl_mod] if policy is None else [privacy_mod(policy), qsfl_mod]
     if experiment.attacks:
         mods.append(attack_mod(experiment, owners))
     if authenticates(experiment):

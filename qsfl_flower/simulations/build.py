@@ -25,6 +25,7 @@ from qsfl_flower.clients.partition import (
     partition,
     split,
 )
+from qsfl_flower.clients.private_training import PrivateTrainingClient
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
 from qsfl_flower.robust.attacks import build_attack
 from qsfl_flower.simulations.asynchronous import clock_of, kind_of, monitor_of
@@ -35,6 +36,7 @@ from qsfl_flower.simulations.config import (
     IidSpec,
 )
 from qsfl_flower.simulations.phones import PhoneClient, phones_of
+from qsfl_flower.simulations.privacy import record_privacy_of
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import POLICIES, CheckpointStore, RunObserver, StableFedAvg
 from qsfl_flower.wire import from_record
@@ -157,6 +159,10 @@ def client_of(
         model_of(experiment),
         _Common(seed=experiment.seed, client_id=client, declare_labels=spec.declare_labels),
     )
+    if (private := record_privacy_of(experiment)) is not None:
+        return PrivateTrainingClient(
+            model, view, config, private, seed=experiment.seed, client_id=client
+        )
     if not experiment.devices.simulate:
         return TrainingClient(model, view, config, **common)
     phones = phones_of(experiment.devices, spec.count, experiment.seed)

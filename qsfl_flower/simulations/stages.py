@@ -7,8 +7,11 @@ from typing import Any
 
 from qsfl_flower.compression import Mask
 from qsfl_flower.robust.detection import Detection, Reputation
+from qsfl_flower.simulations import privacy
 from qsfl_flower.simulations.config import (
+    AdaptiveClipSpec,
     AuthenticateSpec,
+    CentralDPSpec,
     ClipSpec,
     CommitteeSpec,
     DetectSpec,
@@ -16,7 +19,9 @@ from qsfl_flower.simulations.config import (
     FedAdamSpec,
     FedAvgMSpec,
     FedYogiSpec,
+    LocalDPSpec,
     MaskedSumSpec,
+    RecordDPSpec,
     RobustSpec,
     SecureKrumSpec,
     SecureSumSpec,
@@ -110,6 +115,10 @@ STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     ValidateSpec: lambda spec, _: Validate(spec.max_norm),
     DetectSpec: _detect,
     ClipSpec: lambda spec, _: Clip(spec.clip_norm, spec.per_layer),
+    CentralDPSpec: privacy.central_dp,
+    AdaptiveClipSpec: privacy.adaptive_clip,
+    RecordDPSpec: privacy.record_dp,
+    LocalDPSpec: privacy.local_dp,
 }
 """What makes the stage of each spec in ``strategy.stages``."""
 

@@ -17,6 +17,13 @@ from qsfl_flower.simulations.config.loader import (
     experiment_from_dict,
     load_experiment,
 )
+from qsfl_flower.simulations.config.privacy import (
+    AdaptiveClipSpec,
+    CentralDPSpec,
+    LocalDPSpec,
+    MinimumSpec,
+    RecordDPSpec,
+)
 from qsfl_flower.simulations.config.reference import json_schema
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
@@ -47,8 +54,10 @@ from qsfl_flower.simulations.config.strategy import (
 from qsfl_flower.simulations.config.timing import TimingSpec
 
 __all__ = [
+    "AdaptiveClipSpec",
     "AttackKeys",
     "AuthenticateSpec",
+    "CentralDPSpec",
     "ClientsSpec",
     "ClipSpec",
     "CommitteeSpec",
@@ -66,10 +75,13 @@ __all__ = [
     "FedProxSpec",
     "FedYogiSpec",
     "IidSpec",
+    "LocalDPSpec",
     "MaskedSumSpec",
+    "MinimumSpec",
     "ModelSpec",
     "MonitorSpec",
     "OutputSpec",
+    "RecordDPSpec",
     "RobustSpec",
     "SecureKrumSpec",
     "SecureSumSpec",

@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, model_validator
 from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.devices import DevicesSpec
+from qsfl_flower.simulations.config.privacy import CentralDPSpec
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
     DataSpec,
@@ -125,6 +126,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
     yield from _attackers(exp)
     yield from _impostors(exp)
     yield from _hidden(exp)
+    yield from _private(exp)
     yield from _asynchronous(exp)
     yield from _too_many_liars(exp, trained)
     for index, fault in enumerate(exp.faults):
@@ -164,6 +166,34 @@ def _attackers(exp: Experiment) -> Iterator[Contradiction]:
         yield Contradiction(
             ("attacks.0.clients", "clients.count"),
             f"all {exp.clients.count} clients attack; leave at least one honest",
+        )
+
+
+def _private(exp: Experiment) -> Iterator[Contradiction]:
+    where = {stage.stage: f"strategy.stages.{i}" for i, stage in enumerate(exp.strategy.stages)}
+    if "adaptive_clip" in where and "central_dp" not in where:
+        yield Contradiction(
+            (f"{where['adaptive_clip']}.stage",),
+            "the quantile of the norms is a query on private data, which only central_dp pays for; "
+            "add stage central_dp, or use stage clip",
+        )
+    if "central_dp" in where and not {"clip", "adaptive_clip"} & set(where):
+        yield Contradiction(
+            (f"{where['central_dp']}.stage",),
+            "without a bound on a client's update no noise is enough; add stage clip",
+        )
+    if "record_dp" in where and exp.devices.simulate:
+        yield Contradiction(
+            (f"{where['record_dp']}.stage", "devices.simulate"),
+            "simulated devices do not train by DP-SGD; set devices.simulate to false",
+        )
+    central = next((s for s in exp.strategy.stages if isinstance(s, CentralDPSpec)), None)
+    drawn = central is not None and central.poisson and exp.clients.fraction_train < 1
+    if drawn and isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec):
+        yield Contradiction(
+            (f"{where['central_dp']}.poisson", "strategy.name"),
+            f"{exp.strategy.name} takes updates in the order of their arrival, which is no random "
+            "sample; set poisson to false",
         )
 
 

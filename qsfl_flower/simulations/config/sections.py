@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from qsfl_flower.simulations.config.base import Contradiction, PlaceText, Section, refuse
+from qsfl_flower.simulations.config.privacy import MinimumSpec
 
 BUILT_IN_MODELS = ("mlp", "mnist-cnn", "cifar-cnn")
 _WORD = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -176,6 +177,10 @@ class ClientsSpec(Section):
         le=100_000,
         description="Rounds over which the learning rate falls to 0 like half a cosine; "
         "null: it does not.",
+    )
+    minimum_privacy: MinimumSpec | None = Field(
+        default=None,
+        description="Least protection under which the clients train; null: they demand none.",
     )
     mixed_precision: bool = Field(
         default=False, description="Compute in bfloat16 where that is safe."

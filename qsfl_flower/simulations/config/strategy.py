@@ -10,6 +10,12 @@ from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, Monito
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
+from qsfl_flower.simulations.config.privacy import (
+    AdaptiveClipSpec,
+    CentralDPSpec,
+    LocalDPSpec,
+    RecordDPSpec,
+)
 
 if TYPE_CHECKING:
     from qsfl_flower.robust import Preparation, Rule
@@ -184,7 +190,11 @@ StageSpec = Annotated[
     | CompressSpec
     | SharedMaskSpec
     | BroadcastSpec
-    | RobustSpec,
+    | RobustSpec
+    | CentralDPSpec
+    | AdaptiveClipSpec
+    | RecordDPSpec
+    | LocalDPSpec,
     Field(discriminator="stage"),
 ]
 

@@ -15,6 +15,7 @@ from qsfl_flower.simulations.report.sections.devices import devices
 from qsfl_flower.simulations.report.sections.events import events
 from qsfl_flower.simulations.report.sections.headline import headline
 from qsfl_flower.simulations.report.sections.partition import partition
+from qsfl_flower.simulations.report.sections.privacy import privacy
 from qsfl_flower.simulations.report.sections.selection import selection
 from qsfl_flower.simulations.report.sections.setup import configuration, environment
 from qsfl_flower.simulations.report.sections.stages import stages
@@ -24,6 +25,7 @@ from qsfl_flower.simulations.report.sections.traffic import traffic
 SECTIONS: tuple[SectionFunction, ...] = (
     headline,
     curves,
+    privacy,
     traffic,
     partition,
     clients,

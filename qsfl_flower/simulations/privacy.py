@@ -1,0 +1,140 @@
+"""From the privacy specs of an experiment to stages, clients and mods; noise is calibrated here."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from qsfl_flower.privacy.calibration import smallest_scale
+from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.ledger import Ledger
+from qsfl_flower.privacy.policy import MinimumPolicy
+from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.privacy.schedule import NoiseSchedule
+from qsfl_flower.simulations.config import (
+    AdaptiveClipSpec,
+    CentralDPSpec,
+    Experiment,
+    LocalDPSpec,
+    RecordDPSpec,
+)
+from qsfl_flower.simulations.config.privacy import PrivacyKeys
+from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
+from qsfl_flower.strategies.spending import PrivacyBudget
+
+_SLACK = 1e-9
+"""Allowance for discretisation: enough for 10 million parameters, see `grid_slack`."""
+
+
+def cohort_of(experiment: Experiment) -> float:
+    """Return how many clients a round is expected to have."""
+    return experiment.clients.count * experiment.clients.fraction_train
+
+
+def central_dp(spec: CentralDPSpec, experiment: Experiment) -> CentralDP:
+    """Build the stage of central noise."""
+    rate = experiment.clients.fraction_train if spec.poisson else 1.0
+    return CentralDP(
+        central_schedule(spec, rate, experiment.rounds),
+        cohort_of(experiment),
+        rate,
+        _budget(spec, experiment),
+        rounds=experiment.rounds,
+        accept_worst_case=spec.accept_worst_case,
+    )
+
+
+@lru_cache(maxsize=8)
+def central_schedule(spec: CentralDPSpec, rate: float, rounds: int) -> NoiseSchedule:
+    """Return the noise of every round: as given, or the least that stays within epsilon."""
+    if spec.noise_multiplier is not None:
+        return NoiseSchedule(spec.noise_multiplier, spec.last_over_first, rounds)
+    return NoiseSchedule.within(
+        spec.epsilon,
+        spec.delta,
+        rounds,
+        sampling_rate=rate,
+        last_over_first=spec.last_over_first,
+        method=spec.accountant,
+        slack=_SLACK,
+    )
+
+
+def adaptive_clip(spec: AdaptiveClipSpec, experiment: Experiment) -> AdaptiveClip:
+    """Build the stage whose clip norm follows a quantile."""
+    bit_noise = spec.bit_noise
+    if bit_noise is None:
+        central = next(s for s in experiment.strategy.stages if isinstance(s, CentralDPSpec))
+        rate = experiment.clients.fraction_train if central.poisson else 1.0
+        schedule = central_schedule(central, rate, experiment.rounds)
+        bit_noise = max(schedule.at(1), schedule.at(experiment.rounds))
+    parameters = AdaptiveParameters(
+        initial=spec.initial,
+        quantile=spec.quantile,
+        learning_rate=spec.learning_rate,
+        bit_noise=bit_noise,
+    )
+    return AdaptiveClip(parameters, cohort_of(experiment))
+
+
+def record_dp(spec: RecordDPSpec, experiment: Experiment) -> RecordDP:
+    """Build the stage that requires DP-SGD."""
+    privacy = record_privacy(spec, experiment.rounds)
+    return RecordDP(privacy, _budget(spec, experiment), rounds=experiment.rounds)
+
+
+@lru_cache(maxsize=8)
+def record_privacy(spec: RecordDPSpec, rounds: int) -> RecordPrivacy:
+    """Return what every client does for its records."""
+    noise = spec.noise_multiplier or smallest_scale(
+        lambda z: [Event(z, spec.sampling_rate, spec.steps * rounds, _SLACK)],
+        spec.epsilon,
+        spec.delta,
+        spec.accountant,
+    )
+    return RecordPrivacy(
+        clip_norm=spec.clip_norm,
+        noise_multiplier=noise,
+        sampling_rate=spec.sampling_rate,
+        steps=spec.steps,
+    )
+
+
+def record_privacy_of(experiment: Experiment) -> RecordPrivacy | None:
+    """Return how the experiment's clients protect their records, if they do."""
+    found = (s for s in experiment.strategy.stages if isinstance(s, RecordDPSpec))
+    spec = next(found, None)
+    return None if spec is None else record_privacy(spec, experiment.rounds)
+
+
+def local_dp(spec: LocalDPSpec, experiment: Experiment) -> LocalDP:
+    """Build the stage of local noise."""
+    noise = spec.noise_multiplier or smallest_scale(
+        lambda z: [Event(z, 1.0, experiment.rounds, _SLACK)],
+        spec.epsilon,
+        spec.delta,
+        spec.accountant,
+    )
+    budget = _budget(spec, experiment)
+    return LocalDP(spec.clip_norm, noise, budget, rounds=experiment.rounds)
+
+
+def policy_of(experiment: Experiment) -> MinimumPolicy | None:
+    """Return the least protection under which the experiment's clients train."""
+    spec = experiment.clients.minimum_privacy
+    if spec is None:
+        return None
+    return MinimumPolicy(epsilon=spec.epsilon, delta=spec.delta, placements=spec.placements)
+
+
+def _budget(spec: PrivacyKeys, experiment: Experiment) -> PrivacyBudget:
+    if spec.ledger is None:
+        return PrivacyBudget(delta=spec.delta, epsilon=spec.epsilon, method=spec.accountant)
+    return PrivacyBudget(
+        delta=spec.delta,
+        epsilon=spec.epsilon,
+        method=spec.accountant,
+        ledger=Ledger(Path(spec.ledger).expanduser()),
+        accounts=[f"{spec.account}/{client}" for client in range(experiment.clients.count)],
+    )

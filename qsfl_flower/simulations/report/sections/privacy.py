@@ -1,0 +1,121 @@
+"""What privacy was promised, to whom, against whom, and what was spent of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qsfl_flower.simulations.report import figures, text
+from qsfl_flower.simulations.report.figures import Plot
+from qsfl_flower.simulations.report.html import Html, details, element
+from qsfl_flower.simulations.report.section import Row, Section
+from qsfl_flower.simulations.runs import Run, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = list[tuple[int, float, Any]]
+
+_UNIT = {
+    "central_dp": "one client with all of its data",
+    "local_dp": "one client with all of its data",
+    "record_dp": "one record of a client",
+}
+_ADVERSARY = {
+    "central_dp": "everybody who sees the models: all clients, and whoever gets the final model. "
+    "The server adds the noise, so it has to be trusted, and with it the files of this run",
+    "local_dp": "everybody, the server included; nobody but the client itself has to be trusted",
+    "record_dp": "everybody but the client that holds the record, the server included",
+}
+
+
+def privacy(run: Run) -> Section | None:
+    """Explain and draw the privacy that was spent; None without differential privacy."""
+    kept = [s for s in _stages(run) if s.get("stage") in _UNIT]
+    spent = [(r["round"], number(r.get("epsilon")), r) for r in run.metrics]
+    points = [(at, e, r) for at, e, r in spent if e is not None]
+    if not kept or not points:
+        return None
+    epsilon = points[-1][1]
+    parts: list[Html | Row] = [_explain(stage, epsilon) for stage in kept]
+    plots = [plot for plot in (_over_rounds(points, kept), _against(points)) if plot is not None]
+    if plots:
+        parts.append(Row(tuple(plots)))
+    parts.append(details("What epsilon and delta mean", _meaning(epsilon, kept[0])))
+    return Section("privacy", "Privacy", tuple(parts))
+
+
+def _stages(run: Run) -> list[Mapping[str, Any]]:
+    strategy = run.config.get("strategy")
+    stages = strategy.get("stages") if isinstance(strategy, Mapping) else None
+    return [s for s in stages or [] if isinstance(s, Mapping)]
+
+
+def _explain(stage: Mapping[str, Any], epsilon: float) -> Html:
+    name, delta = str(stage["stage"]), number(stage.get("delta")) or math.nan
+    return element(
+        "p",
+        f"Protected is {_UNIT[name]}: whether it was used can hardly be told. "
+        f"Protected against {_ADVERSARY[name]}. Spent: epsilon = {text.decimal(epsilon)} of "
+        f"{text.decimal(number(stage.get('epsilon')) or math.nan)}, at delta = {delta:g}.",
+    )
+
+
+def _meaning(epsilon: float, stage: Mapping[str, Any]) -> Html:
+    delta = number(stage.get("delta")) or math.nan
+    # A test with a false alarm rate of 1 % finds a member with at most this probability.
+    power = math.exp(min(epsilon, 50.0)) * 0.01 + delta
+    power = min(power, 1 - math.exp(-epsilon) * (0.99 - delta))
+    chance = 1 / (1 + math.exp(-epsilon))
+    return element(
+        "p",
+        "Imagine somebody who knows everything except whether one particular "
+        f"{'record' if stage['stage'] == 'record_dp' else 'client'} took part, and who guesses it "
+        f"from all models of this run. Without them the guess is right half of the time; with them "
+        f"at most {text.percent(min(1.0, chance + delta))} of the time. Who accepts one false "
+        f"accusation in a hundred finds at most {text.percent(power)} of the members. With a "
+        f"probability of at most {delta:g} (delta) the protection may be weaker than that.",
+    )
+
+
+def _over_rounds(
+    points: list[tuple[int, float, Any]], kept: list[Mapping[str, Any]]
+) -> Plot | None:
+    finite = [(at, e) for at, e, _ in points if math.isfinite(e)]
+    if len(finite) < 2:
+        return None
+    rounds = [at for at, _ in finite]
+    limit = number(kept[0].get("epsilon"))
+
+    def paint(axes: Axes) -> None:
+        axes.plot(*zip(*finite, strict=True), color=figures.BLUE, linewidth=2, label="spent")
+        if limit is not None:
+            axes.axhline(limit, color=figures.ORANGE, linestyle="--", label="budget")
+        axes.set_ylim(bottom=0)
+        figures.rounds_axis(axes, rounds)
+        figures.legend(axes, columns=1)
+
+    alt = f"Epsilon spent over rounds: {text.decimal(finite[-1][1])} after round {rounds[-1]}."
+    return figures.draw("privacy-spent", "Epsilon spent", alt, paint)
+
+
+def _against(points: Points) -> Plot | None:
+    pairs = [
+        (e, a)
+        for _, e, r in points
+        if math.isfinite(e) and (a := number(r.get("eval_accuracy"))) is not None
+    ]
+    if len(pairs) < 2:
+        return None
+
+    def paint(axes: Axes) -> None:
+        axes.plot(*zip(*pairs, strict=True), color=figures.GREEN, linewidth=2, marker=".")
+        axes.set_xlabel("epsilon spent")
+        figures.percents(axes.yaxis)
+
+    alt = (
+        f"Accuracy against epsilon spent: {text.percent(pairs[-1][1])} at "
+        f"{text.decimal(pairs[-1][0])}."
+    )
+    return figures.draw("privacy-accuracy", "Accuracy for epsilon", alt, paint)

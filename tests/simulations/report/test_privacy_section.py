@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+
+import pytest
+
+from qsfl_flower.simulations.report.sections.privacy import privacy
+from qsfl_flower.simulations.runs import Run
+
+CONFIG = """
+name: trial
+strategy:
+  name: fedavg
+  stages: [{stage: validate}, {stage: STAGE, epsilon: 2.0, delta: 1.0e-05}]
+"""
+
+
+def section(tmp_path, stage, epsilons):
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("STAGE", stage))
+    rows = [
+        {"round": r, "epsilon": e, "eval_accuracy": 0.5 + 0.1 * r} for r, e in enumerate(epsilons)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return privacy(Run.open(tmp_path))
+
+
+def words(found):
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", found.html())).split())
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit", "adversary"),
+    [
+        ("central_dp", "one client with all of its data", "it has to be trusted"),
+        ("record_dp", "one record of a client", "the server included"),
+        ("local_dp", "one client with all of its data", "nobody but the client itself"),
+    ],
+)
+def test_unit_adversary_and_delta_are_named_in_plain_words(tmp_path, stage, unit, adversary):
+    found = section(tmp_path, stage, [None, 0.6, 0.8, 1.0])
+    told = words(found)
+    for expected in (unit, adversary, "epsilon = 1.0", "of 2.0", "delta = 1e-05", "guess"):
+        assert expected in told.replace("1 of", "1.0 of").replace("2,", "2.0,"), told
+    assert "73" in told  # e / (1 + e): how often a guess can be right
+    assert "2.7" in told  # e times the rate of false accusations
+    spent, against = found.plots
+    assert "after round 3" in spent.alt
+    assert "80" in against.alt
+
+
+def test_nothing_is_said_where_nothing_is_private(tmp_path):
+    assert section(tmp_path, "clip", [None, None]) is None
+    assert section(tmp_path, "central_dp", [None]) is None
+
+
+def test_a_hopeless_epsilon_is_told_without_a_picture(tmp_path):
+    found = section(tmp_path, "central_dp", [None, float("inf"), float("inf")])
+    assert found is None or found.plots == ()

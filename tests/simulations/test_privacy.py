@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from qsfl_flower.clients.privacy import privacy_mod
+from qsfl_flower.clients.private_training import PrivateTrainingClient
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.privacy.calibration import epsilon_of_events
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.simulations.app import mods_of
+from qsfl_flower.simulations.build import client_of, owners_of
+from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
+from qsfl_flower.simulations.privacy import record_privacy_of
+from qsfl_flower.simulations.stages import stages_of
+from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
+
+CLIP = {"stage": "clip", "clip_norm": 1.0}
+CENTRAL = {"stage": "central_dp", "epsilon": 1.0}
+
+
+def experiment(*stages, **sections):
+    return experiment_from_dict(
+        {"rounds": 50, "strategy": {"name": "fedavg", "stages": list(stages)}, **sections}
+    )
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+def test_noise_is_calibrated_for_all_rounds_and_the_real_sampling(accountant):
+    clients = {"count": 20, "fraction_train": 0.2}
+    exp = experiment(CLIP, {**CENTRAL, "accountant": accountant}, clients=clients)
+    stage = next(s for s in stages_of(exp) if isinstance(s, CentralDP))
+    assert stage.denominator == 4
+    assert stage.poisson_rate == 0.2
+    spent = epsilon_of_events([Event(stage.schedule.at(1), 0.2, 50)], 1e-5, accountant)
+    assert 0.95 < spent <= 1.0
+
+
+def test_without_poisson_no_amplification_is_claimed():
+    clients = {"count": 20, "fraction_train": 0.2}
+    exp = experiment(CLIP, {**CENTRAL, "poisson": False}, clients=clients)
+    stage = next(s for s in stages_of(exp) if isinstance(s, CentralDP))
+    assert stage.poisson_rate is None
+    assert epsilon_of_events([Event(stage.schedule.at(1), 1.0, 50)], 1e-5) <= 1.0
+
+
+def test_clients_train_privately_where_the_strategy_requires_it():
+    record = {"stage": "record_dp", "epsilon": 2.0, "clip_norm": 1.0, "sampling_rate": 0.1}
+    exp = experiment(record)
+    stage = next(s for s in stages_of(exp) if isinstance(s, RecordDP))
+    client = client_of(exp, owners_of(exp), 0)
+    assert isinstance(client, PrivateTrainingClient)
+    assert stage.privacy == record_privacy_of(exp)
+    assert epsilon_of_events([stage.privacy.event(1000, 50)], 1e-5) <= 2.0
+
+
+def test_local_noise_covers_replacing_an_update():
+    exp = experiment({"stage": "local_dp", "epsilon": 4.0, "clip_norm": 1.0})
+    stage = next(s for s in stages_of(exp) if isinstance(s, LocalDP))
+    assert epsilon_of_events([Event(stage.noise_multiplier, 1.0, 50)], 1e-5) <= 4.0
+
+
+def test_clients_with_a_minimum_get_the_mod_inside_authentication():
+    exp = experiment(clients={"count": 3, "minimum_privacy": {"epsilon": 1.0}})
+    assert [type(mod) for mod in mods_of(exp)].count(privacy_mod) == 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "sections", "why"),
+    [
+        ([CENTRAL], {}, "add stage clip"),
+        ([{"stage": "adaptive_clip", "initial": 1.0}], {}, "only central_dp pays"),
+        (
+            [{"stage": "record_dp", "epsilon": 1.0, "clip_norm": 1.0, "sampling_rate": 0.1}],
+            {"devices": {"simulate": True}},
+            "do not train by DP-SGD",
+        ),
+        ([CLIP, {**CENTRAL, "epsilon": 0}], {}, "epsilon"),
+        ([CLIP, {**CENTRAL, "delta": 1}], {}, "delta"),
+        ([CLIP, {**CENTRAL, "sigma": 1}], {}, "sigma"),
+    ],
+)
+def test_experiments_without_a_guarantee_are_refused(stages, sections, why):
+    with pytest.raises(ConfigError, match=why):
+        experiment(*stages, **sections)
+
+
+@pytest.mark.parametrize("name", ["dp_central", "dp_record"])
+def test_shipped_experiments_calibrate(name):
+    exp = load_experiment(name)
+    assert any(getattr(stage, "placement", "central-dp") for stage in stages_of(exp))
