@@ -222,10 +222,12 @@ def _whole_rounds() -> list[Row]:
     chains = {
         "plain": "[{stage: validate}, {stage: clip, clip_norm: 5.0}]",
         "authenticated": f"[{gate}, {{stage: clip, clip_norm: 5.0}}]",
+        "pairwise masks": f"[{gate}, {{stage: clip, clip_norm: 5.0}}, "
+        "{stage: masked_sum, bound: 5.0}]",
         "secure sum": f"[{gate}, {{stage: secure_sum, clip_norm: 5.0}}]",
         "secure Multi-Krum": f"[{gate}, {{stage: secure_krum, clip_norm: 5.0, num_byzantine: 3}}]",
     }
-    limits = {"secure sum": 1.5, "secure Multi-Krum": 2.0}
+    limits = {"pairwise masks": 1.5, "secure sum": 1.5, "secure Multi-Krum": 2.0}
     times: dict[str, list[float]] = {name: [] for name in chains}
     bytes_: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

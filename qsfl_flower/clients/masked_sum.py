@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, RecordDict
 from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Party, StepContext, Task
 from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.errors import ConfigError, CryptoError, RejectedUpdate
-from qsfl_flower.secure.pairwise.client import Client, deal, mask, release
+from qsfl_flower.secure.pairwise.client import BadPacket, Client, deal, mask, release
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, encode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
@@ -111,7 +111,8 @@ def _named(task: Task) -> Task:
         try:
             return task(context)
         except RejectedUpdate as error:
-            return _answer({"refused": error.reason, "detail": error.detail})
+            about = error.dealer if isinstance(error, BadPacket) else ""
+            return _answer({"refused": error.reason, "detail": error.detail, "about": about})
 
     return answer
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,13 +15,13 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from qsfl_flower.crypto.credentials import Credentials
-from qsfl_flower.errors import CompositionError, RejectedUpdate
+from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.secure.pairwise import server
 from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
-from qsfl_flower.secure.pairwise.terms import Terms
+from qsfl_flower.secure.pairwise.terms import Policy, Terms
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.strategies.admission import check_encoding
 from qsfl_flower.strategies.authentication import Authenticate
@@ -116,7 +119,9 @@ class MaskedSum(CombineStage):
         self.sparse = sparse
         self.dropouts = dropouts
         self._clock = clock
-        RingCode(bound, 2)  # raises what would otherwise end the first round
+        # These raise what would otherwise end the first round.
+        RingCode(bound, 2)
+        Policy(colluding)
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Refuse chains without authenticated keys, and selection rules."""
@@ -143,8 +148,9 @@ class MaskedSum(CombineStage):
         names = [state["names"].get(str(sender.node_id)) for sender in context.senders]
         names = [name for name in names if name not in state["excluded"]]
         terms = ""
-        if None not in names and len(set(names)) == len(names) > 1:
-            terms = base64.b64encode(self._terms(names, context).encode()).decode()
+        if None not in names and len(set(names)) == len(names):
+            with suppress(server.SumAbandoned):
+                terms = base64.b64encode(self._terms(names, context).encode()).decode()
         return {**state, "terms": terms if len(terms) <= _MAX_TERMS else ""}
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
@@ -233,11 +239,14 @@ class MaskedSum(CombineStage):
         n = len(names)
         if n < 2:
             raise server.SumAbandoned("too-few-clients", f"a sum of {n} clients hides nothing")
-        graph = (
-            sparse_graph(n, self.colluding, self.dropouts)
-            if self.sparse
-            else complete_graph(n, self.colluding)
-        )
+        try:
+            graph = (
+                sparse_graph(n, self.colluding, self.dropouts)
+                if self.sparse
+                else complete_graph(n, self.colluding)
+            )
+        except ConfigError as error:
+            raise server.SumAbandoned("too-few-clients", str(error)) from None
         everybody = tuple(sorted(names))
         return Terms(context.run_id, context.server_round, everybody, graph.degree, graph.threshold)
 
@@ -255,6 +264,7 @@ class _Run:
     lockers: dict[int, dict[int, bytes]] = field(default_factory=dict)
     lost: dict[str, Rejection] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    complaints: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     exchanges: int = 1
 
     @property
@@ -308,6 +318,12 @@ class _Run:
             for place in self.deals
         }
         self._ask("mask", relays, read)
+        helpers = math.floor(self.stage.colluding * len(terms.names))
+        for name, complaining in self.complaints.items():
+            # More than can be in league against an honest client.
+            if name in terms.places and len(complaining) > helpers:
+                detail = f"{len(complaining)} clients could not use what {name} dealt"
+                raise server.SumAbandoned("bad-packet", detail, name)
         server.check_enough(terms, self.lockers)
         return total
 
@@ -366,6 +382,7 @@ class _Run:
             raise RejectedUpdate("wrong-node", f"{sender.name} answers in the place of {name}")
         told = records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()
         if "refused" in told:
+            self.complaints[str(told.get("about", ""))].add(name)
             raise RejectedUpdate(f"{told['refused']!s:.40}", f"{told.get('detail', '')!s:.200}")
         read(name, content)
 

@@ -481,8 +481,7 @@ def test_a_dealer_whose_shares_open_nothing_is_named_and_excluded(federation, mo
     honest, split = steps.TASKS[f"{MASKED_SUM}.deal"], protocol.split_seed
 
     def unequal(seed, threshold, points, randomness=None):
-        several = [split(seed, threshold, points) for _ in range(2)]
-        return {point: several[point % 2][point] for point in points}
+        return {point: split(seed, threshold, points)[point] for point in points}
 
     def deal(context):
         if context.context.node_config["partition-id"] != 3:
@@ -499,6 +498,40 @@ def test_a_dealer_whose_shares_open_nothing_is_named_and_excluded(federation, mo
     assert run.strategy.states[MASKED_SUM]["excluded"] == {"3": "inconsistent-shares"}
     step = expected([0, 1, 2, 4, 5])[1]
     np.testing.assert_allclose(from_record(run.result.arrays)["b"], 2 * step, rtol=1e-15)
+
+
+def test_a_dealer_of_packets_that_nobody_can_use_is_named_and_excluded(federation, monkeypatch):
+    honest = steps.TASKS[f"{MASKED_SUM}.deal"]
+
+    def deal(context):
+        if context.context.node_config["partition-id"] != 3:
+            return honest(context)
+        with monkeypatch.context() as patch:
+            patch.setattr(protocol, "commit_shares", lambda *_: bytes(32))
+            return honest(context)
+
+    monkeypatch.setitem(steps.TASKS, f"{MASKED_SUM}.deal", deal)
+    run = federation(rounds=2)
+    assert run.rounds[0].skipped == "bad-packet: 5 clients could not use what 3 dealt"
+    assert run.rounds[0].rejected == {"bad-packet": 5}
+    assert run.rounds[1].skipped is None
+    assert run.rounds[1].accepted == 5
+
+
+def test_one_complaint_excludes_nobody(federation, monkeypatch):
+    """With one client in ten lying, an honest client cannot be pushed out by one of six."""
+    honest = steps.TASKS[f"{MASKED_SUM}.mask"]
+
+    def complain(context):
+        if context.context.node_config["partition-id"] != 3:
+            return honest(context)
+        told = {"refused": "bad-packet", "detail": "a lie", "about": "1"}
+        return RecordDict({MASKED_SUM: ConfigRecord(told)})
+
+    monkeypatch.setitem(steps.TASKS, f"{MASKED_SUM}.mask", complain)
+    run = federation(rounds=2, colluding=0.2)
+    assert [r.accepted for r in run.rounds] == [5, 5]
+    assert [r.rejected for r in run.rounds] == [{"bad-packet": 1}] * 2
 
 
 def test_the_state_survives_a_checkpoint(federation):

@@ -61,6 +61,26 @@ MAX_PACKET = 1 << 14
 MAX_STATEMENT = 1 << 18
 
 
+class BadPacket(RejectedUpdate):
+    """What a neighbour dealt is not what it should be.
+
+    Parameters
+    ----------
+    dealer : str
+        The neighbour.
+    detail : str
+        One sentence for a person.
+    """
+
+    def __init__(self, dealer: str, detail: str) -> None:
+        super().__init__("bad-packet", detail)
+        self.dealer = dealer
+
+    def __reduce__(self) -> tuple[type[BadPacket], tuple[str, str]]:
+        """Let the error travel between processes."""
+        return type(self), (self.dealer, self.detail)
+
+
 @dataclass(frozen=True, repr=False)
 class Holding:
     """What a client keeps of one neighbour: its lock key and its two shares."""
@@ -221,8 +241,7 @@ def mask(
     Raises
     ------
     RejectedUpdate
-        ``refused``, ``second-mask``, ``bad-packet`` with the neighbour's name, or as
-        `Roster.verify`.
+        ``refused``, ``second-mask``, `BadPacket`, or as `Roster.verify`.
     """
     terms = client.terms
     if client.view:
@@ -314,11 +333,11 @@ def _open_packet(
     commitment = reader.fixed(2 * COMMITMENT_SIZE)
     signed, signer = credentials.roster.verify(statement, STATEMENT, "client", now)
     if signer.name != sender:
-        raise RejectedUpdate("bad-packet", f"the shares of {sender} are signed by {signer.name}")
+        raise BadPacket(sender, f"the shares of {sender} are signed by {signer.name}")
     digests = read_statement(signed.body, terms, place).digests
     at = terms.graph.neighbours(place).index(client.place)
     if digests[at] != packet_digest(packet, commitment):
-        raise RejectedUpdate("bad-packet", f"{sender} did not sign this packet")
+        raise BadPacket(sender, f"{sender} did not sign this packet")
     try:
         plain = Reader(
             open_sealed(
@@ -332,9 +351,9 @@ def _open_packet(
         check_share(held.self_share)
         check_share(held.pair_share)
     except (CryptoError, RejectedUpdate) as error:
-        raise RejectedUpdate("bad-packet", f"from {sender}: {error}") from None
+        raise BadPacket(sender, f"from {sender}: {error}") from None
     if commitment != commit_shares(place, client.place, held.self_share, held.pair_share):
-        raise RejectedUpdate("bad-packet", f"the shares from {sender} are not those it vouches for")
+        raise BadPacket(sender, f"the shares from {sender} are not those it vouches for")
     return edge, held
 
 

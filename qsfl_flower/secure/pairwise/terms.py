@@ -78,27 +78,21 @@ class Terms:
         return out.done()
 
     @classmethod
-    def read(cls, data: Reader) -> Terms:
-        """Read the canonical encoding."""
-        data.expect(_MAGIC)
-        run, round_, nonce = data.uint(8), data.uint(8), data.fixed(16)
-        degree, threshold, count = data.uint(2), data.uint(2), data.uint(2)
+    def decode(cls, data: bytes) -> Terms:
+        """Return what `encode` wrote; anything else is `Malformed`."""
+        reader = Reader(data, "terms of a masked sum")
+        reader.expect(_MAGIC)
+        run, round_, nonce = reader.uint(8), reader.uint(8), reader.fixed(16)
+        degree, threshold, count = reader.uint(2), reader.uint(2), reader.uint(2)
         if not 2 <= count <= MAX_CLIENTS:
-            raise data.fail(f"{count} clients, allowed are 2 to {MAX_CLIENTS}")
-        names = tuple(data.identifier("client") for _ in range(count))
+            raise reader.fail(f"{count} clients, allowed are 2 to {MAX_CLIENTS}")
+        names = tuple(reader.identifier("client") for _ in range(count))
+        reader.finish()
         try:
             terms = cls(run, round_, names, degree, threshold, nonce)
             _ = terms.graph
         except ConfigError as error:
-            raise data.fail(str(error)) from None
-        return terms
-
-    @classmethod
-    def decode(cls, data: bytes) -> Terms:
-        """Return what `encode` wrote; anything else is `Malformed`."""
-        reader = Reader(data, "terms of a masked sum")
-        terms = cls.read(reader)
-        reader.finish()
+            raise reader.fail(str(error)) from None
         return terms
 
     def binding(self, sender: int, receiver: int) -> Binding:
