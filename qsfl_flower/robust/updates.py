@@ -99,7 +99,8 @@ class Updates:
             np.matmul(self.mix, inner, out=out)
             return
         for vector, row in zip(self.vectors, out, strict=True):
-            if len(vector.pieces) == 1:  # what `read` does, but with thousands of rows it shows
+            # What `read` does for one array, but with thousands of rows it shows.
+            if type(vector) is Vector and len(vector.pieces) == 1:
                 row[...] = vector.pieces[0][lo:hi]
             else:
                 vector.read(lo, hi, row)

@@ -13,6 +13,7 @@ from qsfl_flower.compression import Mask, Scheme, decode_record, derive_seed
 from qsfl_flower.compression.mask import pack_leading
 from qsfl_flower.errors import CompositionError, QSFLError
 from qsfl_flower.numerics import SparseVector, Vector
+from qsfl_flower.strategies.privacy import LocalDP
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
     ClientPhase,
@@ -61,8 +62,14 @@ class Compress(DecodeStage):
         self.seed = seed
 
     def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse hidden updates: every client has coordinates of its own."""
+        """Refuse hidden updates and local noise: every client has coordinates of its own."""
         for stage in stages:
+            if isinstance(stage, LocalDP):
+                raise CompositionError(
+                    f"stages: compress and {stage.name}: which coordinates a client chooses would "
+                    "tell about its data without any noise; use shared_mask, whose coordinates are "
+                    "public"
+                )
             if isinstance(stage, CombineStage) and stage.hides:
                 raise CompositionError(
                     f"stages: compress and {stage.name}: every client chooses coordinates of its "

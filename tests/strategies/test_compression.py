@@ -25,11 +25,13 @@ from qsfl_flower.strategies import (
     CombineStage,
     Compress,
     CompressedFedAvg,
+    Robust,
     RoundContext,
     SharedMask,
     StableFedAvg,
     Update,
 )
+from qsfl_flower.strategies.privacy import LocalDP
 from qsfl_flower.wire import Form, PlanItem, content_bytes, from_record, to_blobs, to_record
 
 SHAPES = {"a.weight": (40, 25), "a.bias": (40,)}
@@ -274,6 +276,12 @@ def test_a_mask_without_feedback_is_right_in_expectation():
     assert np.abs(total / 400 - 1).max() < 6 * 0.087
 
 
+def test_local_noise_needs_a_shared_mask():
+    with pytest.raises(CompositionError, match="use shared_mask"):
+        Chain([Compress(), LocalDP(1.0, 1.0)])
+    Chain([SharedMask(), LocalDP(1.0, 1.0)])
+
+
 def test_updates_on_a_mask_can_be_hidden():
     """A stand-in for secure sums: it sees k coordinates, and gives back a step of k."""
 
@@ -312,3 +320,15 @@ def test_per_layer_clipping_needs_layers():
     with pytest.raises(CompositionError, match="belong to no layer"):
         Chain([SharedMask(), Clip(1.0, per_layer=True)])
     Chain([SharedMask(), Clip(1.0)])
+
+
+def test_a_robust_rule_sees_the_masked_coordinates():
+    """Krum picks one client; the model moves on its 52 coordinates and nowhere else."""
+    stages = [SharedMask(Mask("randomk", 0.05, values="float32")), Robust("krum", 0)]
+    options = {"fraction_evaluate": 0, "min_available_nodes": 3}
+    seen = []
+    _, model = run(StableFedAvg(stages=stages, **options), 1, an_app(seen))
+    moved = flat(model)
+    chosen = np.flatnonzero(moved)
+    assert chosen.size == 52
+    assert any(np.array_equal(moved[chosen], flat(arrays)[chosen]) for _, _, arrays, _ in seen)

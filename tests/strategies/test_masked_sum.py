@@ -14,6 +14,7 @@ from qsfl_flower.clients import steps
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
@@ -28,6 +29,7 @@ from qsfl_flower.strategies import (
     Phase,
     RunObserver,
     SecAggFedAvg,
+    SharedMask,
     StableFedAvg,
     VectorStage,
 )
@@ -170,6 +172,20 @@ def test_the_mean_is_that_of_the_integers(federation):
     metrics = run.result.train_metrics_clientapp[1]
     assert set(metrics) == {"train-loss"}
     assert metrics["train-loss"] == pytest.approx(70 / 21, rel=1e-5)
+
+
+@pytest.mark.parametrize("select", ["randomk", "topk"])
+def test_the_sum_of_public_coordinates(federation, select):
+    """With a shared mask of half of the coordinates four of eight move, by the same integers."""
+    mask = SharedMask(Mask(select, 0.5, feedback=False), seed=3)
+    run = federation(rounds=1, stages=[mask])
+    arrays = from_record(run.result.arrays)
+    moved = np.concatenate([arrays["w"].reshape(-1), arrays["b"]])
+    assert np.count_nonzero(moved) == 4
+    scale = 2.0 if select == "randomk" else 1.0
+    w, _ = expected(range(6))
+    np.testing.assert_allclose(moved[moved != 0], scale * w, rtol=1e-5)
+    assert not run.rounds[0].skipped
 
 
 def test_four_exchanges_first_and_three_from_then_on(federation):
