@@ -94,7 +94,13 @@ def test_drop_in_gives_what_flowers_strategy_gives(fake_grid, trained, name, arg
 
 
 def _ordered(grid):
-    grid.pull_messages = lambda ids: [grid._ready.pop(i) for i in ids if i in grid._ready]
+    """Flower samples in random order, and the last choices of Bulyan are often ties."""
+
+    def pull(ids):
+        replies = [grid._ready.pop(i) for i in ids if i in grid._ready]
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    grid.pull_messages = pull
     return grid
 
 
