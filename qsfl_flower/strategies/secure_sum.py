@@ -58,10 +58,9 @@ class Committee:
     threshold : int
         t: that many members open a sum; t - 1 and the server learn nothing of one client.
     quorum : int, optional
-        How many members must answer alike before a sum opens, in [t, m]; by default t. With t, the
-        members protect against a server that asks them for different sums unless some of them help
-        it and others are enough for two answers (``m + t - 1 >= 2 t``); with more than ``(m + t -
-        1) / 2`` also if t - 1 of them help it. ``m - quorum`` members may vanish.
+        q, in [t, m]: how many members must answer alike before a sum opens; by default t. Then
+        ``m - q`` may vanish. A server that asks members for different sums gets one at most if
+        ``2 q > m``; also with t - 1 members on its side if ``2 q > m + t - 1``.
     min_clients : int
         Least number of clients in a sum, >= 2; each of them knows its own update.
     """

@@ -213,6 +213,36 @@ def test_members_forget_what_they_held(federation):
         assert device.context.state["qsfl-committee"] == ConfigRecord({"closed": 1})
 
 
+def test_what_members_hold_between_two_messages_is_encrypted(federation):
+    grid, devices = federation(6, {4: silent(RELEASE_TASK)})
+    opened = []
+    receive = client_side.receive
+
+    def noted(*args):
+        opened.append(receive(*args))
+        return opened[-1]
+
+    with patch.object(client_side, "receive", noted):
+        run(grid, secure_sum(), federation.gate)
+    state = devices[104].context.state
+    kept = [array.data for array in state.array_records["qsfl-committee-shares"].values()]
+    assert len(kept) == 6
+    assert not any(h.share.tobytes()[:24] in data for h in opened for data in kept)
+
+
+def test_an_altered_state_is_noticed_when_it_is_used(federation):
+    def alter(message, answer):
+        if task_of(message) == RELEASE_TASK:
+            kept = devices[104].context.state.array_records["qsfl-committee-shares"]["0"]
+            kept.data = kept.data[:-1] + bytes([kept.data[-1] ^ 1])
+        return answer(message)
+
+    grid, devices = federation(6, {4: alter})
+    result, seen, _ = run(grid, secure_sum(), federation.gate)
+    assert seen.rounds[-1].stages["secure_sum"]["member 4"] == 0.0
+    assert flat(result) == pytest.approx(weighted_mean(range(6)), abs=1e-8)
+
+
 @pytest.mark.parametrize(
     ("attacks", "kept", "lost"),
     [
