@@ -27,7 +27,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.attacks import attack_mod
 from qsfl_flower.simulations.build import Owners, client_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
-from qsfl_flower.simulations.faults import fault_mod, poison_mod
+from qsfl_flower.simulations.faults import fault_mod
 from qsfl_flower.simulations.federation import authenticates, client_credentials
 from qsfl_flower.simulations.fleet import fleet_mod, hosts_of
 from qsfl_flower.simulations.privacy import policy_of
@@ -63,7 +63,7 @@ def mods_of(experiment: Experiment, owners: Owners) -> list[Mod]:
     if authenticates(experiment):
         mods.insert(0, auth_mod(lambda context: _credentials(experiment, context)))
     if experiment.faults:
-        mods = [fault_mod(experiment), *mods, poison_mod(experiment)]
+        mods.insert(0, fault_mod(experiment))
     if experiment.simulation.supernodes is not None:
         mods.insert(0, fleet_mod(experiment.clients.count))
     return mods

@@ -50,32 +50,6 @@ def fault_mod(experiment: Experiment) -> Mod:
     return mod
 
 
-def poison_mod(experiment: Experiment) -> Mod:
-    """Make the mod that turns the updates of clients with fault ``invert`` around.
-
-    It is the innermost mod: what it returns is protected like an honest model.
-    """
-
-    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        reply = call_next(message, context)
-        if reply.has_error() or _fault_now(experiment, message, context) != "invert":
-            return reply
-        ((_, model),) = message.content.array_records.items()
-        base = from_record(model)
-        _each(
-            reply.content,
-            lambda record: to_record(
-                {
-                    name: (6 * base[name] - 5 * a).astype(a.dtype) if a.dtype.kind == "f" else a
-                    for name, a in from_record(record).items()
-                }
-            ),
-        )
-        return reply
-
-    return mod
-
-
 def _fault_now(experiment: Experiment, message: Message, context: Context) -> str | None:
     if message.metadata.message_type != "train":
         return None

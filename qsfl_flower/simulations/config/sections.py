@@ -292,7 +292,6 @@ class FaultSpec(Section):
         "replay",
         "impostor",
         "vanish",
-        "invert",
         "bad-shares",
         "overflow",
         "false-sum",
@@ -302,9 +301,8 @@ class FaultSpec(Section):
         "answers after the round's time-out; huge-claim: it claims far more examples than it has; "
         "tamper: its reply is changed on the way; replay: it sends its first reply again; "
         "impostor: somebody without its keys answers in its name (needs stage authenticate); "
-        "vanish: it trains, then answers no further question of the round; invert: it sends the "
-        "opposite of its update, five times as long; bad-shares: it deals a "
-        "committee shares that do not fit together; overflow: it shares values so large that a sum "
-        "with them would wrap; false-sum: as a member of the committee, it releases a wrong sum."
+        "vanish: it trains, then answers no further question of the round; bad-shares: it deals "
+        "a committee shares that do not fit together; overflow: it shares values so large that a "
+        "sum with them would wrap; false-sum: in the committee, it releases a wrong sum."
     )
     rounds: Rounds = Field(default="all", description="Rounds in which it does so, counted from 1.")
