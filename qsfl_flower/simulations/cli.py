@@ -26,6 +26,7 @@ from qsfl_flower import __version__
 from qsfl_flower.errors import ConfigError, QSFLError, RunInterrupted
 from qsfl_flower.simulations.config import dump_experiment, json_schema, load_experiment
 from qsfl_flower.simulations.keys_cli import keys_app
+from qsfl_flower.simulations.privacy_cli import app as privacy_app
 from qsfl_flower.simulations.runs import find_run, list_runs
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
+app.add_typer(privacy_app, name="privacy")
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
 
@@ -50,6 +52,7 @@ class Scenario(StrEnum):
 
     COMPRESSION = "compression"
     DRIFT = "drift"
+    PRIVATE_UTILITY = "private_utility"
     ROBUSTNESS = "robustness"
     STALENESS = "staleness"
 

@@ -1,0 +1,109 @@
+"""What privacy costs: a DP-SGD step, noise, clipping, accounting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks.timing import alternate
+from qsfl_flower.clients.models import mnist_cnn
+from qsfl_flower.clients.per_example import clipped_gradient_sum
+from qsfl_flower.privacy.accountant import Accountant
+from qsfl_flower.privacy.discrete import discrete_gaussian
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.gaussian import add_noise
+from qsfl_flower.privacy.randomness import Keystream
+
+NAME = "privacy"
+DESCRIPTION = "DP-SGD step beside Opacus', noise, and accounting round by round"
+
+Row = dict[str, Any]
+
+
+def run(quick: bool) -> list[Row]:
+    """Return one row per piece of work."""
+    return [*_steps(3 if quick else 30, quick), *_noise(1 if quick else 5, quick), *_rounds(quick)]
+
+
+def _steps(repetitions: int, quick: bool) -> list[Row]:
+    """Per-example clipping of the MNIST CNN, batch 64, without noise and update in all ways."""
+    from opacus.grad_sample import GradSampleModule
+
+    torch.manual_seed(0)
+    batch, target = torch.randn(64, 1, 28, 28), torch.randint(0, 10, (64,))
+    model = mnist_cnn((1, 28, 28), 10)
+    plain_parameters = list(model.parameters())
+    wrapped = GradSampleModule(mnist_cnn((1, 28, 28), 10).to(memory_format=torch.contiguous_format))
+
+    def plain() -> None:
+        loss = functional.cross_entropy(model(batch), target)
+        torch.autograd.grad(loss, plain_parameters)
+
+    def opacus() -> None:
+        functional.cross_entropy(wrapped(batch), target).backward()
+        samples = [p.grad_sample for p in wrapped.parameters()]
+        norms = torch.stack([s.flatten(1).norm(dim=1) for s in samples]).norm(dim=0)
+        factors = (1.0 / (norms + 1e-6)).clamp(max=1.0)
+        for sample in samples:
+            torch.einsum("i,i...", factors, sample)
+        wrapped.zero_grad(set_to_none=True)
+
+    def ours() -> None:
+        clipped_gradient_sum(model, batch, target, 1.0)
+
+    ways: dict[str, Callable[[], object]] = {
+        "plain gradient": plain,
+        "Opacus hooks, clipped": opacus,
+        "ours, clipped": ours,
+    }
+    timings = alternate(ways, repetitions)
+    limit = 0.5 * timings["Opacus hooks, clipped"].cpu
+    rows: list[Row] = []
+    for name, timing in timings.items():
+        row: Row = {"work": f"MNIST CNN, batch 64: {name}", "cpu ms": round(timing.cpu, 1)}
+        if name == "ours, clipped" and not quick:
+            row |= {"limit": f"<= {limit:.1f}", "ok": timing.cpu <= limit}
+        rows.append(row)
+    return rows
+
+
+def _noise(repetitions: int, quick: bool) -> list[Row]:
+    source, values = Keystream.secure(), np.zeros(1_000_000)
+    ways: dict[str, Callable[[], object]] = {
+        "discrete Gaussian, 1e6 values": lambda: discrete_gaussian(1 << 20, values.size, source),
+        "central noise on 1e6 parameters": lambda: add_noise(values, 1.0, 1.0, source),
+    }
+    rows: list[Row] = []
+    for name, timing in alternate(ways, repetitions).items():
+        row: Row = {"work": name, "cpu ms": round(timing.cpu, 1)}
+        if not quick:
+            row |= {"limit": "<= 1000", "ok": timing.cpu <= 1000}
+        rows.append(row)
+    return rows
+
+
+def _rounds(quick: bool) -> list[Row]:
+    """1,000 rounds of different noise, epsilon asked after each."""
+    rounds = 20 if quick else 1000
+    rows: list[Row] = []
+    for method in ("rdp", "prv"):
+
+        def account(method: Any = method) -> None:
+            accountant = Accountant(method, expected_releases=rounds)
+            for index in range(rounds):
+                accountant.add(Event(1.0 + 0.001 * index, 0.01))
+                accountant.epsilon(1e-5)
+
+        timing = alternate({method: account}, 1)[method]
+        row: Row = {
+            "work": f"epsilon per round, {rounds} different rounds, {method}",
+            "cpu ms": round(timing.cpu / rounds, 2),
+        }
+        if not quick:
+            row |= {"limit": "<= 50", "ok": timing.cpu / rounds <= 50}
+        rows.append(row)
+    return rows

@@ -1,0 +1,103 @@
+"""``qsfl privacy``: what a budget buys, and what has been spent of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="Plan privacy budgets and look into a ledger.")
+_out = Console()
+
+LedgerFile = Annotated[Path, typer.Argument(help="File of the ledger.", exists=True)]
+
+
+@app.command()
+def plan(
+    clients: Annotated[int, typer.Option(min=1, help="Clients, or records of all clients.")],
+    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Noisy releases.")] = 100,
+    rate: Annotated[float, typer.Option(min=1e-9, max=1.0, help="Poisson sampling rate.")] = 1.0,
+    delta: Annotated[float, typer.Option(min=1e-30, max=0.5, help="Delta.")] = 1e-5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show for several epsilons the noise multiplier and how the noise compares with the signal.
+
+    Noise to signal is the expected norm of a round's noise over that of a mean in which all members
+    agree and are clipped: above 1, a single round teaches nothing by itself.
+    """
+    from qsfl_flower.privacy.calibration import noise_multiplier_for
+
+    rows = []
+    for epsilon in (0.1, 0.5, 1.0, 2.0, 4.0, 8.0):
+        noise = noise_multiplier_for(epsilon, delta, rounds, rate, method="prv")
+        ratio = noise * math.sqrt(parameters) / (rate * clients)
+        rows.append({"epsilon": epsilon, "noise_multiplier": noise, "noise_to_signal": ratio})
+    if as_json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    cohort = f"{rate * clients:g} of {clients} expected, {rounds} releases, delta {delta:g}"
+    table = Table("epsilon", "noise multiplier", "noise to signal", title=cohort)
+    for row in rows:
+        table.add_row(
+            f"{row['epsilon']:g}", f"{row['noise_multiplier']:.3g}", f"{row['noise_to_signal']:.3g}"
+        )
+    _out.print(table)
+
+
+@app.command()
+def status(
+    ledger: LedgerFile,
+    account: Annotated[str | None, typer.Argument(help="One account; all if left out.")] = None,
+) -> None:
+    """Show what accounts have spent."""
+    from qsfl_flower.privacy.ledger import Ledger
+
+    book = Ledger(ledger)
+    table = Table("account", "spent", "budget", "left", "this period", "reserved, not committed")
+    for path in [account] if account else book.paths():
+        one = book.status(path)
+        limit = one.budget.epsilon if one.budget else None
+        table.add_row(
+            path,
+            f"{one.spent:.4g}" + (" (!)" if one.warning else ""),
+            "-" if limit is None else f"{limit:g}",
+            "-" if limit is None else f"{max(0.0, limit - one.spent):.4g}",
+            "-" if one.period_spent is None else f"{one.period_spent:.4g}",
+            str(one.reserved),
+        )
+    _out.print(table)
+
+
+@app.command()
+def history(ledger: LedgerFile, account: Annotated[str, typer.Argument(help="Account.")]) -> None:
+    """List every charge of an account, as JSON lines."""
+    from qsfl_flower.privacy.ledger import Ledger
+
+    for row in Ledger(ledger).history(account):
+        row["time"] = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+@app.command()
+def grant(
+    ledger: Annotated[Path, typer.Argument(help="File of the ledger; made if there is none.")],
+    account: Annotated[str, typer.Argument(help="Account, as federation/organisation/client.")],
+    epsilon: Annotated[float, typer.Argument(help="Budget over its lifetime.")],
+    delta: Annotated[float, typer.Option(help="Delta.")] = 1e-5,
+    period_epsilon: Annotated[float | None, typer.Option(help="Limit within a period.")] = None,
+    period_days: Annotated[float | None, typer.Option(help="Length of the period.")] = None,
+) -> None:
+    """Set the budget of an account; a limit within a period refunds nothing."""
+    from qsfl_flower.privacy.ledger import Budget, Ledger
+
+    seconds = None if period_days is None else 86_400 * period_days
+    budget = Budget(epsilon, delta, period_epsilon=period_epsilon, period_seconds=seconds)
+    Ledger(ledger).grant(account, budget)
