@@ -230,14 +230,19 @@ class CentralDP(VectorStage):
             vector *= min(1.0, clip_norm / max(float(np.linalg.norm(vector)), 1e-300))
         multiplier = self._multiplier(context.server_round)
         source = _source(self._seed, self.name, context)
-        noisy, std = add_noise(vector, bound.l2, multiplier, source)
+        # Off the round's public coordinates the step is zero whatever the data are.
+        part = vector if context.support is None else vector[context.support]
+        noisy, std = add_noise(part, bound.l2, multiplier, source)
+        if context.support is not None:
+            vector[context.support] = noisy
+            noisy = vector
         state = self._spending.commit(state, self._event(context))
         epsilon = self._spending.epsilon(state)
         told = {
             "epsilon": epsilon,
             "noise_multiplier": multiplier,
             "noise_std": std,
-            "expected_noise_norm": std * math.sqrt(vector.size),
+            "expected_noise_norm": std * math.sqrt(part.size),
             "sensitivity": bound.l2,
         }
         return noisy, state, told

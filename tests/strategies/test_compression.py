@@ -31,7 +31,7 @@ from qsfl_flower.strategies import (
     StableFedAvg,
     Update,
 )
-from qsfl_flower.strategies.privacy import LocalDP
+from qsfl_flower.strategies.privacy import CentralDP, LocalDP
 from qsfl_flower.wire import Form, PlanItem, content_bytes, from_record, to_blobs, to_record
 
 SHAPES = {"a.weight": (40, 25), "a.bias": (40,)}
@@ -332,3 +332,12 @@ def test_a_robust_rule_sees_the_masked_coordinates():
     chosen = np.flatnonzero(moved)
     assert chosen.size == 52
     assert any(np.array_equal(moved[chosen], flat(arrays)[chosen]) for _, _, arrays, _ in seen)
+
+
+def test_central_noise_falls_on_the_masked_coordinates_only():
+    stages = [SharedMask(Mask("randomk", 0.05)), Clip(1.0), CentralDP(1.0, 3, seed=1)]
+    strategy = StableFedAvg(fraction_evaluate=0, min_available_nodes=3, stages=stages)
+    _, model = run(strategy, 1)
+    assert np.count_nonzero(flat(model)) == 52
+    told = strategy.outcome.measured["central-dp"]
+    assert told["expected_noise_norm"] == pytest.approx(told["noise_std"] * 52**0.5)
