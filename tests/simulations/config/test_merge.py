@@ -291,9 +291,9 @@ def test_dict_has_no_extends_and_names_its_source():
         "notebook: rounds: must be a whole number from 1 to 100000, got 0",
         "notebook: extends: unknown key; 'extends' stands at the top level of a file only; "
         "allowed: name, seed, rounds, data, model, clients, strategy, devices, timing, simulation, "
-        "output, faults",
+        "output, attacks, faults",
         "notebook: 5: unknown key; allowed: name, seed, rounds, data, model, clients, strategy, "
-        "devices, timing, simulation, output, faults, extends",
+        "devices, timing, simulation, output, attacks, faults, extends",
     ]
 
 

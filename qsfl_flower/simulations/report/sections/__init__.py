@@ -11,6 +11,7 @@ from qsfl_flower.simulations.report.section import SectionFunction
 from qsfl_flower.simulations.report.sections.clients import clients
 from qsfl_flower.simulations.report.sections.committee import committee
 from qsfl_flower.simulations.report.sections.curves import curves
+from qsfl_flower.simulations.report.sections.detection import detection
 from qsfl_flower.simulations.report.sections.devices import devices
 from qsfl_flower.simulations.report.sections.events import events
 from qsfl_flower.simulations.report.sections.headline import headline
@@ -29,6 +30,7 @@ SECTIONS: tuple[SectionFunction, ...] = (
     traffic,
     partition,
     clients,
+    detection,
     committee,
     devices,
     timing,
