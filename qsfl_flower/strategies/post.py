@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import Message
@@ -188,7 +189,8 @@ class Post:
         """
         self.clock.restore(values["clock"])
         self.ledger = Ledger.from_dict(values["ledger"])
-        self.latencies = Latencies({int(c): tuple(seen) for c, seen in values["latencies"]})
+        seen = {int(client): tuple(seconds) for client, seconds in values["latencies"]}
+        self.latencies = Latencies(MappingProxyType(seen))
         self._void = set(self.ledger.overdue)
 
     def _forget_silent(self) -> None:
