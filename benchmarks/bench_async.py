@@ -59,7 +59,7 @@ class _Grid:
         return self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        began = time.perf_counter()
+        began = time.process_time()
         names = []
         for message in messages:
             self._sent += 1
@@ -74,20 +74,20 @@ class _Grid:
             self._ready[name] = Message(content, reply_to=message)
             self._order.append(name)
             names.append(name)
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.process_time() - began
         return names
 
     def pull_messages(self, names: Iterable[str]) -> list[Message]:
-        began = time.perf_counter()
+        began = time.process_time()
         list(names)
         count = len(self._order) if self._at_once else min(1, len(self._order))
         found = [self._ready.pop(self._order.popleft()) for _ in range(count)]
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.process_time() - began
         return found
 
 
 def _coordinator(kind: str, replies: int, quick: bool) -> Row:
-    """Time everything that is not the grid."""
+    """Measure the CPU time of everything that is not the grid; the coordinator has one thread."""
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     nodes, buffer = 2 * IN_FLIGHT, 100
     grid = _Grid(nodes, at_once=kind == "virtual")
@@ -97,12 +97,12 @@ def _coordinator(kind: str, replies: int, quick: bool) -> Row:
         concurrency=IN_FLIGHT, seed=0, clock=clock,
     )  # fmt: skip
     start = ArrayRecord({"w": Array(np.zeros(10, np.float32))})
-    began = time.perf_counter()
+    began = time.process_time()
     strategy.start(grid, start, num_rounds=replies // buffer)  # type: ignore[arg-type]
-    per_reply = (time.perf_counter() - began - grid.seconds) / replies * 1e3
+    per_reply = (time.process_time() - began - grid.seconds) / replies * 1e3
     return {
         "what": f"coordinator, {kind} clock, {IN_FLIGHT:,} in flight",
-        "ms per reply": round(per_reply, 3),
+        "CPU ms per reply": round(per_reply, 3),
         "limit": None if quick else f"<= {MAX_OVERHEAD_MS} ms",
         "ok": quick or per_reply <= MAX_OVERHEAD_MS,
     }
