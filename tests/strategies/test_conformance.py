@@ -43,6 +43,7 @@ from qsfl_flower.strategies import (
 )
 from qsfl_flower.strategies.broadcast import Broadcast
 from qsfl_flower.strategies.compression import Compress, SharedMask
+from qsfl_flower.strategies.detection import Detect
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP
 from qsfl_flower.strategies.robust import Robust
@@ -90,6 +91,7 @@ SAMPLES: dict[type[Stage], Sample] = {
     FedYogi: Sample(lambda c: [FedYogi()]),
     StaleStep: Sample(lambda c: [StaleStep(1.0, 0.0)], neutral=0.0),
     Guard: Sample(lambda c: [Guard()], neutral=0.0),
+    Detect: Sample(lambda c: [Detect(quarantine=False)]),
     Robust: Sample(lambda c: [Robust("multi_krum", 1)]),
     Compress: Sample(lambda c: [Compress()]),
     SharedMask: Sample(lambda c: [SharedMask()]),
