@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.mobile import Device, MobileClient
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
+    from qsfl_flower.clients.scaffold import ScaffoldClient
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
     from qsfl_flower.clients.workload import Workload
 
@@ -28,6 +29,7 @@ _WHERE = {
     "DeviceProfile": "device",
     "MobileClient": "mobile",
     "PersonalClient": "personal",
+    "ScaffoldClient": "scaffold",
     "SystemMonitor": "device",
     "TraceMonitor": "device",
     "Workload": "workload",
@@ -48,6 +50,7 @@ __all__ = [
     "DeviceProfile",
     "MobileClient",
     "PersonalClient",
+    "ScaffoldClient",
     "SystemMonitor",
     "TraceMonitor",
     "TrainConfig",

@@ -178,6 +178,29 @@ def load_dataset(
     return _load(name, data_root(root), path, download)
 
 
+def load_writers(root: Path | None = None) -> NDArray[np.int64]:
+    """Return who wrote each training example of MNIST, from ``mnist_writers.npz``.
+
+    The file has an array ``writer_train``, one number for each row of ``mnist.npz``; QMNIST's
+    labels tell them (Yadav, Bottou, "Cold case: the lost MNIST digits", 2019).
+
+    Raises
+    ------
+    DataError
+        If the file is missing or does not fit MNIST.
+    """
+    path = data_root(root) / "mnist_writers.npz"
+    try:
+        with np.load(path) as archive:
+            writers = np.asarray(archive["writer_train"], dtype=np.int64)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"the writers of MNIST cannot be read from {path}: {error}") from error
+    expected = len(load_dataset("mnist", root=root).y_train)
+    if writers.shape != (expected,):
+        raise DataError(f"{path}: {writers.shape} writers for {expected} examples of mnist")
+    return writers
+
+
 @lru_cache(maxsize=4)
 def _load(name: str, root: Path, file: Path | None, download: bool) -> Dataset:
     from qsfl_flower.clients import data_sources as sources

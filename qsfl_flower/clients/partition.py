@@ -215,6 +215,41 @@ def _check_enough(num_examples: int, num_partitions: int, scheme: Partition) -> 
         )
 
 
+def by_writer(writers: NDArray[np.integer[Any]], num_partitions: int, seed: int) -> list[Indices]:
+    """Divide examples by who made them: the natural partition.
+
+    Parameters
+    ----------
+    writers : ndarray of int, shape (n,)
+        Who made each example.
+    num_partitions : int
+        Number of clients, at most one for each writer; if there are fewer, each gets several whole
+        writers, up to one more than another.
+    seed : int
+        Of the order of the writers.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Row numbers of each client, as `partition`.
+
+    Raises
+    ------
+    DataError
+        If there are more clients than writers.
+    """
+    names = np.unique(writers)
+    if not 1 <= num_partitions <= len(names):
+        raise DataError(
+            f"{len(names)} writers cannot be divided among {num_partitions} clients; take at least "
+            "1 and at most as many as there are writers"
+        )
+    order = np.random.default_rng(seed).permutation(names)
+    client_of = {writer: i % num_partitions for i, writer in enumerate(order.tolist())}
+    owners = np.array([client_of[w] for w in writers.tolist()])
+    return [np.flatnonzero(owners == client) for client in range(num_partitions)]
+
+
 def split(
     indices: Indices, test_fraction: float, seed: int | Sequence[int]
 ) -> tuple[Indices, Indices]:

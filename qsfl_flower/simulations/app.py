@@ -47,9 +47,8 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
     """
 
     def client_fn(context: Context) -> TrainingClient:
-        return client_of(
-            experiment, owners, int(context.node_config["partition-id"]), context.run_id
-        )
+        client = int(context.node_config["partition-id"])
+        return client_of(experiment, owners, client, context.run_id, context.state)
 
     return numpy_client_app(client_fn, mods=mods_of(experiment, owners))
 
@@ -121,7 +120,7 @@ def _of_context(context: Context) -> tuple[Experiment, Owners]:
 def _client_of_context(context: Context) -> TrainingClient:
     experiment, owners = _of_context(context)
     client = int(context.node_config["partition-id"])
-    return client_of(experiment, owners, client, context.run_id)
+    return client_of(experiment, owners, client, context.run_id, context.state)
 
 
 def _mods_of_context(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -26,6 +26,7 @@ from qsfl_flower.simulations.config import (
     FedAsyncSpec,
     FedBuffSpec,
     MonitorSpec,
+    ScaffoldSpec,
 )
 from qsfl_flower.simulations.config.asynchronous import (
     AdaptiveSpec,
@@ -34,7 +35,7 @@ from qsfl_flower.simulations.config.asynchronous import (
     HingeSpec,
 )
 from qsfl_flower.simulations.config.timing import DeviceClassSpec
-from qsfl_flower.strategies import BufferedAsync, FedAsync, StableFedAvg
+from qsfl_flower.strategies import BufferedAsync, FedAsync, ScaffoldFedAvg, StableFedAvg
 
 
 def clock_of(experiment: Experiment) -> Clock:
@@ -66,7 +67,10 @@ def kind_of(experiment: Experiment) -> tuple[type[StableFedAvg], dict[str, Any]]
         }
     if isinstance(spec, FedAsyncSpec):
         return FedAsync, {**_asynchronous(spec), "mixing": spec.mixing, "min_replies": 1}
-    return StableFedAvg, {"over_selection": spec.over_selection, "min_replies": spec.min_replies}
+    common = {"over_selection": spec.over_selection, "min_replies": spec.min_replies}
+    if isinstance(spec, ScaffoldSpec):
+        return ScaffoldFedAvg, {**common, "participation": experiment.clients.fraction_train}
+    return StableFedAvg, common
 
 
 def _asynchronous(spec: AsynchronousKeys) -> dict[str, Any]:

@@ -12,21 +12,25 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.clients.data import Dataset, load_dataset
+from qsfl_flower.clients.data import Dataset, load_dataset, load_writers
 from qsfl_flower.clients.models import build_model, set_arrays
 from qsfl_flower.clients.partition import (
     Dirichlet,
     Iid,
     Shards,
+    by_writer,
     label_counts,
     partition,
     split,
 )
+from qsfl_flower.clients.personal import PersonalClient
 from qsfl_flower.clients.private_training import PrivateTrainingClient
+from qsfl_flower.clients.scaffold import ScaffoldClient
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
+from qsfl_flower.personalization import Personalization
 from qsfl_flower.robust.attacks import build_attack
 from qsfl_flower.simulations.asynchronous import clock_of, kind_of, monitor_of
 from qsfl_flower.simulations.config import (
@@ -34,6 +38,8 @@ from qsfl_flower.simulations.config import (
     Experiment,
     FedProxSpec,
     IidSpec,
+    ShardsSpec,
+    WriterSpec,
 )
 from qsfl_flower.simulations.phones import PhoneClient, phones_of
 from qsfl_flower.simulations.privacy import record_privacy_of
@@ -67,18 +73,24 @@ def owners_of(experiment: Experiment) -> Owners:
     """Divide the training examples among the clients; the same in every process."""
     labels = dataset_of(experiment).y_train
     spec = experiment.data.partition
-    scheme: Iid | Dirichlet | Shards
-    if isinstance(spec, IidSpec):
-        scheme = Iid()
-    elif isinstance(spec, DirichletSpec):
-        scheme = Dirichlet(spec.alpha, spec.min_size)
-    else:
-        scheme = Shards(spec.shards_per_client)
     owners = np.full(len(labels), -1, dtype=np.int32)
-    parts = partition(labels, experiment.clients.count, scheme, experiment.seed)
+    count, seed = experiment.clients.count, experiment.seed
+    if isinstance(spec, WriterSpec):
+        root = Path(experiment.data.root) if experiment.data.root else None
+        parts = by_writer(load_writers(root), count, seed)
+    else:
+        parts = partition(labels, count, _scheme(spec), seed)
     for client, rows in enumerate(parts):
         owners[rows] = client
     return owners
+
+
+def _scheme(spec: IidSpec | DirichletSpec | ShardsSpec) -> Iid | Dirichlet | Shards:
+    if isinstance(spec, IidSpec):
+        return Iid()
+    if isinstance(spec, DirichletSpec):
+        return Dirichlet(spec.alpha, spec.min_size)
+    return Shards(spec.shards_per_client)
 
 
 def rows_of(
@@ -131,9 +143,23 @@ def poisoned(experiment: Experiment, client: int, view: Dataset) -> Dataset:
 
 
 def client_of(
-    experiment: Experiment, owners: Owners, client: int, run_id: int = 0
+    experiment: Experiment,
+    owners: Owners,
+    client: int,
+    run_id: int = 0,
+    state: RecordDict | None = None,
 ) -> TrainingClient:
-    """Build one client with its own data; `run_id` tells the devices of one run from another's."""
+    """Build one client with its own data.
+
+    Parameters
+    ----------
+    experiment, owners, client
+        What is run, who owns what, and which client it is.
+    run_id : int
+        Tells the devices of one run from another's.
+    state : RecordDict, optional
+        The client's memory, for what is personal.
+    """
     torch.set_num_threads(experiment.simulation.threads_per_client)
     spec = experiment.clients
     config = TrainConfig(
@@ -163,6 +189,12 @@ def client_of(
         return PrivateTrainingClient(
             model, view, config, private, seed=experiment.seed, client_id=client
         )
+    memory = RecordDict() if state is None else state
+    if experiment.strategy.name == "scaffold":
+        return ScaffoldClient(model, view, config, state=memory, **common)
+    if experiment.personalization.method != "none":
+        how = Personalization(**experiment.personalization.model_dump())
+        return PersonalClient(model, view, config, personalization=how, state=memory, **common)
     if not experiment.devices.simulate:
         return TrainingClient(model, view, config, **common)
     phones = phones_of(experiment.devices, spec.count, experiment.seed)

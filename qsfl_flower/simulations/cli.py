@@ -53,6 +53,7 @@ class Scenario(StrEnum):
     COMPRESSION = "compression"
     DRIFT = "drift"
     PRIVATE_UTILITY = "private_utility"
+    PERSONALIZATION = "personalization"
     ROBUSTNESS = "robustness"
     STALENESS = "staleness"
 

@@ -24,6 +24,7 @@ from qsfl_flower.strategies.robust_presets import (
     NormBounded,
     RobustFedAvg,
 )
+from qsfl_flower.strategies.scaffold import ControlVariates, ScaffoldFedAvg
 from qsfl_flower.strategies.secagg import SecAggFedAvg
 from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum
 from qsfl_flower.strategies.secure_sum import Committee, SecureKrum, SecureSum
@@ -66,6 +67,7 @@ __all__ = [
     "Committee",
     "Compress",
     "CompressedFedAvg",
+    "ControlVariates",
     "DecodeStage",
     "Detect",
     "FedAdam",
@@ -89,6 +91,7 @@ __all__ = [
     "RoundContext",
     "RoundRecord",
     "RunObserver",
+    "ScaffoldFedAvg",
     "SecAggFedAvg",
     "SecureFedAvg",
     "SecureKrum",

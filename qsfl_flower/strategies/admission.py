@@ -182,7 +182,6 @@ def admit(
         if isinstance(content, Rejection):
             return content
         try:
-            _check_willing(content)
             return read(sender, content)
         except RejectedUpdate as error:
             return Rejection(sender, error.reason, error.detail, content_bytes(content))
@@ -227,7 +226,7 @@ def check_encoding(content: RecordDict, encoding: str) -> None:
     _form(content, encoding)
 
 
-def _check_willing(content: RecordDict) -> None:
+def check_willing(content: RecordDict) -> None:
     """Turn a client's refusal to train into the rejection of that name.
 
     Raises

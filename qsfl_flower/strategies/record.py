@@ -58,6 +58,7 @@ class RoundRecord:
     eval_accuracy: float | None = None
     client_eval_loss: float | None = None
     client_eval_accuracy: float | None = None
+    client_metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
     dense_down: int = 0

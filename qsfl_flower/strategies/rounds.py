@@ -221,6 +221,7 @@ def _finish(
         eval_accuracy=first(central or {}, *_ACCURACY),
         client_eval_loss=first(told or {}, *_LOSS),
         client_eval_accuracy=first(told or {}, *_ACCURACY),
+        client_metrics={k: float(v) for k, v in (told or {}).items() if isinstance(v, float)},
     )
 
 

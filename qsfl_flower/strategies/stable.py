@@ -20,6 +20,7 @@ from qsfl_flower.strategies.admission import (
     Asked,
     ReplyReader,
     admit,
+    check_willing,
     match,
 )
 from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
@@ -518,6 +519,7 @@ class StableFedAvg(FedAvg):
 
     def _read(self, training: Assignment, sender: Sender, content: RecordDict) -> Update:
         """Read a reply to an assignment, as its client was told to make it."""
+        check_willing(content)
         chain, context = self.chain, training.context
         if chain.combiner is not None and chain.hides:
             return chain.combiner.read(sender, content, context)

@@ -51,6 +51,7 @@ def parameters(model: nn.Module) -> int:
         ("mnist-cnn", (1, 16, 17)),
         ("cifar-cnn", (3, 32, 32)),
         ("cifar-cnn", (1, 28, 28)),
+        ("resnet18", (3, 32, 32)),
     ],
 )
 def test_every_model_maps_a_batch_to_logits(name: str, shape: tuple[int, ...]) -> None:
@@ -63,6 +64,7 @@ def test_every_model_maps_a_batch_to_logits(name: str, shape: tuple[int, ...]) -
 def test_sizes_by_hand() -> None:
     # mlp: 64*128 + 128 + 128*10 + 10
     assert parameters(build_model("mlp", (1, 8, 8), 10, 0)) == 9610
+    assert parameters(build_model("resnet18", (3, 32, 32), 10, 0)) == 11_173_962
     # mnist-cnn: 25*16+16, 25*16*32+32, 32*4*4*64+64, 64*10+10
     assert parameters(build_model("mnist-cnn", (1, 28, 28), 10, 0)) == 416 + 12832 + 32832 + 650
     # cifar-cnn: three convolutions without bias, their group norms, 96*4*4*64+64, 64*10+10

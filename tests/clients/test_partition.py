@@ -16,6 +16,7 @@ from qsfl_flower.clients.partition import (
     Iid,
     Partition,
     Shards,
+    by_writer,
     label_counts,
     label_skew,
     partition,
@@ -195,3 +196,15 @@ def test_the_module_itself_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_writers_stay_whole_and_are_dealt_out_evenly() -> None:
+    writers = np.repeat(np.arange(10), np.arange(5, 15))
+    parts = by_writer(writers, 4, 0)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(writers)))
+    held = [set(writers[part].tolist()) for part in parts]
+    assert sorted(len(h) for h in held) == [2, 2, 3, 3]
+    assert sum(len(h) for h in held) == 10
+    assert all((a == b).all() for a, b in zip(parts, by_writer(writers, 4, 0), strict=True))
+    with pytest.raises(DataError, match="10 writers"):
+        by_writer(writers, 11, 0)

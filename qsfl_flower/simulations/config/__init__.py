@@ -17,6 +17,7 @@ from qsfl_flower.simulations.config.loader import (
     experiment_from_dict,
     load_experiment,
 )
+from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import (
     AdaptiveClipSpec,
     CentralDPSpec,
@@ -35,6 +36,7 @@ from qsfl_flower.simulations.config.sections import (
     OutputSpec,
     ShardsSpec,
     SimulationSpec,
+    WriterSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
     AuthenticateSpec,
@@ -49,6 +51,7 @@ from qsfl_flower.simulations.config.strategy import (
     FedYogiSpec,
     MaskedSumSpec,
     RobustSpec,
+    ScaffoldSpec,
     ValidateSpec,
 )
 from qsfl_flower.simulations.config.timing import TimingSpec
@@ -81,14 +84,17 @@ __all__ = [
     "ModelSpec",
     "MonitorSpec",
     "OutputSpec",
+    "PersonalizationSpec",
     "RecordDPSpec",
     "RobustSpec",
+    "ScaffoldSpec",
     "SecureKrumSpec",
     "SecureSumSpec",
     "ShardsSpec",
     "SimulationSpec",
     "TimingSpec",
     "ValidateSpec",
+    "WriterSpec",
     "dump_experiment",
     "experiment_from_dict",
     "json_schema",

@@ -7,9 +7,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.devices import DevicesSpec
+from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import CentralDPSpec
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
@@ -20,6 +22,7 @@ from qsfl_flower.simulations.config.sections import (
     ModelSpec,
     OutputSpec,
     SimulationSpec,
+    WriterSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
     HIDING,
@@ -38,6 +41,7 @@ _UNFIT = {
     ("cifar-cnn", "mnist"): "grey",
     ("cifar-cnn", "fashion-mnist"): "grey",
     ("mnist-cnn", "digits"): "smaller than 16 x 16",
+    ("resnet18", "digits"): "smaller than 16 x 16",
     ("mnist-cnn", "cifar10"): "colour",
 }
 
@@ -66,6 +70,7 @@ class Experiment(Section):
         default=FedAvgSpec(name="fedavg"),
         description="How the server combines what the clients send.",
     )
+    personalization: PersonalizationSpec = PersonalizationSpec()
     devices: DevicesSpec = DevicesSpec()
     timing: TimingSpec | None = Field(
         default=None,
@@ -125,6 +130,8 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
         )
     yield from _attackers(exp)
     yield from _impostors(exp)
+    yield from _personal(exp)
+    yield from _scaffold(exp)
     yield from _hidden(exp)
     yield from _private(exp)
     yield from _asynchronous(exp)
@@ -187,6 +194,16 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
             (f"{where['record_dp']}.stage", "devices.simulate"),
             "simulated devices do not train by DP-SGD; set devices.simulate to false",
         )
+    if "record_dp" in where and exp.personalization.method != "none":
+        yield Contradiction(
+            (f"{where['record_dp']}.stage", "personalization.method"),
+            "personal models are not trained by DP-SGD; set personalization.method to none",
+        )
+    if "record_dp" in where and exp.strategy.name == "scaffold":
+        yield Contradiction(
+            (f"{where['record_dp']}.stage", "strategy.name"),
+            "control variates are not trained by DP-SGD; choose another strategy",
+        )
     central = next((s for s in exp.strategy.stages if isinstance(s, CentralDPSpec)), None)
     drawn = central is not None and central.poisson and exp.clients.fraction_train < 1
     if drawn and isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec):
@@ -194,6 +211,49 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
             (f"{where['central_dp']}.poisson", "strategy.name"),
             f"{exp.strategy.name} takes updates in the order of their arrival, which is no random "
             "sample; set poisson to false",
+        )
+
+
+def _scaffold(exp: Experiment) -> Iterator[Contradiction]:
+    if exp.strategy.name != "scaffold":
+        return
+    clients = exp.clients
+    if clients.optimizer != "sgd" or clients.momentum or clients.weight_decay:
+        yield Contradiction(
+            ("strategy.name", "clients.optimizer", "clients.momentum", "clients.weight_decay"),
+            "strategy 'scaffold' needs plain steps: set clients.optimizer to sgd, clients.momentum "
+            "and clients.weight_decay to 0",
+        )
+    if exp.devices.simulate:
+        yield Contradiction(
+            ("strategy.name", "devices.simulate"),
+            "strategy 'scaffold' is for clients that are always there; set devices.simulate to "
+            "false or choose another strategy",
+        )
+
+
+def _personal(exp: Experiment) -> Iterator[Contradiction]:
+    spec = exp.personalization
+    if spec.method == "none":
+        return
+    # Loads torch, which reading any other configuration does not need.
+    from qsfl_flower.personalization import Personalization
+
+    try:
+        Personalization(**spec.model_dump())
+    except ConfigError as error:
+        yield Contradiction(("personalization",), f"personalization.{error}")
+    if exp.strategy.name == "scaffold":
+        yield Contradiction(
+            ("personalization.method", "strategy.name"),
+            "strategy 'scaffold' has clients of its own; set personalization.method to none or "
+            "choose another strategy",
+        )
+    if exp.devices.simulate:
+        yield Contradiction(
+            ("personalization.method", "devices.simulate"),
+            f"personalization.method {spec.method!r} is for clients that are always there; set "
+            "devices.simulate to false or personalization.method to none",
         )
 
 
@@ -287,7 +347,7 @@ def _hidden(exp: Experiment) -> Iterator[Contradiction]:
 def _too_few_examples(exp: Experiment) -> Iterator[Contradiction]:
     size = TRAIN_SIZES.get(exp.data.dataset)
     partition = exp.data.partition
-    if isinstance(partition, IidSpec):
+    if isinstance(partition, IidSpec | WriterSpec):
         each, key = 1, "data.partition.scheme"
     elif isinstance(partition, DirichletSpec):
         each, key = partition.min_size, "data.partition.min_size"

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 from qsfl_flower.simulations.config.base import Contradiction, PlaceText, Section, refuse
 from qsfl_flower.simulations.config.privacy import MinimumSpec
 
-BUILT_IN_MODELS = ("mlp", "mnist-cnn", "cifar-cnn")
+BUILT_IN_MODELS = ("mlp", "mnist-cnn", "cifar-cnn", "resnet18")
 _WORD = r"[A-Za-z_][A-Za-z0-9_]*"
 _IMPORT_PATH = rf"{_WORD}(\.{_WORD})*:{_WORD}"
 
@@ -39,7 +39,15 @@ class ShardsSpec(Section):
     )
 
 
-PartitionSpec = Annotated[IidSpec | DirichletSpec | ShardsSpec, Field(discriminator="scheme")]
+class WriterSpec(Section):
+    """Every client holds the digits of one or more people: mnist with mnist_writers.npz."""
+
+    scheme: Literal["writer"] = Field(description="Name of the scheme.")
+
+
+PartitionSpec = Annotated[
+    IidSpec | DirichletSpec | ShardsSpec | WriterSpec, Field(discriminator="scheme")
+]
 
 
 class DataSpec(Section):
@@ -90,6 +98,14 @@ class DataSpec(Section):
                     ("data.file", "data.dataset"),
                     f"dataset {self.dataset!r} reads no file, only 'npz' does; "
                     "set data.dataset to npz or data.file to null",
+                )
+            )
+        if isinstance(self.partition, WriterSpec) and self.dataset != "mnist":
+            found.append(
+                Contradiction(
+                    ("data.partition.scheme", "data.dataset"),
+                    f"nobody knows who made the examples of dataset {self.dataset!r}, only those "
+                    "of 'mnist'; set data.dataset to mnist or choose another scheme",
                 )
             )
         if npz and self.download:

@@ -283,6 +283,12 @@ class FedProxSpec(CommonStrategySpec):
     )
 
 
+class ScaffoldSpec(CommonStrategySpec):
+    """FedAvg whose clients correct their drift, at twice the traffic (Karimireddy et al. 2020)."""
+
+    name: Literal["scaffold"] = Field(description="Name of the strategy.")
+
+
 class FedAvgMSpec(CommonStrategySpec):
     """FedAvg with momentum on the server (Hsu et al. 2019)."""
 
@@ -348,6 +354,13 @@ class FedAsyncSpec(CommonStrategySpec, AsynchronousKeys):
 
 
 StrategySpec = Annotated[
-    FedAvgSpec | FedProxSpec | FedAvgMSpec | FedAdamSpec | FedYogiSpec | FedBuffSpec | FedAsyncSpec,
+    FedAvgSpec
+    | FedProxSpec
+    | ScaffoldSpec
+    | FedAvgMSpec
+    | FedAdamSpec
+    | FedYogiSpec
+    | FedBuffSpec
+    | FedAsyncSpec,
     Field(discriminator="name"),
 ]

@@ -16,6 +16,7 @@ from qsfl_flower.simulations.report.sections.devices import devices
 from qsfl_flower.simulations.report.sections.events import events
 from qsfl_flower.simulations.report.sections.headline import headline
 from qsfl_flower.simulations.report.sections.partition import partition
+from qsfl_flower.simulations.report.sections.personalization import personalization
 from qsfl_flower.simulations.report.sections.privacy import privacy
 from qsfl_flower.simulations.report.sections.selection import selection
 from qsfl_flower.simulations.report.sections.setup import configuration, environment
@@ -35,6 +36,7 @@ SECTIONS: tuple[SectionFunction, ...] = (
     devices,
     timing,
     selection,
+    personalization,
     stages,
     events,
     configuration,

@@ -1,0 +1,155 @@
+"""SCAFFOLD on the client: local steps that are corrected for what makes this client different."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from flwr.common import NDArrays, Scalar
+from numpy.typing import NDArray
+from torch import nn
+
+from qsfl_flower.clients.data import Dataset
+from qsfl_flower.clients.trainer import TrainingClient, derive_seed, number
+from qsfl_flower.clients.training import LocalTraining, TrainConfig
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.wire import from_record, to_record
+
+STATE = "qsfl-scaffold"
+"""Record in Flower's client state that holds the client's control variate."""
+
+
+class ScaffoldClient(TrainingClient):
+    r"""Train with control variates.
+
+    .. math::
+        y \leftarrow y - \eta\,(g_i(y) - c_i + c), \qquad
+        c_i^+ = c_i - c + \frac{x - y_K}{K \eta}
+
+    c comes behind the model in the instruction, one array for each floating-point array of the
+    model; :math:`c + c_i^+ - c_i` goes back in its place, so that the difference to what was sent
+    is what the server averages. The strategy's half is
+    `qsfl_flower.strategies.ScaffoldFedAvg`.
+
+    Parameters
+    ----------
+    model, data, seed, client_id, declare_labels
+        As for `TrainingClient`.
+    config : TrainConfig
+        With plain ``sgd``: the formula for :math:`c_i^+` assumes it.
+    state : RecordDict
+        The client's memory: ``context.state`` of Flower. It holds :math:`c_i`.
+
+    References
+    ----------
+    Karimireddy et al.: SCAFFOLD: stochastic controlled averaging for federated learning, 2020
+    (option II).
+
+    Notes
+    -----
+    Who sees what: the server sees two differences instead of one, and twice the bytes travel both
+    ways. :math:`c_i` itself stays on the device, but the server can add up its changes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        config: TrainConfig,
+        *,
+        seed: int,
+        client_id: int | str,
+        state: RecordDict,
+        declare_labels: bool = False,
+    ) -> None:
+        if config.optimizer != "sgd" or config.momentum or config.weight_decay:
+            raise ConfigError(
+                "scaffold needs optimizer 'sgd' without momentum and weight decay: its control "
+                "variates are mean gradients of such steps"
+            )
+        super().__init__(
+            model, data, config, seed=seed, client_id=client_id, declare_labels=declare_labels
+        )
+        self._state = state
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train from the given model and control variate; see `TrainingClient.fit`."""
+        started = time.perf_counter()
+        server_round = int(number(config, "server-round", 1, 0))
+        given, controls = self._split(parameters)
+        own = self._own(controls)
+        self._load(given)
+        names = [k for k, v in self._model.state_dict().items() if v.is_floating_point()]
+        shift = dict(zip(names, (c - o for c, o in zip(controls, own, strict=True)), strict=True))
+        training = LocalTraining(
+            self._model,
+            self._data.x_train,
+            self._data.y_train,
+            self._data.normalization,
+            self._config,
+            seed=derive_seed(self._seed, self._client_id, server_round),
+            server_round=server_round,
+            proximal_mu=number(config, "proximal-mu", 0.0, 0),
+            correction=[
+                torch.tensor(shift[k]) for k, p in self._model.named_parameters() if p.requires_grad
+            ],
+        )
+        training.run()
+        result = training.result()
+        metrics = self._told(result, time.perf_counter() - started)
+        if result.num_examples == 0:
+            return parameters, 0, metrics
+        trained = self.get_parameters({})
+        length = result.steps * self._config.rate(server_round)
+        learned = {k for k, p in self._model.named_parameters() if p.requires_grad}
+        floats = [(x, y) for x, y in zip(given, trained, strict=True) if x.dtype.kind == "f"]
+        new = [
+            next_control(o, c, x, y, length) if name in learned else o
+            for name, o, c, (x, y) in zip(names, own, controls, floats, strict=True)
+        ]
+        self._state[STATE] = to_record(dict(zip(names, new, strict=True)))
+        told = [c + (n - o) for c, n, o in zip(controls, new, own, strict=True)]
+        return [*trained, *told], result.num_examples, metrics
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the model; the control variate behind it is not needed."""
+        return super().evaluate(self._split(parameters)[0], config)
+
+    def _split(self, parameters: NDArrays) -> tuple[NDArrays, NDArrays]:
+        state = self._model.state_dict()
+        floats = sum(v.is_floating_point() for v in state.values())
+        if len(parameters) != len(state) + floats:
+            raise ConfigError(
+                f"scaffold: {len(parameters)} arrays were sent; the model has {len(state)} and "
+                f"{floats} control variates belong to it: use ScaffoldFedAvg on the server"
+            )
+        return parameters[: len(state)], parameters[len(state) :]
+
+    def _own(self, controls: NDArrays) -> NDArrays:
+        record = self._state.array_records.get(STATE)
+        if record is None:
+            return [np.zeros_like(c) for c in controls]
+        return list(from_record(record).values())
+
+
+def next_control(
+    own: NDArray[Any], common: NDArray[Any], start: NDArray[Any], end: NDArray[Any], length: float
+) -> NDArray[Any]:
+    r"""Return :math:`c_i - c + (x - y_K) / (K \eta)`.
+
+    Parameters
+    ----------
+    own, common, start, end : numpy.ndarray
+        :math:`c_i`, c, x and :math:`y_K`, of one shape.
+    length : float
+        Number of steps times the step size, > 0.
+    """
+    slope = (start.astype(np.float64) - end) / length
+    return np.asarray(own - common.astype(np.float64) + slope, dtype=own.dtype)

@@ -1,0 +1,137 @@
+"""SCAFFOLD on the server: control variates travel behind the model, through the same chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from numpy.typing import NDArray
+
+from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.strategies.checkpoint import Snapshot
+from qsfl_flower.strategies.stable import StableFedAvg
+from qsfl_flower.strategies.stages import (
+    Measurements,
+    Phase,
+    RoundContext,
+    Stage,
+    State,
+    VectorStage,
+)
+from qsfl_flower.wire import from_record, to_record
+
+CONTROL = "control/"
+"""Beginning of the names of control variates."""
+
+
+class ControlVariates(VectorStage):
+    r"""Move the server's control variate by the share of the clients that took part.
+
+    .. math:: c \leftarrow c + \frac{|S|}{N} \sum_i w_i\,(c_i^+ - c_i)
+
+    Parameters
+    ----------
+    participation : float
+        The share |S| / N of all clients that train in a round, in (0, 1].
+    """
+
+    name = "control-variates"
+    phase = Phase.PRIVATIZE
+
+    def __init__(self, participation: float = 1.0) -> None:
+        if not 0 < participation <= 1:
+            raise ConfigError(
+                f"control-variates: participation is {participation!r}; it must be in (0, 1]"
+            )
+        self.participation = participation
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse server optimisers, which would treat control variates as weights."""
+        for stage in stages:
+            if stage.phase is Phase.UPDATE:
+                raise CompositionError(
+                    f"stages: {stage.name} would move control variates as if they were weights; "
+                    "leave it out or use FedAvg"
+                )
+
+    def apply(
+        self, vector: NDArray[np.float64], state: State, context: RoundContext
+    ) -> tuple[NDArray[np.float64], State, Measurements]:
+        """Scale the part of the control variates."""
+        for name, view in context.layout.views(vector).items():
+            if name.startswith(CONTROL):
+                view *= self.participation
+        return vector, state, {}
+
+
+class ScaffoldFedAvg(StableFedAvg):
+    """SCAFFOLD: FedAvg whose clients correct their steps by control variates.
+
+    The model that travels has a control variate behind each floating-point array, in both
+    directions: twice the bytes, which the traffic of the rounds shows. Everything that a chain does
+    to updates it does to both halves together; clipping bounds their common norm.
+
+    Parameters
+    ----------
+    participation : float
+        Share of all clients that train in a round, in (0, 1].
+    **arguments
+        As for `StableFedAvg`. Clients are weighted by their examples, in both halves.
+
+    References
+    ----------
+    Karimireddy et al.: SCAFFOLD: stochastic controlled averaging for federated learning, 2020.
+
+    Notes
+    -----
+    Who sees what: as `StableFedAvg`; the server sees two differences of every client.
+    """
+
+    def __init__(self, *, participation: float = 1.0, **arguments: Any) -> None:
+        stages = (*arguments.pop("stages", ()), ControlVariates(participation))
+        super().__init__(stages=stages, **arguments)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        resume: Snapshot | None = None,
+    ) -> Result:
+        """Run the federation; the model goes in and comes out without control variates."""
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            return None if evaluate_fn is None else evaluate_fn(server_round, _without(arrays))
+
+        model = from_record(initial_arrays)
+        result = super().start(
+            grid,
+            to_record(with_controls(model)),
+            num_rounds,
+            timeout,
+            train_config,
+            evaluate_config,
+            None if evaluate_fn is None else evaluate,
+            resume=resume,
+        )
+        result.arrays = _without(result.arrays)
+        return result
+
+
+def with_controls(model: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return a model with a zero control variate for each of its floating-point arrays."""
+    controls = {CONTROL + k: np.zeros_like(v) for k, v in model.items() if v.dtype.kind == "f"}
+    return {**model, **controls}
+
+
+def _without(arrays: ArrayRecord) -> ArrayRecord:
+    return ArrayRecord({k: v for k, v in arrays.items() if not k.startswith(CONTROL)})

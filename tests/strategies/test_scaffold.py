@@ -1,0 +1,158 @@
+"""SCAFFOLD: both halves over the fake grid; drift goes away where FedAvg keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+
+from qsfl_flower.clients.bridge import numpy_client_app
+from qsfl_flower.clients.data import Dataset, Normalization
+from qsfl_flower.clients.models import get_arrays, set_arrays
+from qsfl_flower.clients.scaffold import ScaffoldClient, next_control
+from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
+from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.strategies import FedAvgM, RoundContext, RunObserver, ScaffoldFedAvg, StableFedAvg
+from qsfl_flower.strategies.scaffold import ControlVariates, with_controls
+from qsfl_flower.wire import from_record, to_record
+
+torch.set_num_threads(1)
+CONFIG = TrainConfig(epochs=10, batch_size=20, learning_rate=0.5)
+
+
+def data(shift: float) -> Dataset:
+    """20 examples in one batch; labels of the two clients disagree where their data overlap."""
+    rng = np.random.default_rng(int(10 * shift) % 97)
+    x = (rng.normal(size=(20, 2)) + shift).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=20) > shift).astype(np.int64)
+    scale = Normalization((0.0, 0.0), (1.0, 1.0))
+    return Dataset("npz", x, y, x, y, (2,), 2, None, "here", scale)
+
+
+DEVICES = [data(-1.0), data(2.0)]
+
+
+def linear(shape: Any, classes: int) -> torch.nn.Module:
+    return torch.nn.Linear(2, 2)
+
+
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return linear((2,), 2)
+
+
+def slope(arrays: dict[str, np.ndarray]) -> float:
+    """Norm of the gradient of the mean loss over all examples of both clients."""
+    net = model()
+    set_arrays(net, arrays)
+    x = torch.tensor(np.concatenate([d.x_train for d in DEVICES]))
+    y = torch.tensor(np.concatenate([d.y_train for d in DEVICES]))
+    torch.nn.functional.cross_entropy(net(x), y).backward()
+    return float(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+
+
+class Traffic(RunObserver):
+    up = down = 0
+
+    def on_round(self, record: Any, clients: Any) -> None:
+        self.up, self.down = record.bytes_up, record.bytes_down
+
+
+def federate(fake_grid: Any, scaffold: bool, rounds: int) -> tuple[dict[str, np.ndarray], Traffic]:
+    contexts = {n: Context(1, n, {"partition-id": n}, RecordDict(), {}) for n in (1, 2)}
+
+    def client(context: Context) -> TrainingClient:
+        device = DEVICES[context.node_id - 1]
+        if scaffold:
+            return ScaffoldClient(
+                model(), device, CONFIG, seed=0, client_id=context.node_id, state=context.state
+            )
+        return TrainingClient(model(), device, CONFIG, seed=0, client_id=context.node_id)
+
+    app = numpy_client_app(client)
+    grid = fake_grid({n: lambda m, n=n: app(m, contexts[n]) for n in contexts})
+    seen = Traffic()
+    kind = ScaffoldFedAvg if scaffold else StableFedAvg
+    strategy = kind(fraction_evaluate=0.0, observer=seen)
+    result = strategy.start(grid, to_record(get_arrays(model())), num_rounds=rounds, timeout=1.0)
+    return from_record(result.arrays), seen
+
+
+def test_drift_goes_away_and_the_bytes_double(fake_grid: Any) -> None:
+    plain, one = federate(fake_grid, False, 60)
+    corrected, two = federate(fake_grid, True, 60)
+    assert set(corrected) == set(plain)
+    # FedAvg stands still where the sum of its clients' pseudo-gradients is zero, which is not
+    # where the gradient is; SCAFFOLD's only fixed point is the optimum.
+    assert slope(plain) > 0.01
+    assert slope(corrected) < slope(plain) / 50
+    weights = sum(a.nbytes for a in get_arrays(model()).values())
+    assert two.down - one.down >= 2 * weights
+    assert two.up - one.up >= 2 * weights
+
+
+def test_the_fixed_point_on_quadratics_is_the_optimum_and_that_of_fedavg_is_not() -> None:
+    r"""f_i(x) = a_i / 2 (x - b_i)^2, K steps of size h.
+
+    FedAvg ends at the mean of b_i weighted by 1 - (1 - h a_i)^K; the optimum weighs by a_i. The
+    error of SCAFFOLD shrinks geometrically.
+    """
+    a, b, h, steps = np.array([1.0, 4.0]), np.array([0.0, 1.0]), 0.1, 10
+    optimum = (a * b).sum() / a.sum()
+    pull = 1 - (1 - h * a) ** steps
+    drifted = (pull * b).sum() / pull.sum()
+
+    def run(corrected: bool, rounds: int) -> float:
+        x, c, own = 0.0, 0.0, np.zeros(2)
+        for _ in range(rounds):
+            y = np.full(2, x)
+            for _ in range(steps):
+                y = y - h * (a * (y - b) + corrected * (c - own))
+            new = next_control(own, np.full(2, c), np.full(2, x), y, h * steps)
+            x, c, own = float(y.mean()), c + float((new - own).mean()), new
+        return x
+
+    assert run(False, 200) == pytest.approx(drifted, abs=1e-12)
+    assert abs(drifted - optimum) > 0.1
+    assert run(True, 200) == pytest.approx(optimum, abs=1e-9)
+
+
+def test_one_step_of_one_client_is_plain_training() -> None:
+    config = TrainConfig(batch_size=20, learning_rate=0.5)
+    names = list(get_arrays(model()))
+    sent = list(with_controls(get_arrays(model())).values())
+    state = RecordDict()
+    of = ScaffoldClient(model(), DEVICES[0], config, seed=0, client_id=1, state=state)
+    new, count, _ = of.fit(sent, {})
+    plain, *_ = TrainingClient(model(), DEVICES[0], config, seed=0, client_id=1).fit(sent[:2], {})
+    assert all(np.array_equal(a, b) for a, b in zip(new[:2], plain, strict=True))
+    assert count == 20
+    for name, c, x, y in zip(names, new[2:], sent[:2], plain, strict=True):
+        np.testing.assert_allclose(c, (x - y) / 0.5, rtol=1e-5, err_msg=name)
+    assert of.evaluate(new, {})[1] == 20
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="momentum"):
+        ScaffoldClient(
+            model(), DEVICES[0], TrainConfig(momentum=0.9), seed=0, client_id=1, state=RecordDict()
+        )
+    of = ScaffoldClient(model(), DEVICES[0], TrainConfig(), seed=0, client_id=1, state=RecordDict())
+    with pytest.raises(ConfigError, match="ScaffoldFedAvg"):
+        of.fit(list(get_arrays(model()).values()), {})
+    with pytest.raises(CompositionError, match="control variates"):
+        ScaffoldFedAvg(stages=[FedAvgM()])
+    with pytest.raises(ConfigError, match="participation"):
+        ScaffoldFedAvg(participation=0)
+
+
+def test_only_control_variates_move_by_the_share_of_clients() -> None:
+    layout = Layout.of(with_controls(get_arrays(model())))
+    context = RoundContext(1, layout, Vector.dense(np.zeros(layout.size)))
+    step, *_ = ControlVariates(0.25).apply(np.ones(layout.size), {}, context)
+    for name, view in layout.views(step).items():
+        assert np.all(view == (0.25 if name.startswith("control/") else 1.0))
