@@ -36,7 +36,7 @@ class ControlVariates(VectorStage):
     Parameters
     ----------
     participation : float
-        The share |S| / N of all clients that train in a round, in (0, 1].
+        The share :math:`|S| / N` of all clients that train in a round, in (0, 1].
     """
 
     name = "control-variates"
