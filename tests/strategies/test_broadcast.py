@@ -5,11 +5,12 @@ import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from qsfl_flower.asynchrony import Device, VirtualClock
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.clients.broadcast import HELD_RECORD
 from qsfl_flower.compression import Scheme
 from qsfl_flower.simulations.local import LocalGrid
-from qsfl_flower.strategies import Broadcast, Compress, FedAdam, RunObserver, StableFedAvg
+from qsfl_flower.strategies import Broadcast, Compress, FedAdam, FedBuff, RunObserver, StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 
 SIZE = 5000
@@ -138,3 +139,27 @@ def test_with_compressed_replies_and_an_optimiser(optimiser):
     assert not any(r.rejected for r in records)
     assert records[3].bytes_up + records[3].bytes_down < 0.2 * 4 * 4 * SIZE * 2
     assert len(seen) == 32
+
+
+def test_asynchronous_clients_follow_too():
+    """Everybody trains on a model of the server, while others are still at work on older ones."""
+    seen, watch = [], Watch()
+    devices = [Device(seconds=s) for s in (1.0, 1.3, 2.9, 7.1)]
+    strategy = FedBuff(
+        buffer_size=2,
+        stages=[Broadcast(0.02)],
+        clock=VirtualClock(devices),
+        fraction_evaluate=0,
+        min_train_nodes=1,
+        min_available_nodes=4,
+        observer=watch,
+        seed=3,
+    )
+    start = {"w": np.linspace(-1, 1, SIZE, dtype=np.float32), "n": np.array(0)}
+    result = strategy.start(LocalGrid(an_app(seen), 4), to_record(start), num_rounds=8)
+    assert not any(r.rejected for r in watch.records)
+    for server_round in {r for _, r, _, _ in seen}:
+        same = [a for _, r, _, a in seen if r == server_round]
+        assert all(np.array_equal(a, same[0]) for a in same)
+    assert sum(r.bytes_down for r in watch.records[4:]) < 4 * SIZE
+    assert np.isfinite(from_record(result.arrays)["w"]).all()
