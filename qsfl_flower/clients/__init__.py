@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.mobile import Device, MobileClient
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
+    from qsfl_flower.clients.privacy import privacy_mod
+    from qsfl_flower.clients.private_training import PrivateTrainingClient
     from qsfl_flower.clients.scaffold import ScaffoldClient
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
     from qsfl_flower.clients.workload import Workload
@@ -30,6 +32,8 @@ _WHERE = {
     "MobileClient": "mobile",
     "PersonalClient": "personal",
     "ScaffoldClient": "scaffold",
+    "PrivateTrainingClient": "private_training",
+    "privacy_mod": "privacy",
     "SystemMonitor": "device",
     "TraceMonitor": "device",
     "Workload": "workload",
@@ -50,6 +54,7 @@ __all__ = [
     "DeviceProfile",
     "MobileClient",
     "PersonalClient",
+    "PrivateTrainingClient",
     "ScaffoldClient",
     "SystemMonitor",
     "TraceMonitor",
@@ -60,6 +65,7 @@ __all__ = [
     "credentials_from_node_config",
     "legacy_mod",
     "numpy_client_app",
+    "privacy_mod",
     "qsfl_mod",
 ]
 

@@ -11,6 +11,7 @@ from qsfl_flower.strategies.compression import Compress, CompressedFedAvg, Share
 from qsfl_flower.strategies.detection import Detect
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.policies import POLICIES, Policy
+from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
 from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
 from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.robust_presets import (
@@ -29,6 +30,7 @@ from qsfl_flower.strategies.secagg import SecAggFedAvg
 from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum
 from qsfl_flower.strategies.secure_sum import Committee, SecureKrum, SecureSum
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
+from qsfl_flower.strategies.spending import PrivacyBudget
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
     ClientPhase,
@@ -49,12 +51,14 @@ from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Wei
 
 __all__ = [
     "POLICIES",
+    "AdaptiveClip",
     "Authenticate",
     "AuthenticatedFedAvg",
     "Broadcast",
     "BufferedAsync",
     "Bulyan",
     "CenteredClipping",
+    "CentralDP",
     "Chain",
     "CheckpointStore",
     "ClientPhase",
@@ -79,12 +83,15 @@ __all__ = [
     "FedYogi",
     "GeometricMedian",
     "Krum",
+    "LocalDP",
     "MaskedSum",
     "MultiKrum",
     "NormBounded",
     "Outcome",
     "Phase",
     "Policy",
+    "PrivacyBudget",
+    "RecordDP",
     "Rejection",
     "Robust",
     "RobustFedAvg",
