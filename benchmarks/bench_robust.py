@@ -1,7 +1,8 @@
 """Robust rules against Flower, ByzFL and byzpy, on the same arrays in one process.
 
-Flower gets what it gets in a round, replies as records; the others and we get float32 arrays. A
-peer that is not installed is left out. ``--quick`` checks that everything runs.
+Flower gets what it gets in a round, replies as records; the others and we get float32 arrays.
+Everybody may use all cores. ``ratio`` is the time of the fastest peer by ours, on the clock and in
+processor time. A peer that is not installed is left out. ``--quick`` checks that everything runs.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def _row(name: str, ways: dict[str, Way], matrix: np.ndarray, quick: bool) -> Ro
         fastest = min(best, key=lambda peer: best[peer])
         row["fastest peer"] = fastest
         row["ratio"] = round(best[fastest] / own, 2)
+        row["cpu ratio"] = round(timings[fastest].cpu / timings["ours"].cpu, 2)
     if not quick:
         wanted = AGAINST_FLOWER.get(name) if count >= LIMITED_FROM and size >= 10**6 else None
         row["ok"] = (

@@ -63,6 +63,9 @@ class Vector:
                 f"coordinates {lo} to {hi} of a vector of {self.size} "
                 f"do not fit a buffer of shape {out.shape}"
             )
+        if len(self._pieces) == 1:  # with thousands of vectors the search below would show
+            out[:] = self._pieces[0][lo:hi]
+            return
         position, index = lo, bisect_right(self._starts, lo) - 1
         while position < hi:
             piece, start = self._pieces[index], self._starts[index]

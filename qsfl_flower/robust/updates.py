@@ -99,11 +99,7 @@ class Updates:
             np.matmul(self.mix, inner, out=out)
             return
         for vector, row in zip(self.vectors, out, strict=True):
-            # What `read` does for one array, but with thousands of rows it shows.
-            if type(vector) is Vector and len(vector.pieces) == 1:
-                row[...] = vector.pieces[0][lo:hi]
-            else:
-                vector.read(lo, hi, row)
+            vector.read(lo, hi, row)
         if self.bases is not None:
             spare = values = np.empty(hi - lo)
             known = None

@@ -89,6 +89,8 @@ class Robust(CombineStage):
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
         """Apply the rule to the updates of a round."""
         counting = [u for u in cohort.updates if u.status == "accepted"]
+        if not counting:
+            return Combined(cohort, None, state, skipped="no update may count")
         updates = updates_of(counting, context)
         rule, before = self.rule, self.before
         if isinstance(rule, FLTrust) and self.root_update is not None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics import Vector
+from qsfl_flower.numerics import SparseVector, Vector
 from qsfl_flower.robust import (
     CGE,
     MDA,
@@ -258,6 +258,18 @@ def test_models_give_what_their_differences_give(rng):
     for one in (Median(), TrimmedMean(3), MeaMed(3), Bulyan(1), Krum(2), GeometricMedian()):
         np.testing.assert_allclose(
             aggregate(updates, one).vector, aggregate(built, one).vector, rtol=1e-12, atol=1e-14
+        )
+
+
+def test_sparse_updates_give_what_dense_ones_give(rng):
+    dense = np.where(rng.random((9, 5000)) < 0.1, rng.standard_normal((9, 5000)), 0.0)
+    sparse = [SparseVector(5000, np.flatnonzero(r), r[r != 0].astype(np.float32)) for r in dense]
+    for one in (Median(), MeaMed(2), MultiKrum(2), GeometricMedian(), NormBoundedMean(), Bulyan(1)):
+        np.testing.assert_allclose(
+            aggregate(Updates(sparse), one).vector,
+            aggregate(Updates.of(dense.astype(np.float32)), one).vector,
+            rtol=1e-12,
+            atol=1e-15,
         )
 
 

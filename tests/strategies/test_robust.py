@@ -48,12 +48,13 @@ def run(cls, grid, rounds=1, **arguments):
     strategy = cls(
         fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, observer=rows, **arguments
     )
-    return strategy.start(grid, model(), num_rounds=rounds, timeout=5.0), rows
+    return strategy.start(grid, model(), num_rounds=rounds, timeout=60.0), rows
 
 
 def theirs(cls, grid, **arguments):
     strategy = cls(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, **arguments)
     messages = list(strategy.configure_train(1, model(), ConfigRecord(), grid))
+    messages.sort(key=lambda m: m.metadata.dst_node_id)  # Flower samples in random order
     grid.push_messages(messages)
     arrays, _ = strategy.aggregate_train(
         1, grid.pull_messages([m.metadata.message_id for m in messages])
@@ -156,7 +157,7 @@ def test_too_few_updates_leave_the_model_and_say_so(fake_grid, trained, caplog):
         num_malicious_nodes=4, fraction_evaluate=0.0, max_failed_rounds=3, observer=rows
     )
     with pytest.raises(TooFewReplies):
-        strategy.start(grid, model(), num_rounds=3, timeout=5.0)
+        strategy.start(grid, model(), num_rounds=3, timeout=60.0)
     assert "krum withstands at most 3 liars among 10 updates" in rows.rounds[-1].skipped
     assert "model unchanged: krum withstands" in caplog.text
 
@@ -188,7 +189,7 @@ def test_fltrust_follows_the_servers_own_update(fake_grid, trained):
     rows = Rows()
     with pytest.raises(TooFewReplies, match="no update is trusted"):
         StableFedAvg(stages=[stage], fraction_evaluate=0.0, max_failed_rounds=1).start(
-            fake_grid(clients), model(), num_rounds=1, timeout=5.0
+            fake_grid(clients), model(), num_rounds=1, timeout=60.0
         )
 
 
