@@ -15,6 +15,7 @@ C. Xie, O. Koyejo, I. Gupta, "Generalized Byzantine-tolerant SGD", 2018 (mean ar
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics.blas import one_blas_thread
 from qsfl_flower.numerics.blocks import Floats
 from qsfl_flower.robust.geometry import Geometry
 from qsfl_flower.robust.rule import Aggregate, NotFinite, Rule
@@ -70,7 +72,9 @@ class CoordinateRule(Rule):
                     result = result - base.view(start, stop, shift[: stop - start])
                 np.add(result, 0.0, out=out[start:stop])  # turns -0 into 0
 
-        each_part(updates, geometry.threads, work)
+        # Mixtures are matrix products.
+        with nullcontext() if updates.mix is None else one_blas_thread():
+            each_part(updates, geometry.threads, work)
         return Aggregate(out, f, np.ones(count, np.bool_))
 
 

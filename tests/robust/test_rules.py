@@ -244,9 +244,11 @@ def test_bits_do_not_depend_on_threads_or_runs(rng, name, dtype):
     one = FLTrust(root=rows[0].astype(np.float64)) if name == "fltrust" else RULES[name]()
     base = Vector.dense(rng.standard_normal(70_001).astype(dtype))
     updates = Updates([Vector.dense(r) for r in rows], [base] * 9)
-    alone = aggregate(updates, one, threads=1)
-    for threads in (1, 2, 5):
-        np.testing.assert_array_equal(aggregate(updates, one, threads=threads).vector, alone.vector)
+    for before in (None, NearestNeighbourMixing()):
+        alone = aggregate(updates, one, before, threads=1).vector
+        for threads in (1, 2, 5):
+            found = aggregate(updates, one, before, threads=threads).vector
+            np.testing.assert_array_equal(found, alone)
 
 
 def test_models_give_what_their_differences_give(rng):
