@@ -84,6 +84,12 @@ def refuse_leaks(
             "arrive one by one, while their updates are hidden; set it to 0 and evaluate on "
             "the server (evaluate_fn)"
         )
+    if selection is not None and chain.drawer is not None:
+        raise CompositionError(
+            f"selection: {chain.drawer.name} draws the clients itself, independently at random, so "
+            f"that {type(selection).__name__} would choose nobody; leave it out, or set its "
+            "sampling_rate to 1"
+        )
     if not (isinstance(selection, Policy) and selection.looks_at_data):
         return
     noisy = [s.name for s in chain.stages if s.phase is Phase.PRIVATIZE]

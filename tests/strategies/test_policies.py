@@ -160,6 +160,14 @@ def test_policies_that_look_at_data_are_refused_under_privacy(name):
         StableFedAvg(stages=[Noise()], selection=policy)
 
 
+def test_a_policy_beside_poisson_sampling_is_refused():
+    class Drawing(Noise):
+        poisson_rate = 0.5
+
+    with pytest.raises(CompositionError, match="noise draws the clients itself"):
+        StableFedAvg(stages=[Drawing()], selection=POLICIES["fair"]())
+
+
 def test_a_strategy_asks_by_its_policy_and_remembers(fake_grid, trained):
     grid = fake_grid({n: trained(float(n)) for n in range(1, 9)})
     strategy = StableFedAvg(
