@@ -47,6 +47,7 @@ from qsfl_flower.strategies.detection import Detect
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP
 from qsfl_flower.strategies.robust import Robust
+from qsfl_flower.strategies.scaffold import ControlVariates
 from qsfl_flower.strategies.secure_sum import SecureKrum, SecureSum
 from qsfl_flower.strategies.stale_step import StaleStep
 from qsfl_flower.wire import from_record, to_record
@@ -91,6 +92,7 @@ SAMPLES: dict[type[Stage], Sample] = {
     FedYogi: Sample(lambda c: [FedYogi()]),
     StaleStep: Sample(lambda c: [StaleStep(1.0, 0.0)], neutral=0.0),
     Guard: Sample(lambda c: [Guard()], neutral=0.0),
+    ControlVariates: Sample(lambda c: [ControlVariates(1.0)], neutral=0.0),
     Detect: Sample(lambda c: [Detect(quarantine=False)]),
     Robust: Sample(lambda c: [Robust("multi_krum", 1)]),
     Compress: Sample(lambda c: [Compress()]),
