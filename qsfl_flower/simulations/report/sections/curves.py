@@ -115,7 +115,9 @@ def _time(metrics: Sequence[Record]) -> Plot | None:
         figures.legend(axes)
 
     mean = _sum(whole) / len(whole)
-    told = ", ".join(f"{name} {text.percent(sums[name] / sum(sums.values()))}" for name in parts)
+    # Nothing to divide by if the records are nonsense.
+    total = math.fsum(sums.values()) or math.nan
+    told = ", ".join(f"{name} {text.percent(sums[name] / total)}" for name in parts)
     alt = f"Wall time of each round, on average {text.duration(mean)}: {told}."
     return figures.draw("time", "Time per round", alt, paint)
 
