@@ -8,6 +8,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.simulations.app import mods_of
+from qsfl_flower.simulations.build import owners_of
 from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
 from qsfl_flower.simulations.privacy import record_privacy_of
@@ -61,7 +62,8 @@ def test_local_noise_covers_replacing_an_update():
 
 def test_clients_with_a_minimum_get_the_mod_inside_authentication():
     exp = experiment(clients={"count": 3, "minimum_privacy": {"epsilon": 1.0}})
-    assert [type(mod) for mod in mods_of(exp)].count(privacy_mod) == 1
+    mods = [type(mod) for mod in mods_of(exp, owners_of(exp))]
+    assert mods.count(privacy_mod) == 1
 
 
 @pytest.mark.parametrize(
