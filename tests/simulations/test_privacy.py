@@ -8,7 +8,6 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.simulations.app import mods_of
-from qsfl_flower.simulations.build import owners_of
 from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
 from qsfl_flower.simulations.privacy import record_privacy_of
