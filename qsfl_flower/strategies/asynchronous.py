@@ -26,7 +26,6 @@ from qsfl_flower.numerics import Vector
 from qsfl_flower.strategies.admission import Asked, outcome_of
 from qsfl_flower.strategies.assignment import Assignment
 from qsfl_flower.strategies.checkpoint import Snapshot
-from qsfl_flower.strategies.checks import refuse_overlap
 from qsfl_flower.strategies.exchange import Traffic, registered_nodes, wait_for_nodes
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Arrival
@@ -116,7 +115,6 @@ class BufferedAsync(StableFedAvg):
                 raise ConfigError(f"{name} is {value!r}; it must be >= 1")
         if self.over_selection:
             raise ConfigError("over_selection is for synchronous rounds; raise concurrency instead")
-        refuse_overlap(self.chain)
         self.buffer_size, self.concurrency = buffer_size, concurrency
         self.weighting = replace(self.weighting, buffer_size=buffer_size)
         self.staleness_weight = staleness_weight or Polynomial()

@@ -22,6 +22,7 @@ from qsfl_flower.crypto.replay import ReplayCache
 from qsfl_flower.crypto.session import Session
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.stages import Exchange, Measurements, MessageStage, Phase, State
 from qsfl_flower.strategies.update import Sender
 from qsfl_flower.wire import QSFL_RECORD, records_of
@@ -86,6 +87,7 @@ class Authenticate(MessageStage):
 
     name = "authenticate"
     phase = Phase.AUTHENTICATE
+    declares = frozenset({Trait.PROVES_NAMES})
     volatile = True
 
     def __init__(

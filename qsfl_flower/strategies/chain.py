@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout
+from qsfl_flower.strategies.composition import Argument, refuse
 from qsfl_flower.strategies.stages import (
     CohortStage,
     CombineStage,
@@ -18,7 +19,6 @@ from qsfl_flower.strategies.stages import (
     Exchange,
     Measurements,
     MessageStage,
-    Phase,
     RoundContext,
     Stage,
     State,
@@ -35,6 +35,8 @@ class Chain:
     ----------
     stages : Sequence[Stage]
         At most one of each name, in any order.
+    arguments : Sequence[Argument]
+        Arguments of the strategy that matter to them.
 
     Raises
     ------
@@ -43,7 +45,7 @@ class Chain:
         hold in this chain.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], arguments: Sequence[Argument] = ()) -> None:
         for stage in stages:
             if not isinstance(stage, Stage):
                 raise ConfigError(
@@ -53,20 +55,15 @@ class Chain:
         double = {n for n in names if names.count(n) > 1}
         if double:
             raise CompositionError(f"stages: {', '.join(sorted(double))} is given more than once")
-        _only_one("are both server optimisers", [s for s in stages if s.phase is Phase.UPDATE])
-        _only_one("both work on whole messages", [s for s in stages if isinstance(s, MessageStage)])
-        _only_one("both encode the updates", [s for s in stages if isinstance(s, DecodeStage)])
         self.stages = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
         self.decoder = next((s for s in self.stages if isinstance(s, DecodeStage)), None)
         self.combiner = next((s for s in self.stages if isinstance(s, CombineStage)), None)
         vectors = [s for s in self.stages if isinstance(s, VectorStage)]
         self.drawer = next((s for s in vectors if s.poisson_rate is not None), None)
         self.denominator = next((s.denominator for s in vectors if s.denominator), None)
-        if self.hides:
-            _refuse_sight(self.stages)
+        refuse((*self.stages, *arguments))
         for stage in self.stages:
             stage.check(self.stages)
-        _only_one("both combine the updates", [s for s in stages if isinstance(s, CombineStage)])
 
     @property
     def hides(self) -> bool:
@@ -183,20 +180,3 @@ class Chain:
                     vector, states[stage.name], replace(context, states=states)
                 )
         return vector, states, measured
-
-
-def _only_one(why: str, stages: Sequence[Stage]) -> None:
-    if len(stages) > 1:
-        names = " and ".join(s.name for s in stages)
-        raise CompositionError(f"stages: {names} {why}; choose one")
-
-
-def _refuse_sight(stages: Sequence[Stage]) -> None:
-    """Refuse stages that must look at single updates where these are hidden."""
-    combiner = next(s for s in stages if isinstance(s, CombineStage))
-    for stage in stages:
-        if isinstance(stage, CohortStage) and not stage.blind:
-            raise CompositionError(
-                f"stages: {stage.name} has to look at single updates, which {combiner.name} hides "
-                "from the server; leave one of them out"
-            )

@@ -1,14 +1,13 @@
-"""What a strategy refuses when it is constructed, besides what its stages refuse."""
+"""Arguments of a strategy: which numbers are allowed, and which of them matter to the stages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from qsfl_flower.asynchrony import Selection
-from qsfl_flower.errors import CompositionError, ConfigError
-from qsfl_flower.strategies.chain import Chain
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.strategies.composition import Argument, Trait
 from qsfl_flower.strategies.policies import Policy
-from qsfl_flower.strategies.stages import DecodeStage, Phase
 
 
 def check_numbers(
@@ -40,20 +39,19 @@ def check_numbers(
         _require(given is None or given > 0, name, given, "> 0")
 
 
-def refuse_leaks(
-    chain: Chain,
+def arguments_of(
     selection: Selection | None,
     *,
-    own_metrics: bool,
-    legacy: bool,
-    fraction_evaluate: float,
-) -> None:
-    """Refuse arguments that would let out what the chain protects.
+    own_metrics: bool = False,
+    legacy: bool = False,
+    fraction_evaluate: float = 0.0,
+    over_selection: float = 0.0,
+    asynchronous: bool = False,
+) -> list[Argument]:
+    """Return the arguments that matter to the stages.
 
     Parameters
     ----------
-    chain : Chain
-        The stages.
     selection : Selection, optional
         How clients are drawn.
     own_metrics : bool
@@ -62,87 +60,25 @@ def refuse_leaks(
         Whether the clients are apps without mods.
     fraction_evaluate : float
         Share of the clients that evaluate.
-
-    Raises
-    ------
-    CompositionError
-        With the reason and an alternative.
+    over_selection : float
+        Share of the clients that is asked for nothing but the cut-off.
+    asynchronous : bool
+        Whether updates to different models are combined.
     """
-    if chain.hides and own_metrics:
-        raise CompositionError(
-            "train_metrics_aggr_fn: the replies of single clients are hidden from the server; "
-            "leave it out, the metrics are averaged under the same protection"
-        )
-    if chain.hides and legacy:
-        raise CompositionError(
-            "client_api: legacy apps without mods send their updates in the clear; add "
-            "qsfl_mod and legacy_mod to the ClientApp and leave client_api at 'message'"
-        )
-    if chain.hides and fraction_evaluate > 0:
-        raise CompositionError(
-            f"fraction_evaluate is {fraction_evaluate}: the clients' evaluation metrics would "
-            "arrive one by one, while their updates are hidden; set it to 0 and evaluate on "
-            "the server (evaluate_fn)"
-        )
-    if selection is not None and chain.drawer is not None:
-        raise CompositionError(
-            f"selection: {chain.drawer.name} draws the clients itself, independently at random, so "
-            f"that {type(selection).__name__} would choose nobody; leave it out, or set its "
-            "sampling_rate to 1"
-        )
-    if not (isinstance(selection, Policy) and selection.looks_at_data):
-        return
-    noisy = [s.name for s in chain.stages if s.phase is Phase.PRIVATIZE]
-    if chain.hides or noisy:
-        why = f"whose budget {noisy[0]} counts without it" if noisy else "which are hidden"
-        raise CompositionError(
-            f"selection: {type(selection).__name__} chooses by what clients say about their data, "
-            f"{why}; choose fair, fast, available or random"
-        )
-
-
-def refuse_overlap(chain: Chain) -> None:
-    """Refuse stages whose promise needs all clients of a round to start together.
-
-    Raises
-    ------
-    CompositionError
-        With the reason and an alternative.
-    """
-    if chain.combiner is not None and chain.hides:
-        raise CompositionError(
-            f"stages: {chain.combiner.name} hides single updates, and what was masked for "
-            "different versions of the model does not add up; use a synchronous strategy with "
-            "over_selection"
-        )
-    if chain.drawer is not None:
-        raise CompositionError(
-            f"stages: {chain.drawer.name} counts on clients drawn independently at random, and "
-            "who arrives first is not; set its sampling_rate to 1, so that every update is "
-            "accounted for in full"
-        )
-    decoder = chain.decoder
-    if decoder is not None and type(decoder).support is not DecodeStage.support:
-        raise CompositionError(
-            f"stages: {decoder.name} has other coordinates in every round, so that updates from "
-            "different versions of the model have little in common; use compress"
-        )
-
-
-def refuse_cut_off(chain: Chain, over_selection: float) -> None:
-    """Refuse to cut off clients whose random participation is accounted for.
-
-    Raises
-    ------
-    CompositionError
-        With the reason and an alternative.
-    """
-    if over_selection > 0 and chain.drawer is not None:
-        raise CompositionError(
-            f"over_selection: {chain.drawer.name} counts on clients drawn independently at "
-            "random, and who is cut off is not random; set over_selection to 0 or its "
-            "sampling_rate to 1"
-        )
+    found = [
+        (own_metrics, "train_metrics_aggr_fn", Trait.READS_REPLIES),
+        (legacy, "client_api = legacy", Trait.WITHOUT_MOD),
+        (fraction_evaluate > 0, f"fraction_evaluate = {fraction_evaluate:g}", Trait.TELLS_SINGLY),
+        (over_selection > 0, f"over_selection = {over_selection:g}", Trait.CUTS_OFF),
+        (asynchronous, "asynchronous rounds", Trait.OVERLAPS_VERSIONS),
+    ]
+    arguments = [Argument(name, frozenset({trait})) for given, name, trait in found if given]
+    if selection is not None:
+        traits = {Trait.CHOOSES_CLIENTS}
+        if isinstance(selection, Policy) and selection.looks_at_data:
+            traits.add(Trait.ASKS_ABOUT_DATA)
+        arguments.append(Argument(f"selection = {type(selection).__name__}", frozenset(traits)))
+    return arguments
 
 
 def _require(good: bool, name: str, value: object, allowed: str) -> None:

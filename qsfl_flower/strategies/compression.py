@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from qsfl_flower.compression import Mask, Scheme, decode_record, derive_seed
 from qsfl_flower.compression.mask import pack_leading
-from qsfl_flower.errors import CompositionError, QSFLError
+from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import SparseVector, Vector
-from qsfl_flower.strategies.privacy import LocalDP
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
     ClientPhase,
-    Clip,
-    CombineStage,
     DecodeStage,
     Exchange,
     RoundContext,
@@ -60,22 +58,6 @@ class Compress(DecodeStage):
     def __init__(self, scheme: Scheme | None = None, *, seed: int = 0) -> None:
         self.scheme = Scheme() if scheme is None else scheme
         self.seed = seed
-
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse hidden updates and local noise: every client has coordinates of its own."""
-        for stage in stages:
-            if isinstance(stage, LocalDP):
-                raise CompositionError(
-                    f"stages: compress and {stage.name}: which coordinates a client chooses would "
-                    "tell about its data without any noise; use shared_mask, whose coordinates are "
-                    "public"
-                )
-            if isinstance(stage, CombineStage) and stage.hides:
-                raise CompositionError(
-                    f"stages: compress and {stage.name}: every client chooses coordinates of its "
-                    "own, which cannot be added up unseen and would tell about its data; use "
-                    "shared_mask, whose coordinates are public and the same for all"
-                )
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask for the choice before clipping and for the encoding at the end."""
@@ -122,19 +104,11 @@ class SharedMask(DecodeStage):
 
     name = "shared_mask"
     encoding = MASK_STEP
+    declares = frozenset({Trait.FLAT})
 
     def __init__(self, mask: Mask | None = None, *, seed: int = 0) -> None:
         self.mask = Mask() if mask is None else mask
         self.seed = seed
-
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse bounds on single layers, of which a client holds k coordinates only."""
-        for stage in stages:
-            if isinstance(stage, Clip) and stage.parameters.per_layer:
-                raise CompositionError(
-                    "stages: shared_mask and clip with per_layer: clients clip k coordinates that "
-                    "belong to no layer; set per_layer: false"
-                )
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Find the largest coordinates of the step that the global model has just made."""

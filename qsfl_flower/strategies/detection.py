@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from qsfl_flower.errors import CompositionError
 from qsfl_flower.numerics import Layout
 from qsfl_flower.robust import Updates
 from qsfl_flower.robust.detection import (
@@ -18,13 +16,12 @@ from qsfl_flower.robust.detection import (
     extract,
     inspect,
 )
-from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.stages import (
     CohortStage,
     Measurements,
     Phase,
     RoundContext,
-    Stage,
     State,
 )
 from qsfl_flower.strategies.update import Cohort, Opinion, Rejection, Sender, Update
@@ -75,13 +72,10 @@ class Detect(CohortStage):
         self.quarantine = quarantine
         self.by_name = by_name
 
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse to trust names that nobody proves."""
-        if self.by_name and not any(isinstance(stage, Authenticate) for stage in stages):
-            raise CompositionError(
-                "detect: by_name needs the stage authenticate, since names in replies are claims; "
-                "add it or leave by_name out"
-            )
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """It looks at updates, and may rely on names."""
+        return super().traits | ({Trait.TRUSTS_NAMES} if self.by_name else frozenset())
 
     def init(self, layout: Layout) -> State:
         """Return the memory before the first round."""

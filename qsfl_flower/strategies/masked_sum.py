@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from qsfl_flower.crypto.credentials import Credentials
-from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.secure.pairwise import server
 from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
@@ -24,13 +24,12 @@ from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.strategies.admission import check_encoding
-from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.stages import (
     ClientPhase,
     Combined,
     CombineStage,
     RoundContext,
-    Stage,
     State,
     Steps,
     task_content,
@@ -98,6 +97,7 @@ class MaskedSum(CombineStage):
     name = MASKED_SUM
     hides = True
     needs_norms = False
+    declares = frozenset({Trait.TRUSTS_KEYS, Trait.NEEDS_EVERYBODY})
 
     def __init__(
         self,
@@ -122,21 +122,6 @@ class MaskedSum(CombineStage):
         # These raise what would otherwise end the first round.
         RingCode(bound, 2)
         Policy(colluding)
-
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse chains without authenticated keys, and selection rules."""
-        if not any(isinstance(stage, Authenticate) for stage in stages):
-            raise CompositionError(
-                f"stages: {self.name} needs authenticate: without signed keys the server could "
-                "put its own in the place of the clients'; add Authenticate(credentials)"
-            )
-        for other in stages:
-            if isinstance(other, CombineStage) and other is not self:
-                raise CompositionError(
-                    f"stages: {other.name} cannot be combined with {self.name}: pairwise masks "
-                    "cancel only in the sum over everybody, so nobody can be selected or left out; "
-                    "use SecureKrum, which has a committee, or leave it at clipping to a norm"
-                )
 
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""

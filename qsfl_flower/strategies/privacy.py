@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
@@ -22,6 +22,7 @@ from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.privacy.sensitivity import Release, Sensitivity, sensitivity
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.spending import PrivacyBudget, Spending
 from qsfl_flower.strategies.stages import (
     ClientPhase,
@@ -65,19 +66,12 @@ class AdaptiveClip(CohortStage):
 
     name = "adaptive-clip"
     phase = Phase.BOUND
+    declares = frozenset({Trait.SPENDS_ON_CLIENTS})
 
     def __init__(
         self, parameters: AdaptiveParameters, expected_cohort: float, seed: int | None = None
     ) -> None:
         self.parameters, self.expected_cohort, self._seed = parameters, expected_cohort, seed
-
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse a chain that would not account for the bits."""
-        if not any(isinstance(s, CentralDP) for s in stages):
-            raise CompositionError(
-                "adaptive-clip: the quantile of the norms is a query on private data, which only "
-                "central-dp pays for; add CentralDP, or use Clip"
-            )
 
     def init(self, layout: Layout) -> State:
         """Start from the first clip norm."""
@@ -144,6 +138,7 @@ class CentralDP(VectorStage):
 
     name = "central-dp"
     phase = Phase.PRIVATIZE
+    declares = frozenset({Trait.PROTECTS_CLIENTS})
 
     def __init__(
         self,
@@ -175,12 +170,6 @@ class CentralDP(VectorStage):
         """Find the sensitivity of this chain, or refuse it."""
         self._clip = next((s for s in stages if isinstance(s, Clip | AdaptiveClip)), None)
         combiner = next((s for s in stages if isinstance(s, CombineStage)), None)
-        if combiner is not None and combiner.hides:
-            raise CompositionError(
-                f"central-dp: {combiner.name} divides by what the hidden clients claim, not by a "
-                "fixed number, and the server would see the sum without noise; use distributed-dp, "
-                "whose noise is in the sum before anybody sees it"
-            )
         decoder = next((s for s in stages if isinstance(s, DecodeStage)), None)
         self._release = Release(
             clip_norm=None if self._clip is None else self._norm({}),
@@ -354,6 +343,7 @@ class RecordDP(ClientSideDP):
 
     name = "record-dp"
     placement = "record"
+    declares = frozenset({Trait.TELLS_TRAINING})
 
     def __init__(
         self, privacy: RecordPrivacy, budget: PrivacyBudget | None = None, *, rounds: int = 1
@@ -414,6 +404,7 @@ class LocalDP(ClientSideDP):
 
     name = "local-dp"
     placement = "local"
+    declares = frozenset({Trait.NOISES_UPDATES, Trait.OUTGROWS_BOUND})
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.strategies.checkpoint import Snapshot
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
     Measurements,
     Phase,
     RoundContext,
-    Stage,
     State,
     VectorStage,
 )
@@ -41,6 +41,7 @@ class ControlVariates(VectorStage):
 
     name = "control-variates"
     phase = Phase.PRIVATIZE
+    declares = frozenset({Trait.SENDS_CONTROLS})
 
     def __init__(self, participation: float = 1.0) -> None:
         if not 0 < participation <= 1:
@@ -48,15 +49,6 @@ class ControlVariates(VectorStage):
                 f"control-variates: participation is {participation!r}; it must be in (0, 1]"
             )
         self.participation = participation
-
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse server optimisers, which would treat control variates as weights."""
-        for stage in stages:
-            if stage.phase is Phase.UPDATE:
-                raise CompositionError(
-                    f"stages: {stage.name} would move control variates as if they were weights; "
-                    "leave it out or use FedAvg"
-                )
 
     def apply(
         self, vector: NDArray[np.float64], state: State, context: RoundContext

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.crypto.roster import Roster
-from qsfl_flower.errors import CompositionError, ConfigError, QSFLError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.secure.decoding import Inconsistent
 from qsfl_flower.secure.field import Elements
@@ -29,12 +29,12 @@ from qsfl_flower.strategies.committee import (
     appoint,
     read_payload,
 )
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.secure_round import Abandoned, Attempt
 from qsfl_flower.strategies.stages import (
     ClientPhase,
     Combined,
     CombineStage,
-    DecodeStage,
     RoundContext,
     Stage,
     State,
@@ -124,6 +124,7 @@ class SecureSum(CombineStage):
     volatile = True
     needs_norms = False
     distances = False
+    declares = frozenset({Trait.TRUSTS_KEYS})
 
     def __init__(
         self,
@@ -153,21 +154,8 @@ class SecureSum(CombineStage):
         least.check_size(1)
 
     def check(self, stages: Sequence[Stage]) -> None:
-        """Refuse chains without authenticated keys, and encodings of single updates."""
-        gate = next((stage for stage in stages if isinstance(stage, Authenticate)), None)
-        if gate is None:
-            raise CompositionError(
-                f"stages: {self.name} needs authenticate: without signed keys the server could "
-                "put its own in the place of the committee's; add Authenticate(credentials)"
-            )
-        self._roster = gate.credentials.roster
-        for stage in stages:
-            if isinstance(stage, DecodeStage) and type(stage).support is DecodeStage.support:
-                raise CompositionError(
-                    f"stages: {stage.name} encodes every update in its own way, and shares of "
-                    f"such updates do not add up under {self.name}; use a mask that is the same "
-                    "for all clients"
-                )
+        """Take the roster from the stage that proves who is who."""
+        self._roster = next(s.credentials.roster for s in stages if isinstance(s, Authenticate))
 
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""

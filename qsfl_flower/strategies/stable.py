@@ -27,7 +27,7 @@ from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
 from qsfl_flower.strategies.assignment import Assignment
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
-from qsfl_flower.strategies.checks import check_numbers, refuse_cut_off, refuse_leaks
+from qsfl_flower.strategies.checks import arguments_of, check_numbers
 from qsfl_flower.strategies.combine import mean_metrics
 from qsfl_flower.strategies.evaluation import MetricsFunction, mean_evaluation
 from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
@@ -191,15 +191,15 @@ class StableFedAvg(FedAvg):
                 "monitor: synchronous rounds have no staleness to tighten; allowed reactions: "
                 + ", ".join(r for r in Reaction if r is not Reaction.TIGHTEN_STALENESS)
             )
-        self.chain = Chain(stages)
-        refuse_leaks(
-            self.chain,
+        arguments = arguments_of(
             selection,
             own_metrics=train_metrics_aggr_fn is not None,
             legacy=client_api == "legacy",
             fraction_evaluate=fraction_evaluate,
+            over_selection=over_selection,
+            asynchronous=self.asynchronous,
         )
-        refuse_cut_off(self.chain, over_selection)
+        self.chain = Chain(stages, arguments)
         self.proximal_mu = proximal_mu
         self.weighting = Weighting(
             max_num_examples, max_weight_ratio, denominator=self.chain.denominator

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout, Vector, check_finite_and_size, measure
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
 
@@ -161,6 +162,13 @@ class Stage(ABC):
     phase: ClassVar[Phase]
     volatile: ClassVar[bool] = False
     """True if the state must not be written to a checkpoint; it starts anew after a restart."""
+    declares: ClassVar[frozenset[Trait]] = frozenset()
+    """Traits besides those that follow from the kind of stage."""
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """What this stage does that matters to the others; see `composition.REFUSALS`."""
+        return self.declares
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Refuse a chain in which this stage's guarantee would not hold.
@@ -212,6 +220,11 @@ class Stage(ABC):
 class MessageStage(Stage):
     """A stage on whole messages: what leaves the server and what is let in."""
 
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """There can be one only."""
+        return self.declares | {Trait.HANDLES_MESSAGES}
+
     @abstractmethod
     def instruct(
         self, contents: Mapping[int, RecordDict], state: State, exchange: Exchange
@@ -250,6 +263,13 @@ class DecodeStage(Stage):
 
     phase = Phase.DECODE
 
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """Whose coordinates they are follows from `support`."""
+        own = type(self).support is DecodeStage.support
+        kind = Trait.OWN_SUPPORT if own else Trait.ROUND_SUPPORT
+        return self.declares | {Trait.ENCODES, kind}
+
     @abstractmethod
     def decode(self, payload: ArrayRecord, context: RoundContext) -> Vector:
         """Return the difference of shape (d,) that a payload stands for.
@@ -274,6 +294,11 @@ class CohortStage(Stage):
 
     blind: ClassVar[bool] = False
     """Whether the clients' half is enough where updates are hidden from the server."""
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """A stage that is not `blind` has to see."""
+        return self.declares if self.blind else self.declares | {Trait.SEES_UPDATES}
 
     @abstractmethod
     def apply(
@@ -322,6 +347,12 @@ class CombineStage(Stage):
     hides: ClassVar[bool] = False
     """Whether the server never sees single updates: they carry `Update.sealed` instead."""
 
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """It hides the updates or sees them."""
+        view = Trait.HIDES_UPDATES if self.hides else Trait.SEES_UPDATES
+        return self.declares | {Trait.COMBINES, view}
+
     @abstractmethod
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
         """Combine the updates of a round, in canonical order."""
@@ -346,6 +377,16 @@ class VectorStage(Stage):
 
     poisson_rate: float | None = None
     """Probability with which each client must take part, independently of all others, if any."""
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """What follows from its phase and `poisson_rate`."""
+        found = set(self.declares)
+        if self.phase is Phase.UPDATE:
+            found.add(Trait.OPTIMISES)
+        if self.poisson_rate is not None:
+            found.add(Trait.DRAWS_CLIENTS)
+        return frozenset(found)
 
     def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
         """Return the clients of a round if there is a `poisson_rate`."""
@@ -425,6 +466,11 @@ class Clip(CohortStage):
 
     def __init__(self, clip_norm: float, per_layer: bool = False) -> None:
         self.parameters = ClipParameters(clip_norm=clip_norm, per_layer=per_layer)
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """It may need layers."""
+        return frozenset({Trait.PER_LAYER} if self.parameters.per_layer else ())
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask the mod to clip with the same parameters."""

@@ -244,7 +244,7 @@ def test_two_of_a_kind_are_refused():
     class Other(Secret):
         name = "other"
 
-    with pytest.raises(CompositionError, match="secret and other both combine the updates"):
+    with pytest.raises(CompositionError, match="other and secret both combine the updates"):
         StableFedAvg(stages=[Secret(), Other()])
 
 

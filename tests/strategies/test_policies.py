@@ -12,6 +12,7 @@ from qsfl_flower.asynchrony import Latencies
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Vector
 from qsfl_flower.strategies import POLICIES, Cohort, Sender, StableFedAvg, Update
+from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.policies import Diverse, History, PowerOfChoice
 from qsfl_flower.strategies.stages import Phase, VectorStage
 from qsfl_flower.strategies.update import Rejection
@@ -145,6 +146,7 @@ def test_parameters_are_checked(made):
 class Noise(VectorStage):
     name = "noise"
     phase = Phase.PRIVATIZE
+    declares = frozenset({Trait.PROTECTS_CLIENTS})
 
     def apply(self, vector, state, context):
         return vector, state, {}

@@ -655,7 +655,7 @@ def test_refused_compositions(federation):
         def decode(self, payload, context):
             raise NotImplementedError
 
-    with pytest.raises(CompositionError, match="top-k encodes every update in its own way"):
+    with pytest.raises(CompositionError, match="top-k and secure_sum: every client"):
         StableFedAvg(stages=[secure_sum(), TopK(), federation.gate], fraction_evaluate=0.0)
 
 
