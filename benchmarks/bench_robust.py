@@ -3,12 +3,18 @@
 Flower gets what it gets in a round, replies as records; the others and we get float32 arrays.
 Everybody may use all cores. ``ratio`` is the time of the fastest peer by ours, on the clock and in
 processor time. A peer that is not installed is left out. ``--quick`` checks that everything runs.
+
+The last rows are whole rounds of 100 clients with the MNIST network in one process: training,
+messages, mods, strategy. ``overhead`` is what the server adds to a round of the plain mean, in
+percent of that round if all cores trained at once.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib.util
+import os
+import statistics
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +26,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from benchmarks.replies import StubGrid
 from benchmarks.timing import alternate
 from qsfl_flower import robust
+from qsfl_flower.clients.bridge import numpy_client_app
+from qsfl_flower.clients.models import get_arrays
+from qsfl_flower.simulations.build import client_of, model_of, owners_of
+from qsfl_flower.simulations.config import load_experiment
+from qsfl_flower.simulations.local import LocalGrid
+from qsfl_flower.strategies import Detect, Robust, RoundRecord, RunObserver, StableFedAvg, Stage
+from qsfl_flower.wire import to_record
 
 NAME = "robust"
 DESCRIPTION = "robust rules: time and memory against Flower, ByzFL and byzpy"
@@ -29,6 +42,7 @@ QUICK_SIZES = ((10, 10_000),)
 MAX_EXTRA = 0.25  # of the inputs
 AGAINST_FLOWER = {"median": 5.0, "trimmed_mean": 5.0, "bulyan": 4.0, "krum": 2.0}
 LIMITED_FROM = 50  # clients, at d = 1e6
+MAX_OVERHEAD = 0.2  # of a round's wall time
 
 Row = dict[str, Any]
 Way = Callable[[], object]
@@ -41,7 +55,7 @@ def run(quick: bool) -> list[Row]:
         matrix = make_updates(clients, size)
         for name, ways in rules(matrix):
             rows.append(_row(name, ways, matrix, quick))
-    return rows
+    return rows + _whole_rounds(quick)
 
 
 def make_updates(clients: int, size: int) -> np.ndarray:
@@ -107,6 +121,70 @@ def _row(name: str, ways: dict[str, Way], matrix: np.ndarray, quick: bool) -> Ro
             and (wanted is None or best["Flower"] / own >= wanted)
         )
     return row
+
+
+class _Laps(RunObserver):
+    """Keeps how long the parts of a round took, in milliseconds."""
+
+    def on_round(self, record: RoundRecord, clients: Any) -> None:
+        """Keep the last round's."""
+        self.ms = {name: 1e3 * seconds for name, seconds in record.timing.items()}
+
+
+def _whole_rounds(quick: bool) -> list[Row]:
+    """Compare rounds that differ in the server's stages only, in turn; the first does not count."""
+    if not quick and "QSFL_DATA_DIR" not in os.environ:
+        return []
+    clients = 20 if quick else 100
+    experiment = load_experiment(
+        "quickstart" if quick else "mnist",
+        [f"clients.count={clients}", "data.partition={scheme: iid}"],
+    )
+    owners, start = owners_of(experiment), to_record(get_arrays(model_of(experiment)))
+
+    def client(context: Any) -> Any:
+        return client_of(experiment, owners, int(context.node_config["partition-id"]))
+
+    grid = LocalGrid(numpy_client_app(client), clients)
+    f = clients // 5
+    chains: dict[str, Callable[[], list[Stage]]] = {
+        "mean": list,
+        "multi_krum": lambda: [Robust("multi_krum", f)],
+        "nnm + trimmed_mean": lambda: [Robust("trimmed_mean", f, before="nnm")],
+        "bulyan": lambda: [Robust("bulyan", f)],
+        "detect": lambda: [Detect()],
+    }
+    laps: dict[str, list[dict[str, float]]] = {name: [] for name in chains}
+    for turn in range(1 if quick else 4):
+        for name, stages in chains.items():
+            seen = _Laps()
+            strategy = StableFedAvg(
+                fraction_evaluate=0.0, min_available_nodes=clients, stages=stages(), observer=seen
+            )
+            strategy.start(grid, start, num_rounds=1)
+            if turn or quick:
+                laps[name].append(seen.ms)
+    found = {
+        name: {part: statistics.median(ms[part] for ms in taken) for part in taken[0]}
+        for name, taken in laps.items()
+    }
+    training = found["mean"]["clients"] / (os.cpu_count() or 1)
+    rows: list[Row] = []
+    for name, ms in found.items():
+        added = ms["aggregate"] - found["mean"]["aggregate"]
+        overhead = added / (training + found["mean"]["aggregate"])
+        row: Row = {
+            "n": clients,
+            "d": sum(a.size for a in get_arrays(model_of(experiment)).values()),
+            "rule": f"a round with {name}",
+            "ms": round(sum(ms.values()), 1),
+            "aggregate ms": round(ms["aggregate"], 1),
+            "overhead": f"{overhead:+.1%}",
+        }
+        if not quick:
+            row["ok"] = overhead <= MAX_OVERHEAD
+        rows.append(row)
+    return rows
 
 
 def _extra(way: Way) -> int:

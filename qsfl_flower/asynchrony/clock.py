@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from qsfl_flower.errors import CheckpointError
+
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 
@@ -90,9 +92,9 @@ class Clock(ABC):
         """Return the state as JSON values, or None if tasks under way do not survive a restart."""
         return None
 
+    @abstractmethod
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        raise NotImplementedError(f"{type(self).__name__} has no state to go on from")
+        """Go on from what `to_dict` returned."""
 
 
 class WallClock(Clock):
@@ -137,3 +139,16 @@ class WallClock(Clock):
         """Look for these no longer."""
         for task in tasks:
             self._open.pop(task, None)
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Refuse: real time has no state.
+
+        Raises
+        ------
+        CheckpointError
+            Always; the checkpoint was written under another clock.
+        """
+        raise CheckpointError(
+            "the checkpoint holds tasks under way on a simulated clock, and this run goes by the "
+            "clock on the wall: resume it with a VirtualClock, or start anew from its model"
+        )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.checkpoints import ClientCheckpoints
     from qsfl_flower.clients.conditions import Conditions
     from qsfl_flower.clients.device import DeviceClass, DeviceProfile, SystemMonitor, TraceMonitor
+    from qsfl_flower.clients.kept_state import state_mod
     from qsfl_flower.clients.mobile import Device, MobileClient
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
@@ -44,6 +45,7 @@ _WHERE = {
     "legacy_mod": "mods",
     "numpy_client_app": "bridge",
     "qsfl_mod": "mods",
+    "state_mod": "kept_state",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "numpy_client_app",
     "privacy_mod",
     "qsfl_mod",
+    "state_mod",
 ]
 
 

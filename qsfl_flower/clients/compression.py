@@ -3,7 +3,8 @@
 Choosing and encoding are two steps, since clipping has its place between them: what is bounded is
 what is sent. The memory of error feedback is 8 bytes per parameter (16 with momentum correction) in
 Flower's client state. It is written when everything else has succeeded, lasts for the run, and is
-lost with the SuperNode's process; the client then starts with an empty one.
+lost with the SuperNode's process unless `qsfl_flower.clients.state_mod` keeps it in a file; the
+client then starts with an empty one.
 """
 
 from __future__ import annotations

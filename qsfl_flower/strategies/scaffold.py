@@ -65,7 +65,9 @@ class ScaffoldFedAvg(StableFedAvg):
 
     The model that travels has a control variate behind each floating-point array, in both
     directions: twice the bytes, which the traffic of the rounds shows. Everything that a chain does
-    to updates it does to both halves together; clipping bounds their common norm.
+    to updates it does to both halves together: secure sums hide both, compression with feedback
+    delays both. Clipping bounds their common norm; where it takes something off, c moves by less
+    than the clients' own control variates, so choose the bound above what honest clients send.
 
     Parameters
     ----------

@@ -207,3 +207,5 @@ def test_the_wall_clock_returns_what_is_there_and_asks_for_it_no_longer():
     assert clock.receive(fetch, math.inf, wall.pause) == []
     assert looked == [[0, 1, 2], [2]]
     assert clock.to_dict() is None
+    with pytest.raises(CheckpointError, match="VirtualClock"):
+        clock.restore({})

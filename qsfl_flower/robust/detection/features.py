@@ -51,6 +51,9 @@ _WORDS = {
 
 _BLOCK = 1 << 14
 _TINY = 1e-300
+_NEAR = 0.05
+"""Distances count as at least this share of their median: where updates lie on a line, one of them
+is the centre, which makes it no stranger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,7 @@ class Table:
         - ``sign_agreement``: share of the centre's absolute mass on coordinates where the signs
           agree;
         - ``neighbours``: mean distance to the nearer half of the others; ``twin``: distance to the
-          nearest one;
+          nearest one; all distances count as at least a twentieth of their median;
         - ``layer_high``, ``layer_low``: largest and smallest size of a layer; ``layer_cosine``:
           smallest cosine of a layer to the centre's;
         - ``density``: L1 norm by L2 norm, by the root of d; small if few coordinates hold all.
@@ -177,14 +180,14 @@ class _Sums:
         centre = float(self.centre.sum())
         columns = {
             "norm": self._relative(norms),
-            "distance": self._relative(np.sqrt(apart)),
+            "distance": self._relative(np.sqrt(apart), _NEAR),
             "centre_cosine": _ratio(self.with_centre.sum(axis=0), norms * centre**0.5),
             "last_cosine": _ratio(self.with_last, norms * self.last**0.5),
             "sign_agreement": _ratio(self.agree, np.full(len(norms), self.mass)),
             "neighbours": self._relative(
-                others[:, :half].mean(axis=1) if others.size else norms * 0
+                others[:, :half].mean(axis=1) if others.size else norms * 0, _NEAR
             ),
-            "twin": self._relative(others[:, 0] if others.size else norms * 0),
+            "twin": self._relative(others[:, 0] if others.size else norms * 0, _NEAR),
             "layer_high": layer_sizes.max(axis=0),
             "layer_low": layer_sizes.min(axis=0),
             "layer_cosine": layer_cosines.min(axis=0),
@@ -195,10 +198,10 @@ class _Sums:
         np.fill_diagonal(likeness, 1.0)
         return Table(np.stack([columns[name] for name in NAMES], axis=1), likeness, self.trusted)
 
-    def _relative(self, sizes: Floats) -> Floats:
+    def _relative(self, sizes: Floats, least: float = 0.0) -> Floats:
         """Return logarithms of the ratio to the median; equal sizes give 0, also if all are 0."""
-        middle = float(np.median(sizes[self.trusted]))
-        logs: Floats = np.log(np.maximum(sizes, _TINY)) - np.log(max(middle, _TINY))
+        middle = max(float(np.median(sizes[self.trusted])), _TINY)
+        logs: Floats = np.log(np.maximum(sizes, max(least * middle, _TINY))) - np.log(middle)
         return np.clip(logs, -20.0, 20.0)
 
 

@@ -25,7 +25,9 @@ def coordinated(likeness: NDArray[np.float64], alpha: float = 0.01) -> list[tupl
 
     over all P pairs, within 0.8 to 0.9; so the limit rises where honest clients are alike, and with
     the number of pairs. Groups are connected clients; one of more than half of all is not
-    an outlier but the majority, and is left alone.
+    an outlier but the majority, and is left alone. There are no groups either where most pairs
+    point the same or the opposite way: updates on one line, as those of a model with one parameter,
+    make two camps of honest clients.
 
     Parameters
     ----------
@@ -48,7 +50,10 @@ def coordinated(likeness: NDArray[np.float64], alpha: float = 0.01) -> list[tupl
     middle = float(np.median(cosines))
     spread = 1.4826 * float(np.median(np.abs(cosines - middle)))
     limit = middle + NormalDist().inv_cdf(1 - alpha / cosines.size) * spread
-    linked = likeness > min(max(limit, LOWEST), HIGHEST)
+    limit = min(max(limit, LOWEST), HIGHEST)
+    if float(np.median(np.abs(cosines))) > limit:
+        return []
+    linked = likeness > limit
     groups, seen = [], np.zeros(count, dtype=np.bool_)
     for start in range(count):
         if seen[start]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -81,12 +82,12 @@ def attacks_against(attackers: int) -> dict[str, Attack | None]:
 DETECTORS["isolation-forest (paths)"] = Forest(path_contributions)
 
 
-class Defence:
+class Defence(ABC):
     """How the server combines a round; it may remember earlier rounds."""
 
+    @abstractmethod
     def step(self, cohort: Cohort, updates: Floats, root: Floats, server_round: int) -> Floats:
         """Return the step of the global model, shape (d,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -36,3 +36,12 @@ def test_chains_are_one_group():
     for a, b in ((0, 1), (1, 2)):
         likeness[a, b] = likeness[b, a] = 0.97
     assert coordinated(likeness) == [(0, 1, 2)]
+
+
+def test_where_everybody_moves_on_one_line_nobody_stands_out():
+    """Cosines of differences are 1 or -1 then: two camps, and no colluders."""
+    side = np.where(np.arange(20) < 9, 1.0, -1.0)
+    side[:2] = side[18:] = 0.0  # in the middle
+    likeness = np.outer(side, side)
+    np.fill_diagonal(likeness, 1.0)
+    assert coordinated(likeness) == []

@@ -131,3 +131,34 @@ def test_wrong_settings_are_told():
         Detection("forest")
     with pytest.raises(ConfigError, match="threshold"):
         Detection(threshold=1.5)
+
+
+@pytest.mark.parametrize("detector", ["isolation-forest", "robust-z"])
+@pytest.mark.parametrize("clients", [20, 21])
+def test_a_cohort_on_a_line_is_not_suspicious_as_a_whole(layout, detector, clients):
+    """Collinear updates, as of a model with one direction: all differences point one of two ways.
+
+    A detector may flag about one row in a hundred; of 100 rows, more than six with probability
+    below 1e-4.
+    """
+    direction = np.random.default_rng(1).normal(size=layout.size)
+    names = [str(client) for client in range(clients)]
+    memory, flagged = Memory.new(0), 0
+    for server_round in range(1, 6):
+        lengths = np.random.default_rng(server_round).uniform(0.5, 1.5, clients)
+        x = lengths[:, None] * direction
+        trusted = memory.trusted(names, server_round)
+        table = extract(Updates.of(x), layout, direction, trusted)
+        findings, memory = inspect(table, names, memory, Detection(detector), server_round)
+        assert all(f.group is None for f in findings)
+        flagged += sum(f.flagged for f in findings)
+    assert flagged <= 6
+    assert not any(s.quarantined(6) for s in memory.standings.values())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_updates_are_not_suspicious(layout, value):
+    names = [str(client) for client in range(10)]
+    table = extract(Updates.of(np.full((10, layout.size), value)), layout)
+    findings, _ = inspect(table, names, Memory.new(0), Detection(), 1)
+    assert not any(f.flagged for f in findings)

@@ -1,0 +1,92 @@
+"""A client's memory on disk, so that it outlives the SuperNode's process."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from numpy.typing import NDArray
+
+from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
+from qsfl_flower.clients.steps import client_name
+from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.wire import from_record, to_record
+
+log = logging.getLogger("qsfl_flower")
+
+KEPT = ("qsfl-compression", "qsfl-scaffold", "qsfl-personal")
+"""Records of the client state that are written: the residual of error feedback, the control
+variate, personal layers. Keys and shares never are."""
+
+_ANY_AGE = 1 << 62
+
+
+def state_mod(folder: Path, key: Secret | None = None) -> Mod:
+    """Make the mod that keeps a client's memory in a file.
+
+    Flower holds the client state in the SuperNode's process. This mod writes the records `KEPT`
+    after each message that changed them, and puts them back when Flower comes with a state in
+    which they are missing. A client that is killed while it trains, and takes up its training from
+    a checkpoint, then adds the same residual and sends the same record.
+
+    Parameters
+    ----------
+    folder : Path
+        Of this client; the file goes into ``state`` below it. It may be the folder of the client's
+        `ClientCheckpoints`.
+    key : Secret, optional
+        Encrypts the file: the ``storage`` key of the client's identity.
+
+    Returns
+    -------
+    Mod
+        To be put before `qsfl_mod`.
+
+    Notes
+    -----
+    A memory belongs to one run and one client; others are passed over. The file is replaced when a
+    reply is finished: if the process dies between that and the reply's departure, the update counts
+    as sent, like one that the network loses.
+
+    Who sees what: whoever reads the file sees what training left behind; it is readable by its
+    owner only.
+    """
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        owner = f"state {context.run_id} {client_name(context)}"
+        store = ClientCheckpoints(folder / "state", owner=owner, keep=1, key=key)
+        if not any(name in context.state for name in KEPT):
+            _restore(store, context)
+        before = [context.state.get(name) for name in KEPT]
+        reply = call_next(message, context)
+        after = [context.state.get(name) for name in KEPT]
+        if any(new is not old for new, old in zip(after, before, strict=True)):
+            _save(store, context)
+        return reply
+
+    return mod
+
+
+def _save(store: ClientCheckpoints, context: Context) -> None:
+    names: dict[str, list[str]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for kept in KEPT:
+        record = context.state.get(kept)
+        if isinstance(record, ArrayRecord):
+            values = from_record(record)
+            names[kept] = list(values)
+            arrays |= {f"{kept}/{number}": array for number, array in enumerate(values.values())}
+    store.save(ClientCheckpoint(0, "", 0, arrays, names))
+
+
+def _restore(store: ClientCheckpoints, context: Context) -> None:
+    saved = store.latest(0, _ANY_AGE)
+    if saved is None:
+        return
+    for kept, names in saved.values.items():
+        arrays = {name: saved.arrays[f"{kept}/{n}"] for n, name in enumerate(names)}
+        context.state[kept] = to_record(arrays)
+    log.info("the client's memory was read from %s", store.folder)
