@@ -30,7 +30,7 @@ from qsfl_flower.wire import to_record
 from qsfl_flower.wire.keys import MASKED_SUM
 
 _STATE_RECORD = "qsfl-masked-sum"
-_CLIENT, _VECTOR, _ROUND = "client", "vector", "round"
+_CLIENT, _VECTOR, _LEAST, _ROUND = "client", "vector", "least", "round"
 _SALT = 16
 _NONCE = bytes(12)
 
@@ -49,10 +49,11 @@ def masked_sum_step(
     vector: Ring = np.empty(size + LIMBS * tally.size, np.uint32)
     code.encode(np.multiply(update.vector, weight, out=update.vector), vector[:size])
     encode_scalars(integers, vector[size:])
-    dealt, kept = b"", {_VECTOR: vector.tobytes()}
+    least = int(parameters["min_clients"]).to_bytes(4)
+    dealt, kept = b"", {_VECTOR: vector.tobytes(), _LEAST: least}
     if parameters["terms"]:
         terms = Terms.decode(base64.b64decode(parameters["terms"]))
-        client, dealt = _deal(terms, parameters["round"], context)
+        client, dealt = _deal(terms, parameters["round"], kept, context)
         kept[_CLIENT] = client.encode()
     _keep(context, parameters["round"], kept)
     payload = to_record({"deal": np.frombuffer(dealt, np.uint8)})
@@ -66,7 +67,7 @@ def deal_task(context: StepContext) -> RecordDict:
     round_, kept = _kept(context)
     if _VECTOR not in kept:
         raise RejectedUpdate("refused", "there is no update left to take part with")
-    client, dealt = _deal(Terms.decode(_field(context, "terms")), round_, context)
+    client, dealt = _deal(Terms.decode(_field(context, "terms")), round_, kept, context)
     _keep(context, round_, {**kept, _CLIENT: client.encode()})
     return _answer({"deal": dealt})
 
@@ -83,10 +84,10 @@ def mask_task(context: StepContext) -> RecordDict:
         _field(context, "relay"),
         vector,
         party.credentials,
-        _policy(context),
+        _policy(kept, context),
         party.now,
     )
-    _keep(context, round_, {_CLIENT: client.encode()})
+    _keep(context, round_, {_CLIENT: client.encode(), _LEAST: kept[_LEAST]})
     answer = _answer({"lockers": lockers})
     answer["masked"] = to_record({"masked": vector})
     return answer
@@ -98,9 +99,9 @@ def release_task(context: StepContext) -> RecordDict:
     if _CLIENT not in kept:
         raise RejectedUpdate("refused", "no shares are held")
     client, released = release(
-        Client.decode(kept[_CLIENT]), _field(context, "survivors"), _policy(context)
+        Client.decode(kept[_CLIENT]), _field(context, "survivors"), _policy(kept, context)
     )
-    _keep(context, round_, {_CLIENT: client.encode()})
+    _keep(context, round_, {_CLIENT: client.encode(), _LEAST: kept[_LEAST]})
     return _answer({"release": released})
 
 
@@ -122,14 +123,17 @@ for _name, _task in (("deal", deal_task), ("mask", mask_task), ("release", relea
     TASKS[f"{MASKED_SUM}.{_name}"] = _named(_task)
 
 
-def _deal(terms: Terms, round_: int, context: StepContext) -> tuple[Client, bytes]:
+def _deal(
+    terms: Terms, round_: int, kept: Mapping[str, bytes], context: StepContext
+) -> tuple[Client, bytes]:
     if (terms.run, terms.round) != (context.context.run_id, round_):
         raise RejectedUpdate("refused", f"the sum is of round {terms.round}, this is {round_}")
     party = context.party
-    return deal(terms, party.credentials, _policy(context), party.now)
+    return deal(terms, party.credentials, _policy(kept, context), party.now)
 
 
-def _policy(context: StepContext) -> Policy:
+def _policy(kept: Mapping[str, bytes], context: StepContext) -> Policy:
+    """Return what this client insists on: the stricter of its own limit and the sum's."""
     config, default = context.context.node_config, Policy()
     colluding = config.get("qsfl-max-colluding", default.colluding)
     least = config.get("qsfl-min-cohort", default.min_clients)
@@ -138,7 +142,7 @@ def _policy(context: StepContext) -> Policy:
             f"node config: qsfl-max-colluding {colluding!r} must be a number and qsfl-min-cohort "
             f"{least!r} an integer"
         )
-    return Policy(float(colluding), least)
+    return Policy(float(colluding), max(least, int.from_bytes(kept[_LEAST])))
 
 
 def _answer(values: Mapping[str, str | bytes]) -> RecordDict:

@@ -31,6 +31,9 @@ LEAST_STEPS = 1 << 10
 Gaussians and one discrete Gaussian is then below 10 n exp(-pi^2 2^20) (Kairouz et al., theorem 1),
 which is nothing."""
 
+TOLERANCE = 1e-9
+"""Relative excess of a norm over its bound, left by clipping in float64; the noise covers it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseShare:
@@ -105,7 +108,7 @@ class NoiseShare:
 
     def _share(self, grid: float) -> float:
         # Rounding can move two neighbouring vectors apart by sqrt(d) steps; the noise covers it.
-        sensitivity = self.clip_norm / grid + math.sqrt(self.size)
+        sensitivity = self.clip_norm * (1 + TOLERANCE) / grid + math.sqrt(self.size)
         return self.noise_multiplier * sensitivity / math.sqrt(self.honest)
 
     def std(self, contributions: int) -> float:
@@ -145,7 +148,7 @@ class NoiseShare:
             If the size is wrong, or the norm is larger than promised: nothing may be sent then.
         """
         norm = float(np.linalg.norm(values))
-        if values.shape != (self.size,) or not norm <= bound * (1 + 1e-6):
+        if values.shape != (self.size,) or not norm <= bound * (1 + TOLERANCE):
             raise ConfigError(
                 f"a vector of shape {values.shape} and norm {norm:.6g} was to be privatised; "
                 f"allowed are shape ({self.size},) and norms up to {bound:.6g}"

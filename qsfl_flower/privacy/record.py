@@ -16,6 +16,7 @@ METRICS = {
     "noise_multiplier": "dp-noise-multiplier",
     "sampling_rate": "dp-sampling-rate",
     "steps": "dp-steps",
+    "sum_norm": "dp-sum-norm",
 }
 """Metrics under which a client tells what it did."""
 
@@ -59,18 +60,66 @@ class RecordPrivacy:
 
     def told(self) -> dict[str, float]:
         """Return the metrics with which a client says that it has done this."""
-        return {METRICS[name]: value for name, value in asdict(self).items()}
+        return _told(self)
 
     def weaker(self, told: Mapping[str, Any]) -> str | None:
         """Return in which way what a client told is weaker than this, or None if it is not.
 
         What a client tells is a claim; it protects its own records, so it has no reason to lie.
         """
-        for name, metric in METRICS.items():
-            wanted, found = getattr(self, name), told.get(metric)
-            good = isinstance(found, int | float) and (
-                found >= wanted if name == "noise_multiplier" else found <= wanted
+        return _weaker(self, told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordBatch:
+    r"""What every client computes where noise is added to the sum over all clients.
+
+    .. math:: G = P\Big(\sum_{i \in B} g_i \min(1, C / \lVert g_i \rVert)\Big)
+
+    for a Poisson batch B of its records; P scales vectors longer than S down to S. Scaling to a
+    ball brings no two vectors further apart, so that one record moves G by at most C still.
+
+    Parameters
+    ----------
+    clip_norm : float
+        Bound C on the L2 norm of one record's gradient, > 0.
+    sampling_rate : float
+        Probability with which each record is in the batch, in (0, 1].
+    sum_norm : float
+        Bound S on the L2 norm of the sum, >= `clip_norm`; larger sums lose accuracy, not privacy.
+    """
+
+    clip_norm: float
+    sampling_rate: float
+    sum_norm: float
+
+    def __post_init__(self) -> None:
+        bounds = 0 < self.clip_norm <= self.sum_norm < math.inf
+        if not (bounds and 0 < self.sampling_rate <= 1):
+            raise ConfigError(
+                "a batch of records needs 0 < clip_norm <= sum_norm and a sampling_rate in (0, 1], "
+                f"found {self}"
             )
-            if not good:
-                return f"{metric} is {found!r}, required is {wanted!r}"
-        return None
+
+    def told(self) -> dict[str, float]:
+        """Return the metrics with which a client says that it has done this."""
+        return _told(self)
+
+    def weaker(self, told: Mapping[str, Any]) -> str | None:
+        """As `RecordPrivacy.weaker`."""
+        return _weaker(self, told)
+
+
+def _told(privacy: RecordPrivacy | RecordBatch) -> dict[str, float]:
+    return {METRICS[name]: value for name, value in asdict(privacy).items()}
+
+
+def _weaker(privacy: RecordPrivacy | RecordBatch, told: Mapping[str, Any]) -> str | None:
+    for name, wanted in asdict(privacy).items():
+        metric, found = METRICS[name], told.get(METRICS[name])
+        good = isinstance(found, int | float) and (
+            found >= wanted if name == "noise_multiplier" else found <= wanted
+        )
+        if not good:
+            return f"{metric} is {found!r}, required is {wanted!r}"
+    return None

@@ -9,6 +9,7 @@ from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.compression import Compress, CompressedFedAvg, SharedMask
 from qsfl_flower.strategies.detection import Detect
+from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.policies import POLICIES, Policy
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
@@ -74,6 +75,7 @@ __all__ = [
     "ControlVariates",
     "DecodeStage",
     "Detect",
+    "DistributedDP",
     "FedAdam",
     "FedAsync",
     "FedAvgM",

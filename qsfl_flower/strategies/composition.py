@@ -36,6 +36,8 @@ class Trait(StrEnum):
     PROTECTS_CLIENTS = "adds noise on the server that hides a single client"
     DRAWS_CLIENTS = "counts on clients drawn independently at random"
     NOISES_UPDATES = "adds noise to every update, to hide all of it"
+    SHARES_NOISE = "has clients add shares of the noise that their sum needs"
+    OPENS_DISTANCES = "opens distances between hidden updates, and selects by them"
     TELLS_TRAINING = "has clients tell how they trained"
     OPTIMISES = "treats the step as a gradient of weights"
     SENDS_CONTROLS = "puts control variates beside the weights"
@@ -178,6 +180,17 @@ REFUSALS: tuple[Refusal, ...] = (
         "stages: {0} and {1}: {1} divides by what the hidden clients claim, not by a fixed number, "
         "and the server would see the sum without noise; use distributed-dp, whose noise is in the "
         "sum before anybody sees it",
+    ),
+    Refusal(
+        (T.SHARES_NOISE, T.OPENS_DISTANCES),
+        "stages: {0} and {1}: the noise of the sum does not cover the distances, and who is "
+        "selected depends on the very noise, so that one client can change all of the sum; use "
+        "record_dp, which holds under any rule, or secure_sum",
+    ),
+    Refusal(
+        (T.OVERLAPS_VERSIONS, T.SHARES_NOISE),
+        "stages: {1} sizes the noise for a round in which everybody counts once and alike; use a "
+        "synchronous strategy, or record_dp",
     ),
     Refusal(
         (T.HIDES_UPDATES, T.READS_REPLIES),

@@ -65,6 +65,8 @@ class MaskedSum(CombineStage):
     bound : float
         Largest magnitude of a coordinate of a difference, > 0. A client with a larger one does not
         take part; `Clip` with a norm of at most `bound` excludes that.
+    min_clients : int
+        Least number of clients in a sum, >= 2; the clients release no other.
     max_examples : int
         No client counts for more examples than this, >= 1.
     metrics : Sequence[str]
@@ -104,6 +106,7 @@ class MaskedSum(CombineStage):
         credentials: Credentials,
         *,
         bound: float = 8.0,
+        min_clients: int = 2,
         max_examples: int = 1000,
         metrics: Sequence[str] = ("train-loss", "train-accuracy"),
         weighted_by: str = "num-examples",
@@ -114,6 +117,7 @@ class MaskedSum(CombineStage):
     ) -> None:
         self.credentials = credentials
         self.bound = bound
+        self.min_clients = min_clients
         self.tally = Tally(max_examples, tuple(metrics), weighted_by)
         self.colluding = colluding
         self.sparse = sparse
@@ -121,7 +125,7 @@ class MaskedSum(CombineStage):
         self._clock = clock
         # These raise what would otherwise end the first round.
         RingCode(bound, 2)
-        Policy(colluding)
+        Policy(colluding, min_clients)
 
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""
@@ -145,6 +149,7 @@ class MaskedSum(CombineStage):
             "terms": state["terms"],
             "clients": len(context.senders),
             "bound": self.bound,
+            "min_clients": self.min_clients,
             "max_examples": self.tally.max_examples,
             "metrics": list(self.tally.metrics),
             "weighted_by": self.tally.weighted_by,
@@ -212,12 +217,16 @@ class MaskedSum(CombineStage):
             run.ask_to_deal(self._terms([n for n in updates if n not in run.lost], context))
         size = context.layout.size if context.support is None else context.support.size
         total = run.ask_to_mask(size + LIMBS * self.tally.size)
+        if len(run.lockers) < self.min_clients:
+            raise server.SumAbandoned(
+                "too-few-clients", f"{len(run.lockers)} are left, a sum needs {self.min_clients}"
+            )
         run.ask_to_release(total)
         clients = len(run.lockers)
         code = RingCode(self.bound, len(context.senders))
         weight, metrics = self.tally.read(decode_scalars(total[size:]), clients)
         step = code.decode(total[:size], clients)
-        step /= weight
+        step /= context.weighting.denominator or weight
         return step, metrics
 
     def _terms(self, names: Sequence[str], context: RoundContext) -> Terms:

@@ -287,15 +287,7 @@ class ClientSideDP(CohortStage):
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Charge the round to those who are asked, or end the run."""
-        asked = {**state["asked"]}
-        before = max(asked.values(), default=0)
-        for sender in context.senders:
-            asked[str(sender.rank)] = asked.get(str(sender.rank), 0) + 1
-        state = {**state, "asked": asked}
-        if max(asked.values(), default=0) == before:
-            return state
-        event = self.event(context.layout.size)
-        return self._spending.commit(self._spending.reserve(state, event, context), event)
+        return self._spending.charge_asked(state, self.event(context.layout.size), context)
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Tell the clients what is promised and what they have to do for it."""

@@ -115,7 +115,8 @@ class Attempt:
         )
         mean = terms.fixed_point.decode(total[:d])
         weight, metrics = self.tally.read(signed(total[d:]).tolist(), len(chosen))
-        mean /= weight if self.weighted else len(chosen)
+        own = weight if self.weighted else len(chosen)
+        mean /= self.context.weighting.denominator or own
         # A mean of vectors within a norm is within it, unless somebody lied about size or weight.
         norm = measure(Vector.dense(mean)).norm
         if terms.bound == terms.clip_norm and norm > terms.longest(d) / 2**terms.bits:

@@ -305,6 +305,7 @@ class SecureKrum(SecureSum):
 
     name = "secure_krum"
     distances = True
+    declares = frozenset({Trait.TRUSTS_KEYS, Trait.OPENS_DISTANCES})
 
     def __init__(
         self,

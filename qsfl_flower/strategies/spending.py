@@ -104,6 +104,25 @@ class Spending:
         self._known = [*events, latest]
         return {**state, "events": self._known, "release": None}
 
+    def charge_asked(self, state: State, event: Event, context: RoundContext) -> State:
+        """Return the state after everybody who is asked was charged: what they send may be seen.
+
+        The loss is that of the client asked most often, so a round that asks only others is free.
+
+        Raises
+        ------
+        BudgetExceeded
+            If the round would overspend; nothing has happened then.
+        """
+        asked = {**state["asked"]}
+        before = max(asked.values(), default=0)
+        for sender in context.senders:
+            asked[str(sender.rank)] = asked.get(str(sender.rank), 0) + 1
+        state = {**state, "asked": asked}
+        if max(asked.values(), default=0) == before:
+            return state
+        return self.commit(self.reserve(state, event, context), event)
+
     def epsilon(self, state: State) -> float:
         """Return what has been spent."""
         spent = self._of(state).epsilon(self.budget.delta)

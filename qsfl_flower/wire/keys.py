@@ -66,6 +66,9 @@ UPDATE_PURPOSE = "update"
 MASKED_SUM = "masked_sum"
 """Name of the pairwise-mask sum: of its step, the prefix of its tasks, and its ConfigRecord."""
 
+DISTRIBUTED_DP = "distributed-dp"
+"""Name of the stage, and step of a plan: add a share of the noise before the secure sum."""
+
 CHOOSE_STEP = "compress-choose"
 """Step of a plan: keep few coordinates of the update (see `qsfl_flower.compression.Scheme`)."""
 

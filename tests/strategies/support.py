@@ -25,6 +25,7 @@ from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checks import arguments_of
 from qsfl_flower.strategies.compression import Compress, SharedMask
 from qsfl_flower.strategies.detection import Detect
+from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
 from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.scaffold import ControlVariates
@@ -58,13 +59,14 @@ CAPABILITIES: dict[str, Callable[[], Stage] | None] = {
     "broadcast": lambda: Broadcast(ratio=0.5),
     "detect": Detect,
     "robust": lambda: Robust("multi_krum", 1),
-    "secure_sum": lambda: SecureSum(2.0),
+    "secure_sum": lambda: SecureSum(2.0, bound=8.0, weighted=False, metrics=()),
     "secure_krum": lambda: SecureKrum(2.0, 1),
-    "masked_sum": lambda: MaskedSum(_server(), bound=2.0, colluding=0.0),
+    "masked_sum": lambda: MaskedSum(_server(), bound=8.0, metrics=(), colluding=0.0),
     "central_dp": lambda: CentralDP(0.05, 7),
     "record_dp": lambda: RecordDP(
         RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.1, steps=1)
     ),
+    "distributed_dp": lambda: DistributedDP(0.05, 7),
     "local_dp": lambda: LocalDP(1.0, 0.01),
     "scaffold": ControlVariates,
     "server optimiser": lambda: FedAvgM(1.0, 0.5),
@@ -77,9 +79,11 @@ COMPANIONS = {
     "secure_krum": ("authenticate",),
     "masked_sum": ("authenticate",),
     "central_dp": ("clip",),
+    "distributed_dp": ("clip", "authenticate", "secure_sum"),
     "adaptive_clip": ("central_dp",),
 }
-"""Without these a capability never stands; `clip` gives way to `adaptive_clip`."""
+"""Without these a capability never stands; `clip` gives way to `adaptive_clip`, and `secure_sum`
+to other sums."""
 
 
 def stages_of(names: Sequence[str]) -> list[Stage]:
@@ -89,6 +93,8 @@ def stages_of(names: Sequence[str]) -> list[Stage]:
         whole += [c for c in COMPANIONS.get(name, ()) if c not in whole]
     if "adaptive_clip" in whole and "clip" not in names and "clip" in whole:
         whole.remove("clip")
+    if "secure_sum" not in names and {"masked_sum", "secure_krum"} & {*names}:
+        whole = [name for name in whole if name != "secure_sum"]
     made = [CAPABILITIES[name] for name in whole]
     return [make() for make in made if make is not None]
 

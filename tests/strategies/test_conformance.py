@@ -44,6 +44,7 @@ from qsfl_flower.strategies import (
 from qsfl_flower.strategies.broadcast import Broadcast
 from qsfl_flower.strategies.compression import Compress, SharedMask
 from qsfl_flower.strategies.detection import Detect
+from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP
 from qsfl_flower.strategies.robust import Robust
@@ -106,6 +107,14 @@ SAMPLES: dict[type[Stage], Sample] = {
         random=True,
     ),
     CentralDP: Sample(lambda c: [Clip(1.0), CentralDP(1.0, 7)], random=True),
+    DistributedDP: Sample(
+        lambda c: [
+            Authenticate(c),
+            SecureSum(1.0, weighted=False, metrics=(), bound=60.0),
+            DistributedDP(1.0, 7),
+        ],
+        random=True,
+    ),
     LocalDP: Sample(lambda c: [LocalDP(1.0, 1.0)], random=True),
     MaskedSum: Sample(
         lambda c: [Authenticate(c), MaskedSum(c, bound=4.0, colluding=0.0)], neutral=1e-5

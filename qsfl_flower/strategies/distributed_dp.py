@@ -1,0 +1,254 @@
+"""Differential privacy without a trusted server: noise in shares, added before the secure sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.compression.select import keep_count
+from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.numerics import Layout, measure
+from qsfl_flower.privacy.distributed import NoiseShare
+from qsfl_flower.privacy.policy import Protection
+from qsfl_flower.privacy.record import RecordBatch
+from qsfl_flower.secure.pairwise.ring import RingCode
+from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.compression import SharedMask
+from qsfl_flower.strategies.masked_sum import MaskedSum
+from qsfl_flower.strategies.privacy import PROTECTION, RecordDP
+from qsfl_flower.strategies.secure_sum import SecureSum
+from qsfl_flower.strategies.spending import PrivacyBudget, Spending
+from qsfl_flower.strategies.stages import (
+    ClientPhase,
+    Clip,
+    CombineStage,
+    Measurements,
+    Phase,
+    RoundContext,
+    Stage,
+    State,
+    Steps,
+    VectorStage,
+)
+from qsfl_flower.wire import PlanItem
+from qsfl_flower.wire.keys import DISTRIBUTED_DP
+
+_EXACT = 1 << 53
+"""Integers below it survive the way through float64."""
+
+
+class DistributedDP(VectorStage):
+    r"""Client-level or record-level privacy against the server too.
+
+    .. math:: \bar\Delta = \frac{1}{n} \sum_{i \in S} (\Delta_i + \xi_i), \qquad
+              \xi_i \sim \mathcal N_{\mathbb Z}\Big(0, \frac{(z C)^2}{h - f}\Big)
+
+    Every client adds its share of discrete Gaussian noise to its clipped update on the integer grid
+    of the secure sum. A share is sized for the fewest contributions h that the sum may have (its
+    `min_clients`), f of which may come without noise, so that whatever is opened carries at
+    least the noise multiplier z. All clients count alike, and n is a constant.
+
+    Parameters
+    ----------
+    noise_multiplier : float
+        Promised standard deviation z of the noise of the sum over the sensitivity C, > 0.
+    denominator : float
+        n, > 0: clients that a round is expected to have; with `batch` records that all of their
+        batches are expected to have. A constant, never what was counted.
+    budget : PrivacyBudget, optional
+        Delta, limit, accountant, ledger.
+    batch : RecordBatch, optional
+        Protect single records: clients send sums of clipped gradients of a Poisson batch
+        (`qsfl_flower.clients.GradientSumClient`), and one round is one step of DP-SGD over all
+        records. Without it whole clients are protected, and C is their clip norm.
+    non_contributors : int
+        f, >= 0: clients that may leave the noise out, or tell the server theirs.
+    rounds : int
+        Rounds that are planned, >= 1; told to the clients.
+
+    Notes
+    -----
+    Guarantee: (epsilon, delta)-DP for a client's data (its update becoming zero), or for adding or
+    removing one record, for everything that leaves the clients. Against: the server, up to
+    f clients in league with it, and whoever sees the models. Trusted: the secure sum, and the other
+    h - f clients to add what they are asked for. The server has to ask everybody for the same
+    noise; clients that insist on a minimum with `privacy_mod` refuse less, whatever it asks. How
+    many records a client has counts as public; metrics of training are not sent. Every round counts
+    in full for the clients that are asked, since the server knows them. Only the sum is protected:
+    a rule that opens more, as `SecureKrum` opens distances, is refused.
+
+    References
+    ----------
+    P. Kairouz, Z. Liu, T. Steinke, "The distributed discrete Gaussian mechanism for federated
+    learning with secure aggregation", 2021.
+    """
+
+    name = DISTRIBUTED_DP
+    phase = Phase.PRIVATIZE
+    declares = frozenset({Trait.SHARES_NOISE})
+
+    def __init__(
+        self,
+        noise_multiplier: float,
+        denominator: float,
+        budget: PrivacyBudget | None = None,
+        *,
+        batch: RecordBatch | None = None,
+        non_contributors: int = 0,
+        rounds: int = 1,
+    ) -> None:
+        if not (0 < noise_multiplier < math.inf and 0 < denominator < math.inf):
+            raise ConfigError(
+                "distributed-dp: noise_multiplier and denominator must be positive, found "
+                f"{noise_multiplier!r} and {denominator!r}"
+            )
+        self.noise_multiplier, self.batch = noise_multiplier, batch
+        self.denominator: float = denominator
+        self.non_contributors, self.rounds = non_contributors, rounds
+        self._spending = Spending(budget or PrivacyBudget())
+        self._sum: SecureSum | MaskedSum | None = None
+        self._mask: SharedMask | None = None
+        self._bound = math.nan
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse chains in which more than a noisy sum of bounded vectors would be seen."""
+        combiner = next((s for s in stages if isinstance(s, CombineStage)), None)
+        if not isinstance(combiner, SecureSum | MaskedSum):
+            raise CompositionError(
+                "distributed-dp: a share of the noise protects nobody by itself, only the sum of "
+                "the shares does; add secure_sum or masked_sum, which show nothing but the sum, or "
+                "use central_dp"
+            )
+        if combiner.tally.metrics:
+            raise CompositionError(
+                f"distributed-dp: {combiner.name} would open sums of {combiner.tally.metrics[0]} "
+                "without noise; set its metrics to [] and evaluate on the server (evaluate_fn)"
+            )
+        if isinstance(combiner, SecureSum) and (combiner.weighted or combiner.enforce_norm):
+            raise CompositionError(
+                "distributed-dp: all clients must count alike, or their noise does not, and norms "
+                "must stay closed; set weighted and enforce_norm of secure_sum to false"
+            )
+        for stage in stages:
+            if self.batch and isinstance(stage, RecordDP):
+                raise CompositionError(
+                    "distributed-dp: record-dp has the clients add all of the noise to their "
+                    "records already; choose one"
+                )
+            if self.batch and isinstance(stage, SharedMask):
+                raise CompositionError(
+                    "distributed-dp: shared_mask scales or keeps what it does not send, so that "
+                    "one record would count for more than its clip norm; leave it out, or protect "
+                    "whole clients"
+                )
+        bounds = [s.parameters.clip_norm for s in stages if isinstance(s, Clip)]
+        if isinstance(combiner, SecureSum):
+            bounds.append(combiner.clip_norm)
+        if not bounds:
+            raise CompositionError(
+                "distributed-dp: without a bound on one client's norm no amount of noise is "
+                "enough; add clip"
+            )
+        self._sum, self._bound = combiner, min(bounds)
+        self._mask = next((s for s in stages if isinstance(s, SharedMask)), None)
+        self._check_room(self._share(1, 0.0, 2))
+
+    def init(self, layout: Layout) -> State:
+        """Start with nobody asked."""
+        del layout
+        return {"asked": {}, "events": []}
+
+    def prepare(self, state: State, context: RoundContext) -> State:
+        """Charge the round to those who are asked, or end the run."""
+        share = self._share_of(context)
+        self._check_room(share)
+        rate = 1.0 if self.batch is None else self.batch.sampling_rate
+        return self._spending.charge_asked(state, share.event(rate), context)
+
+    def client_steps(self, state: State, context: RoundContext) -> Steps:
+        """Tell the clients what is promised, and which share of the noise they have to add."""
+        offered = Protection(
+            placement="distributed" if self.batch is None else "distributed-record",
+            clip_norm=self._bound if self.batch is None else self.batch.clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=1.0 if self.batch is None else self.batch.sampling_rate,
+            releases=max(self.rounds, context.server_round),
+            delta=self._spending.budget.delta,
+        )
+        told = {
+            "share": asdict(self._share_of(context)),
+            "bound": self._bound,
+            "batch": None if self.batch is None else asdict(self.batch),
+        }
+        return [
+            (ClientPhase.CORRECT, PlanItem(PROTECTION, offered.to_dict())),
+            (ClientPhase.NOISE, PlanItem(self.name, told)),
+        ]
+
+    def apply(
+        self, vector: NDArray[np.float64], state: State, context: RoundContext
+    ) -> tuple[NDArray[np.float64], State, Measurements]:
+        """Tell what has been spent; the noise is in the sum already."""
+        share = self._share_of(context)
+        std = share.std(share.honest) / self.denominator
+        told = {
+            "epsilon": self._spending.epsilon(state),
+            "noise_multiplier": self.noise_multiplier,
+            "noise_std": std,
+            "expected_noise_norm": std * math.sqrt(share.size),
+            "sensitivity": share.clip_norm / self.denominator,
+        }
+        return vector, state, told
+
+    @property
+    def _known_sum(self) -> SecureSum | MaskedSum:
+        if self._sum is None:
+            raise ConfigError("distributed-dp is used outside a chain")
+        return self._sum
+
+    def _share_of(self, context: RoundContext) -> NoiseShare:
+        size = context.layout.size
+        if self._mask is not None:
+            size = keep_count(size, self._mask.mask.ratio)
+        rounding = 0.0
+        if self.batch is not None:
+            # The app returns model minus sum, rounded to the model's type: an error of at most half
+            # a unit in the last place on either side of two neighbours.
+            floats = (t for t in context.layout.dtypes if t.startswith("float"))
+            unit = max(float(np.finfo(t).eps) for t in floats)
+            rounding = 1.01 * unit * (measure(context.model).norm + self.batch.sum_norm)
+        return self._share(size, rounding, len(context.senders))
+
+    def _share(self, size: int, rounding: float, clients: int) -> NoiseShare:
+        summed = self._known_sum
+        if isinstance(summed, SecureSum):
+            fewest, bits = summed.committee.min_clients, summed.bits
+        else:
+            fewest, bits = summed.min_clients, RingCode(summed.bound, clients).bits
+        return NoiseShare(
+            clip_norm=(self._bound if self.batch is None else self.batch.clip_norm) + rounding,
+            noise_multiplier=self.noise_multiplier,
+            fewest=fewest,
+            non_contributors=self.non_contributors,
+            size=size,
+            resolution=2.0**-bits,
+        )
+
+    def _check_room(self, share: NoiseShare) -> None:
+        """Refuse sums in which an update with its noise has no room."""
+        summed, largest = self._known_sum, share.largest(self._bound)
+        if (least := largest * share.resolution) > summed.bound:
+            raise CompositionError(
+                f"distributed-dp: a coordinate with its noise may reach {least:.4g}, the bound of "
+                f"{summed.name} is {summed.bound:g}; set bound to {1.01 * least:.4g} or more, or "
+                "lower the clip norm or the noise"
+            )
+        if largest >> share.shift >= _EXACT:
+            raise CompositionError(
+                f"distributed-dp: updates of norm {self._bound:g} in steps of {share.grid:.3g} do "
+                "not pass through float64 exactly; use fewer bits or a smaller clip norm"
+            )
