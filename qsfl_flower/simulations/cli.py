@@ -124,6 +124,18 @@ def validate(
 
 
 @app.command()
+def explain(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+) -> None:
+    """Say in words what a configuration achieves and costs, before anything runs."""
+    with _errors():
+        from qsfl_flower.simulations.explain import explain_experiment
+
+        sys.stdout.write(explain_experiment(load_experiment(config, overrides or ())))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configurations, for editors."""
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")

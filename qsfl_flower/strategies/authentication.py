@@ -23,6 +23,7 @@ from qsfl_flower.crypto.session import Session
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout
 from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import Exchange, Measurements, MessageStage, Phase, State
 from qsfl_flower.strategies.update import Sender
 from qsfl_flower.wire import QSFL_RECORD, records_of
@@ -177,6 +178,24 @@ class Authenticate(MessageStage):
         if told is not None and told.encrypted:
             content = _opened(content, gate.sessions.get(sender.node_id), reply)
         return sender, content, {"gate": gate}
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say who can do what on the wire."""
+        hidden = "everything but updates" if self.encrypt else "models, updates and metrics"
+        return {
+            Topic.NETWORK: [
+                f"names, sizes and times; {hidden}, where Flower's TLS is off or opened later"
+                + (
+                    "; updates only if both X25519 and ML-KEM-768 are broken"
+                    if self.encrypt
+                    else ""
+                )
+            ],
+            Topic.LIARS: [
+                "impostors, altered, repeated and misdirected messages are refused, and so are "
+                "instructions that the enrolled server has not signed (ML-DSA, post-quantum)"
+            ],
+        }
 
     def measure(self, state: State) -> Measurements:
         """Tell how many sessions there are, and how many the last exchange made."""

@@ -61,6 +61,7 @@ class Chain:
         vectors = [s for s in self.stages if isinstance(s, VectorStage)]
         self.drawer = next((s for s in vectors if s.poisson_rate is not None), None)
         self.denominator = next((s.denominator for s in vectors if s.denominator), None)
+        self.arguments = tuple(arguments)
         refuse((*self.stages, *arguments))
         for stage in self.stages:
             stage.check(self.stages)

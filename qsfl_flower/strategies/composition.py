@@ -29,6 +29,7 @@ class Trait(StrEnum):
     PER_LAYER = "works layer by layer"
     SEES_UPDATES = "looks at single updates"
     COMBINES = "combines the updates"
+    WITHSTANDS_LIARS = "combines so that some liars cannot mislead it"
     HIDES_UPDATES = "hides single updates from the server"
     NEEDS_EVERYBODY = "hides them under masks that cancel only in the sum over everybody"
     OUTGROWS_BOUND = "makes updates longer than their bound"

@@ -72,6 +72,12 @@ class Compress(DecodeStage):
             (ClientPhase.ENCODE, PlanItem(COMPRESS_STEP)),
         ]
 
+    def upload(self, size: int, clients: int) -> int:
+        """Return the bytes of a record with the coordinates of noise."""
+        noise = np.random.default_rng(0).normal(size=size)
+        chosen = self.scheme.choose(noise, self.scheme.warmup_rounds + 1, 0)
+        return len(self.scheme.encode(noise[chosen], size, chosen, 0)[0])
+
     def decode(self, payload: ArrayRecord, context: RoundContext) -> Vector:
         """Read a record of at most as many values as the round allows."""
         size = context.layout.size
@@ -132,6 +138,14 @@ class SharedMask(DecodeStage):
             (ClientPhase.SPARSIFY, PlanItem(MASK_STEP, told)),
             (ClientPhase.ENCODE, PlanItem(MASK_ENCODE_STEP)),
         ]
+
+    def upload(self, size: int, clients: int) -> int:
+        """Return the bytes of a record of `size` values."""
+        return len(
+            Scheme("all", 1.0, values=self.mask.values).encode(
+                np.random.default_rng(0).normal(size=size), size, np.arange(size), 0
+            )[0]
+        )
 
     def address(
         self, contents: Mapping[int, RecordDict], state: State, exchange: Exchange

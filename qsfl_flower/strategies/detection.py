@@ -17,6 +17,7 @@ from qsfl_flower.robust.detection import (
     inspect,
 )
 from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import (
     CohortStage,
     Measurements,
@@ -76,6 +77,11 @@ class Detect(CohortStage):
     def traits(self) -> frozenset[Trait]:
         """It looks at updates, and may rely on names."""
         return super().traits | ({Trait.TRUSTS_NAMES} if self.by_name else frozenset())
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say what happens to unusual clients."""
+        then = "are rejected, and their clients quarantined" if self.quarantine else "are told"
+        return {Topic.LIARS: [f"unusual updates {then}, with reasons"]}
 
     def init(self, layout: Layout) -> State:
         """Return the memory before the first round."""

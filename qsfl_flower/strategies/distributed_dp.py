@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.secure.pairwise.ring import RingCode
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.compression import SharedMask
+from qsfl_flower.strategies.explanation import Sentences
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.privacy import PROTECTION, RecordDP
 from qsfl_flower.strategies.secure_sum import SecureSum
@@ -156,6 +157,20 @@ class DistributedDP(VectorStage):
         self._sum, self._bound = combiner, min(bounds)
         self._mask = next((s for s in stages if isinstance(s, SharedMask)), None)
         self._check_room(self._share(1, 0.0, 2))
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say what is promised to a client that is asked in every round."""
+        size = layout.size if self._mask is None else keep_count(layout.size, self._mask.mask.ratio)
+        share = self._share(size, 0.0, 2)
+        rate = 1.0 if self.batch is None else self.batch.sampling_rate
+        event = share.event(rate)
+        return self._spending.promise(
+            [replace(event, count=event.count * rounds)],
+            "one client with all its data" if self.batch is None else "one record of a client",
+            "everybody but the client itself, the server included",
+            f"noise multiplier {self.noise_multiplier:.3g} in shares beneath the secure sum, "
+            f"as long as {share.honest} of the clients in a sum add theirs",
+        )
 
     def init(self, layout: Layout) -> State:
         """Start with nobody asked."""

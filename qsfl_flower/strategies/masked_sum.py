@@ -25,6 +25,7 @@ from qsfl_flower.secure.pairwise.terms import Policy, Terms
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.strategies.admission import check_encoding
 from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import (
     ClientPhase,
     Combined,
@@ -126,6 +127,29 @@ class MaskedSum(CombineStage):
         # These raise what would otherwise end the first round.
         RingCode(bound, 2)
         Policy(colluding, min_clients)
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say what is opened, and who could open more."""
+        names = ", ".join(self.tally.metrics)
+        return {
+            Topic.SERVER: [
+                f"one sum a round, of the updates, numbers of examples and {names} of all clients "
+                "that stayed to the end"
+            ],
+            Topic.CLIENT: [
+                f"who else takes part; {self.colluding:.0%} of the clients and the server together "
+                "learn no more than the sum over all others"
+            ],
+            Topic.NETWORK: ["updates only if both X25519 and ML-KEM-768 are broken"],
+            Topic.LIARS: [
+                f"no coordinate of an update is larger than {self.bound:g}, or its own client "
+                "refuses; a liar can spoil a sum"
+            ],
+        }
+
+    def upload(self, size: int, clients: int) -> int:
+        """Return the bytes of the masked vector, and of the shares for the others."""
+        return 4 * (size + self.tally.size) + 4000 * (clients - 1)
 
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""

@@ -23,6 +23,7 @@ from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.privacy.sensitivity import Release, Sensitivity, sensitivity
 from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.explanation import Sentences
 from qsfl_flower.strategies.spending import PrivacyBudget, Spending
 from qsfl_flower.strategies.stages import (
     ClientPhase,
@@ -182,6 +183,18 @@ class CentralDP(VectorStage):
         sensitivity(self._release)
         self._multiplier(1)
 
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say what is promised after all rounds."""
+        slack = grid_slack(layout.size + 1)
+        events = [Event(self.schedule.at(r), self.rate, 1, slack) for r in range(1, rounds + 1)]
+        return self._spending.promise(
+            events,
+            "one client with all its data",
+            "everybody who sees the models; the server is trusted, and sees the updates",
+            f"central noise, multiplier {self.schedule.at(1):.3g}, sensitivity "
+            f"{sensitivity(replace(self._release, clip_norm=self._norm({}))).l2:.3g}",
+        )
+
     def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
         """Draw the clients of a round: each with probability `sampling_rate`."""
         source = (
@@ -267,6 +280,8 @@ class ClientSideDP(CohortStage):
     needs_norms = False
     blind = True
     placement: ClassVar[str]
+    unit: ClassVar[str]
+    """What is protected, in words."""
 
     def __init__(self, budget: PrivacyBudget | None, rounds: int) -> None:
         self.rounds = rounds
@@ -279,6 +294,16 @@ class ClientSideDP(CohortStage):
     @abstractmethod
     def step(self, context: RoundContext) -> tuple[ClientPhase, PlanItem]:
         """Return what the mod has to do."""
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say what is promised to a client that trains in every round."""
+        event = self.event(layout.size)
+        return self._spending.promise(
+            [replace(event, count=event.count * rounds)],
+            self.unit,
+            "everybody but the client itself, the server included",
+            f"noise multiplier {event.noise_multiplier:.3g} on the device, trains every round",
+        )
 
     def init(self, layout: Layout) -> State:
         """Start with nobody asked."""
@@ -335,6 +360,7 @@ class RecordDP(ClientSideDP):
 
     name = "record-dp"
     placement = "record"
+    unit = "one record of a client"
     declares = frozenset({Trait.TELLS_TRAINING})
 
     def __init__(
@@ -396,6 +422,7 @@ class LocalDP(ClientSideDP):
 
     name = "local-dp"
     placement = "local"
+    unit = "one client with all its data"
     declares = frozenset({Trait.NOISES_UPDATES, Trait.OUTGROWS_BOUND})
 
     def __init__(

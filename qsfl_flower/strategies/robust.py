@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout
 from qsfl_flower.robust import (
     PREPARATIONS,
     RULES,
@@ -23,6 +24,8 @@ from qsfl_flower.robust import (
     Updates,
     aggregate,
 )
+from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import Combined, CombineStage, RoundContext, State
 from qsfl_flower.strategies.update import Cohort, Rejection, Update
 
@@ -65,6 +68,7 @@ class Robust(CombineStage):
 
     name = "robust"
     needs_norms = False
+    declares = frozenset({Trait.WITHSTANDS_LIARS})
 
     def __init__(
         self,
@@ -85,6 +89,17 @@ class Robust(CombineStage):
         self.root_update = root_update
         if isinstance(self.rule, FLTrust) != (root_update is not None):
             raise ConfigError("robust: root_update goes with the rule fltrust, which needs it")
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say whom the rule withstands."""
+        given = getattr(self.rule, "num_byzantine", None)
+        liars = "as many liars as it is made for" if given is None else f"{given} liars in a round"
+        return {
+            Topic.LIARS: [
+                f"the rule {type(self.rule).__name__} withstands {liars}, up to its bound: best "
+                "where honest updates resemble each other"
+            ]
+        }
 
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
         """Apply the rule to the updates of a round."""

@@ -30,6 +30,7 @@ from qsfl_flower.strategies.committee import (
     read_payload,
 )
 from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.secure_round import Abandoned, Attempt
 from qsfl_flower.strategies.stages import (
     ClientPhase,
@@ -156,6 +157,44 @@ class SecureSum(CombineStage):
     def check(self, stages: Sequence[Stage]) -> None:
         """Take the roster from the stage that proves who is who."""
         self._roster = next(s.credentials.roster for s in stages if isinstance(s, Authenticate))
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say what is opened, and who could open more."""
+        m, t = self.committee.members, self.committee.threshold
+        counted = ", of their numbers of examples" if self.weighted else ""
+        metrics = f" and of {', '.join(self.tally.metrics)}" if self.tally.metrics else ""
+        opened = [
+            f"one sum a round, of the updates{counted}{metrics} of at least "
+            f"{self.committee.min_clients} clients"
+        ]
+        if self.distances:
+            opened.append(
+                "how far apart every two updates are, which determines them up to rotation and "
+                "shift, and whom the rule selects"
+            )
+        if self.enforce_norm:
+            opened.append("the norm of every update")
+        return {
+            Topic.SERVER: opened,
+            Topic.MEMBER: [
+                f"numbers that look random: fewer than {t} of the {m} members, even together with "
+                f"the server, learn no more than it does; {t} of them learn every update"
+            ],
+            Topic.NETWORK: ["updates only if both X25519 and ML-KEM-768 are broken"],
+            Topic.LIARS: self._liars(),
+        }
+
+    def _liars(self) -> list[str]:
+        held = "the committee checks it" if self.enforce_norm else "its own client sees to that"
+        return [
+            f"an update is clipped to {self.clip_norm:g}: {held}; wrong shares and wrong answers "
+            "of members are noticed and named"
+        ]
+
+    def upload(self, size: int, clients: int) -> int:
+        """Return the bytes of the shares."""
+        m, t = self.committee.members, self.committee.threshold
+        return 8 * (m - t + 1) * (size + self.tally.size) + 1300 * m
 
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""
@@ -305,7 +344,7 @@ class SecureKrum(SecureSum):
 
     name = "secure_krum"
     distances = True
-    declares = frozenset({Trait.TRUSTS_KEYS, Trait.OPENS_DISTANCES})
+    declares = SecureSum.declares | {Trait.OPENS_DISTANCES, Trait.WITHSTANDS_LIARS}
 
     def __init__(
         self,
@@ -323,6 +362,13 @@ class SecureKrum(SecureSum):
         self.num_byzantine = num_byzantine
         self.num_selected = num_selected
         super().__init__(clip_norm, committee, **{**options, "weighted": False})
+
+    def _liars(self) -> list[str]:
+        return [
+            *super()._liars(),
+            f"Multi-Krum on exact distances leaves out what lies far from the rest: it withstands "
+            f"{self.num_byzantine} liars among at least {2 * self.num_byzantine + 3} clients",
+        ]
 
     def choose(self, distances: Elements, count: int) -> tuple[int, ...]:
         """Return the positions of the clients with the smallest Krum scores."""

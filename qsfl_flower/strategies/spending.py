@@ -11,6 +11,7 @@ from qsfl_flower.errors import BudgetExceeded, ConfigError
 from qsfl_flower.privacy.accountant import METHODS, Accountant, Method
 from qsfl_flower.privacy.events import Event, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
+from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import RoundContext, State
 
 if TYPE_CHECKING:
@@ -122,6 +123,17 @@ class Spending:
         if max(asked.values(), default=0) == before:
             return state
         return self.commit(self.reserve(state, event, context), event)
+
+    def promise(self, events: Sequence[Event], unit: str, against: str, how: str) -> Sentences:
+        """Say in words what holds after these events."""
+        budget = self.budget
+        epsilon = Accountant(budget.method, events).epsilon(budget.delta)
+        end = "" if budget.epsilon is None else f"; the run ends before epsilon {budget.epsilon:g}"
+        sentence = (
+            f"({epsilon:.3g}, {budget.delta:g})-DP for {unit}, after all rounds, against "
+            f"{against}: {how}{end}"
+        )
+        return {Topic.PRIVACY: [sentence]}
 
     def epsilon(self, state: State) -> float:
         """Return what has been spent."""

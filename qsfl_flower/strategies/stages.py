@@ -26,6 +26,7 @@ from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout, Vector, check_finite_and_size, measure
 from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
 
@@ -184,6 +185,24 @@ class Stage(ABC):
             With the reason and an alternative.
         """
         del stages
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Return what holds because of this stage, as sentences by topic.
+
+        Parameters
+        ----------
+        layout : Layout
+            The model's layout.
+        rounds : int
+            How many rounds are planned, >= 1.
+        """
+        del layout, rounds
+        return {}
+
+    def upload(self, size: int, clients: int) -> int | None:
+        """Return about how large a reply of `size` coordinates is in bytes; None if free."""
+        del size, clients
+        return None
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Return the state with what this round needs, before its instruction is made."""
@@ -427,6 +446,15 @@ class Validate(CohortStage):
         self.max_norm = ABSURD_NORM if max_norm is None else max_norm
         self.needs_norms = max_norm is not None
 
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say what cannot harm the model."""
+        return {
+            Topic.LIARS: [
+                "NaN, infinity, wrong shapes and absurd sizes are rejected; claimed numbers of "
+                "examples are bounded"
+            ]
+        }
+
     def apply(
         self, cohort: Cohort, state: State, context: RoundContext
     ) -> tuple[Cohort, State, Measurements]:
@@ -471,6 +499,13 @@ class Clip(CohortStage):
     def traits(self) -> frozenset[Trait]:
         """It may need layers."""
         return frozenset({Trait.PER_LAYER} if self.parameters.per_layer else ())
+
+    def explain(self, layout: Layout, rounds: int) -> Sentences:
+        """Say how far one client can go."""
+        norm = self.parameters.clip_norm
+        return {
+            Topic.LIARS: [f"no update is longer than {norm:g} (L2 norm), whatever a client sends"]
+        }
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask the mod to clip with the same parameters."""

@@ -80,3 +80,19 @@ def test_light_commands_load_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "secure_krum", "dp_central"])
+def test_explain_says_who_learns_what_and_what_it_costs(name):
+    result = runner.invoke(app, ["explain", name])
+    assert result.exit_code == 0, result.output
+    for heading in ("The server learns", "Against liars", "Not covered", "Costs"):
+        assert heading in result.output
+    assert "time: about" in result.output
+
+
+def test_explain_needs_the_data_to_know_the_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("QSFL_DATA_DIR", str(tmp_path))
+    result = runner.invoke(app, ["explain", "mnist"])
+    assert result.exit_code == 1
+    assert "mnist" in result.output

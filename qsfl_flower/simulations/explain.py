@@ -1,0 +1,127 @@
+"""What an experiment achieves and costs, in words, before anything runs: ``qsfl explain``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import textwrap
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsfl_flower.clients.models import get_arrays
+from qsfl_flower.clients.trainer import TrainingClient
+from qsfl_flower.errors import QSFLError
+from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.simulations.build import client_of, model_of, owners_of, rows_of, strategy_of
+from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.simulations.report.text import count, duration, size, some_clients
+from qsfl_flower.strategies import CheckpointStore, RunObserver, StableFedAvg
+from qsfl_flower.strategies.explanation import explain
+from qsfl_flower.strategies.stages import RoundContext
+
+_PROBE = 256
+"""Examples on which training is timed."""
+
+
+def explain_experiment(experiment: Experiment) -> str:
+    """Return the explanation as text.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What would be run.
+
+    Raises
+    ------
+    CompositionError
+        If its chain is refused.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    with TemporaryDirectory() as folder:
+        strategy = strategy_of(experiment, CheckpointStore(Path(folder)), RunObserver())
+    chain = " -> ".join(stage.name for stage in strategy.chain.stages)
+    clients = experiment.clients.count
+    lines = [
+        f"{experiment.name}: {type(strategy).__name__}, {count(clients, 'client')}, "
+        f"{count(experiment.rounds, 'round')}",
+        f"Chain: {chain}",
+    ]
+    arrays = get_arrays(model_of(experiment))
+    layout = Layout.of(arrays)
+    support = _support(strategy, layout, arrays)
+    asked = round(clients * experiment.clients.fraction_train)
+    told = explain(strategy.chain, layout, experiment.rounds, asked, support)
+    for topic, sentences in told.sentences.items():
+        lines += ["", f"{topic}", *_bullets(sentences)]
+    lines += [
+        "",
+        "Costs",
+        *_bullets([*_bytes(told.bytes_up, layout, experiment), _time(experiment)]),
+    ]
+    if experiment.attacks or experiment.faults:
+        lines += ["", "Tried in this experiment", *_bullets(_trials(experiment))]
+    return "\n".join(lines) + "\n"
+
+
+def _support(strategy: StableFedAvg, layout: Layout, arrays: dict[str, NDArray[Any]]) -> int | None:
+    """Return how many public coordinates a round has, if it is restricted to some."""
+    context = RoundContext(1, layout, Vector.of(arrays, layout))
+    states = strategy.chain.init(layout, {})
+    found = strategy.chain.support(states, context)
+    return None if found is None else found.size
+
+
+def _bytes(bytes_up: int, layout: Layout, experiment: Experiment) -> list[str]:
+    model = 4 * layout.size
+    asked = experiment.clients.count * experiment.clients.fraction_train
+    return [
+        f"up: about {size(bytes_up)} for each client and round, {bytes_up / model:.2g} times the "
+        f"model of {layout.size:,} parameters ({size(model)}); messages add some kB",
+        f"down: {size(model)} for each client and round, or what broadcast makes of it; "
+        f"{count(asked, 'client')} a round",
+    ]
+
+
+def _time(experiment: Experiment) -> str:
+    """Time training on a few examples, and reckon what a round takes on this machine."""
+    try:
+        owners = owners_of(experiment)
+        train, _ = rows_of(experiment, owners, 0)
+        probe = np.full_like(owners, -1)
+        probe[train[:_PROBE]] = 0
+        client = client_of(experiment, probe, 0)
+        start = list(get_arrays(model_of(experiment)).values())
+        seconds = min(_seconds(client, start) for _ in range(2))
+    except QSFLError as error:
+        return f"time: unknown, since training cannot be tried here: {error}"
+    examples = int(np.count_nonzero(owners >= 0)) * experiment.clients.fraction_train
+    cores = os.cpu_count() or 1
+    per_round = seconds * examples / max(1, min(_PROBE, train.size)) / cores
+    return (
+        f"time: about {duration(per_round)} of training a round on {count(cores, 'core')} like "
+        f"these, reckoned from {min(_PROBE, train.size)} examples; start and stages add to it"
+    )
+
+
+def _seconds(client: TrainingClient, start: list[NDArray[Any]]) -> float:
+    started = time.perf_counter()
+    client.fit(start, {"server-round": 1})
+    return time.perf_counter() - started
+
+
+def _trials(experiment: Experiment) -> Iterator[str]:
+    for attack in experiment.attacks:
+        yield f"attack {attack.attack} by {some_clients([str(c) for c in attack.clients])}"
+    for fault in experiment.faults:
+        yield f"fault {fault.kind} of client {fault.client}"
+
+
+def _bullets(sentences: Iterable[str]) -> Iterator[str]:
+    for sentence in sentences:
+        yield textwrap.fill(sentence, 100, initial_indent="  - ", subsequent_indent="    ")
