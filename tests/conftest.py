@@ -1,11 +1,17 @@
-"""A Flower grid without processes, for tests of strategies against scripted clients."""
+"""A Flower grid without processes, for scripted clients; and the flwr command, for whole apps."""
 
 from __future__ import annotations
 
 import os
 import random
+import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,3 +107,50 @@ def trained():
         return client
 
     return make
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+@pytest.fixture
+def flower(tmp_path):
+    """Run the flwr command with a home and a SuperLink of its own; return what it shows."""
+    root, bin_ = Path(__file__).parents[1], Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
+        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
+        "COLUMNS": "300",
+    }
+
+    def flwr(*arguments, cwd=root):
+        return run(["flwr", *map(str, arguments)], cwd, 280)
+
+    def shell(script, cwd, **more):
+        return run(["bash", "-c", script], cwd, 800, {k: str(v) for k, v in more.items()})
+
+    def run(command, cwd, timeout, more=None):
+        done = subprocess.run(
+            command, cwd=cwd, env={**environment, **(more or {})}, timeout=timeout,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+
+    flwr.shell = shell
+    yield flwr
+    port = environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"]
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "flower-superlink" in command and port in command:
+            os.kill(int(process.parent.name), signal.SIGTERM)

@@ -2,7 +2,7 @@
 
 One mod, whatever kind of app it is; put it first in the list::
 
-    app = ClientApp(mods=[auth_mod(credentials), qsfl_mod])
+    app = ClientApp(mods=[auth_mod(), qsfl_mod])
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_record, pack_
 from qsfl_flower.wire.keys import (
     ENCRYPT_KEY,
     INSTRUCTION_KEY,
+    KEY_FOLDER,
     REPLY_KEY,
     TICKET_KEY,
     UPDATE_PURPOSE,
@@ -44,9 +45,12 @@ from qsfl_flower.wire.keys import (
 _STATE_RECORD = "qsfl-auth-state"
 _SEEN, _SESSION = "seen", "session"
 
+_FILES = ("qsfl-key", "qsfl-roster", "qsfl-authority")
+
 
 def auth_mod(
-    credentials: Callable[[Context], Credentials], clock: Callable[[], float] = time.time
+    credentials: Callable[[Context], Credentials] | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Mod:
     """Make the mod that authenticates both ways.
 
@@ -57,8 +61,8 @@ def auth_mod(
 
     Parameters
     ----------
-    credentials : Callable[[Context], Credentials]
-        Returns the client's keys and roster, for example `credentials_from_node_config`.
+    credentials : Callable[[Context], Credentials], optional
+        Returns the client's keys and roster; by default `credentials_from_node_config`.
     clock : Callable[[], float]
         Unix time in seconds.
 
@@ -73,9 +77,11 @@ def auth_mod(
     server gets Flower's error reply, which carries nothing of the client's data.
     """
 
+    find = credentials or credentials_from_node_config
+
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         now = int(clock())
-        party = _Party.of(credentials(context), context, now)
+        party = _Party.of(find(context), context, now)
         instruction, ticket = party.verify(message)
         session, acceptance, nonce = party.session(instruction, ticket)
         encrypt = bool(
@@ -113,33 +119,40 @@ def auth_mod(
 
 
 def credentials_from_node_config(context: Context) -> Credentials:
-    """Read the credentials from the files that the SuperNode's ``--node-config`` names.
+    """Read the credentials of the node from the files that its configuration names.
 
-    ``qsfl-key``, ``qsfl-roster`` and ``qsfl-authority`` are paths; ``qsfl-passphrase-file`` is
-    needed for an encrypted key.
+    In the SuperNode's ``--node-config``, ``qsfl-keys`` is a key folder (see
+    `Credentials.in_folder`); or ``qsfl-key``, ``qsfl-roster`` and ``qsfl-authority`` are paths.
+    ``qsfl-passphrase-file`` is needed for an encrypted key.
+
+    Simulated nodes have no configuration of their own but ``partition-id``. Without one of the
+    entries above, ``qsfl-keys`` in the run's configuration is a folder in which
+    ``qsfl keys federation`` has made a key folder ``client-N`` for every partition N.
 
     Raises
     ------
     ConfigError
-        If one of the three is missing.
+        If nothing says where the keys are.
     """
     config = context.node_config
-    paths = {}
-    for name in ("qsfl-key", "qsfl-roster", "qsfl-authority"):
-        value = config.get(name)
-        if not isinstance(value, str):
-            raise ConfigError(
-                f"node config: {name} is {value!r}; start the SuperNode with "
-                f"--node-config '{name}=\"/path/to/file\" ...'"
-            )
-        paths[name] = Path(value)
-    secret = config.get("qsfl-passphrase-file")
     passphrase = None
-    if secret:
+    if secret := config.get("qsfl-passphrase-file"):
         passphrase = Secret(read_file(Path(str(secret)), private=True).rstrip(b"\r\n"))
-    return Credentials.load(
-        paths["qsfl-key"], paths["qsfl-roster"], paths["qsfl-authority"], passphrase=passphrase
-    )
+    if KEY_FOLDER in config:
+        return Credentials.in_folder(str(config[KEY_FOLDER]), passphrase=passphrase)
+    if not any(name in config for name in _FILES) and KEY_FOLDER in context.run_config:
+        shared = Path(str(context.run_config[KEY_FOLDER])).expanduser()
+        party = f"client-{config.get('partition-id')}"
+        return Credentials.in_folder(shared / party)
+    for name in _FILES:
+        if not isinstance(config.get(name), str):
+            raise ConfigError(
+                f"node config: {KEY_FOLDER} is missing, and {name} is {config.get(name)!r}; start "
+                f"the SuperNode with --node-config '{KEY_FOLDER}=\"/path/to/folder\" ...', or "
+                f"simulate with {KEY_FOLDER} in the run config"
+            )
+    key, roster, authority = (Path(str(config[name])) for name in _FILES)
+    return Credentials.load(key, roster, authority, passphrase=passphrase)
 
 
 @dataclass(frozen=True, repr=False)

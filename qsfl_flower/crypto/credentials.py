@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.files import read_file
 from qsfl_flower.crypto.identity import Identity
 from qsfl_flower.crypto.keyfile import load_authority_key, load_identity
 from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.rosterfile import accept_roster
 from qsfl_flower.crypto.secret import Secret
+
+ROSTER_FILE, AUTHORITY_FILE = "roster.qsfl", "authority.pub"
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,40 @@ class Credentials:
         identity = load_identity(key, passphrase)
         memory = key.with_name(f"{key.name}.seen")
         return cls(identity, accept_roster(read_file(roster, private=False), trusted, memory))
+
+    @classmethod
+    def in_folder(
+        cls, folder: Path | str, party: str = "", *, passphrase: Secret | None = None
+    ) -> Credentials:
+        """Read a key folder: one ``NAME.key``, ``roster.qsfl`` and ``authority.pub``.
+
+        Parameters
+        ----------
+        folder : Path or str
+            The folder; ``~`` is the home of the user. A relative path counts from the folder in
+            which the process was started.
+        party : str
+            If the folder holds one of this name, that one is read: a simulation keeps the folders
+            of all parties in one place (``qsfl keys federation``).
+        passphrase : Secret, optional
+            For an encrypted key file.
+
+        Raises
+        ------
+        KeyFileError
+            If there is not exactly one key, or as for `load`.
+        Rejected
+            As for `load`.
+        """
+        place = Path(folder).expanduser().resolve()
+        if party and (place / party).is_dir():
+            place /= party
+        keys = sorted(place.glob("*.key"))
+        if len(keys) != 1:
+            found = ", ".join(key.name for key in keys) or "none"
+            own = f", or a folder {party} with these," if party else ""
+            raise KeyFileError(
+                f"{place}: a key folder holds one NAME.key{own} with {ROSTER_FILE} and "
+                f"{AUTHORITY_FILE} beside it; keys found: {found}; see `qsfl keys --help`"
+            )
+        return cls.load(keys[0], place / ROSTER_FILE, place / AUTHORITY_FILE, passphrase=passphrase)

@@ -14,7 +14,7 @@ from qsfl_flower.errors import CryptoError
 NONCE_SIZE = 16
 _MAGIC = b"QRPLY\x01"
 
-_Senders = Mapping[str, tuple[int, frozenset[bytes]]]  # signer -> (node, nonces)
+_Senders = MappingProxyType[str, tuple[int, frozenset[bytes]]]  # signer -> (node, nonces)
 _NOBODY: _Senders = MappingProxyType({})
 
 
@@ -23,7 +23,7 @@ class _Round:
     """The messages of one round; split by signer, so that adding one copies little."""
 
     count: int = 0
-    parts: Mapping[int, _Senders] = field(default_factory=lambda: MappingProxyType({}))
+    parts: MappingProxyType[int, _Senders] = field(default_factory=lambda: MappingProxyType({}))
 
     def part(self, signer: str) -> tuple[int, _Senders]:
         index = zlib.crc32(signer.encode()) % 256
@@ -31,10 +31,12 @@ class _Round:
 
     def add(self, signer: str, node: int, nonces: frozenset[bytes], new: int = 1) -> _Round:
         index, senders = self.part(signer)
-        part = MappingProxyType({**senders, signer: (node, nonces)})
-        return _Round(self.count + new, MappingProxyType({**self.parts, index: part}))
+        part, parts = senders.copy(), self.parts.copy()  # unpacking a proxy takes far longer
+        part[signer] = node, nonces
+        parts[index] = MappingProxyType(part)
+        return _Round(self.count + new, MappingProxyType(parts))
 
-    def senders(self) -> _Senders:
+    def senders(self) -> dict[str, tuple[int, frozenset[bytes]]]:
         return {signer: held for part in self.parts.values() for signer, held in part.items()}
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.privacy.accountant import Method
+from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 
@@ -19,6 +21,9 @@ METRICS = {
     "sum_norm": "dp-sum-norm",
 }
 """Metrics under which a client tells what it did."""
+
+_SLACK = 1e-9
+"""Allowance for discretisation: enough for 10 million parameters, see `grid_slack`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,38 @@ class RecordPrivacy:
         for field, valid, allowed in rules:
             if not valid:
                 raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
+
+    @classmethod
+    def within(
+        cls,
+        epsilon: float,
+        delta: float,
+        rounds: int,
+        *,
+        clip_norm: float,
+        sampling_rate: float,
+        steps: int,
+        method: Method = "rdp",
+    ) -> RecordPrivacy:
+        """Return the protection with the least noise that costs at most epsilon in so many rounds.
+
+        Parameters
+        ----------
+        epsilon, delta : float
+            The target, epsilon > 0 and 0 < delta < 1.
+        rounds : int
+            Rounds in which a client takes part at most, >= 1.
+        clip_norm, sampling_rate, steps
+            As in the class.
+        method : {"rdp", "prv"}
+            Which accountant.
+        """
+        noise = smallest_scale(
+            lambda z: [Event(z, sampling_rate, steps * rounds, _SLACK)], epsilon, delta, method
+        )
+        return cls(
+            clip_norm=clip_norm, noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps
+        )
 
     def event(self, size: int, rounds: int = 1) -> Event:
         """Return what so many rounds of a model with `size` parameters cost each record."""

@@ -94,7 +94,7 @@ def receive(
         The client's, verified by `read_header`.
     sealed : bytes-like
         The payload for this member.
-    terms : Terms
+    terms : qsfl_flower.secure.terms.Terms
         The round's terms.
     member : int
         Who receives, in 1 .. m.
@@ -150,7 +150,7 @@ def products(held: Sequence[Held], size: int, terms: Terms, member: int) -> tupl
         The shares of n clients.
     size : int
         Length of the shared vectors.
-    terms : Terms
+    terms : qsfl_flower.secure.terms.Terms
         The round's terms; they say which of the two are returned, the other one is empty.
     member : int
         In 1 .. m.
@@ -190,7 +190,7 @@ class Desk:
     ----------
     closed : int
         The last round of which a sum was released, or 0.
-    terms : Terms or None
+    terms : qsfl_flower.secure.terms.Terms or None
         Of the round whose shares are held.
     size : int
         Length of the shared vectors.

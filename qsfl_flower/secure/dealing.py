@@ -1,6 +1,6 @@
 r"""A client's part: encode an update, share it, and seal each share to its member.
 
-What leaves the client is one signed header and one sealed payload per member:
+What leaves the client is one signed header and one sealed payload per member::
 
     header   statement "shares": terms' digest | size | digest of each sealed payload
                                  | commitment to each seed for shares of zero
@@ -124,7 +124,7 @@ def deal(
         The update, within `terms.bound` in every coordinate.
     integers : sequence of int
         `terms.extras` further integers to be summed, below 2^41 in magnitude (`Tally.take`).
-    terms : Terms
+    terms : qsfl_flower.secure.terms.Terms
         The round's terms.
     name : str
         The client.

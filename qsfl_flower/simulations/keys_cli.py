@@ -16,6 +16,7 @@ import typer
 from qsfl_flower.crypto.enrolment import enrol, make_request, new_roster, read_request, renew
 from qsfl_flower.crypto.enrolment import revoke as revoke_party
 from qsfl_flower.crypto.errors import KeyFileError
+from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.files import read_file, write_file
 from qsfl_flower.crypto.identity import (
     Authority,
@@ -138,6 +139,25 @@ def roster(
         _publish(
             renew(current, now=now, not_after=now + roster_days * DAY), roster, authority, signer
         )
+
+
+@keys_app.command()
+def federation(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the keys of all parties.")],
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients.")] = 10,
+    days: Annotated[int, typer.Option(min=1, help="Days for which the keys are valid.")] = 30,
+) -> None:
+    """Make the keys of a whole federation, for a simulation or a trial.
+
+    Writes a folder for the party `server` and one for each of `client-0`, `client-1` and so on. Who
+    runs this has everybody's keys, and nobody can be enrolled later: in earnest, every party makes
+    its own keys and the authority signs the roster.
+    """
+    with _errors():
+        names = [f"client-{i}" for i in range(clients)]
+        made = create_federation(names, now=_now(), valid_for=days * DAY)
+        made.save(folder)
+        _say(f"wrote {folder}: server and {clients} clients, usable for {days} days")
 
 
 @keys_app.command()

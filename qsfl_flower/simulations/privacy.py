@@ -87,17 +87,11 @@ def record_dp(spec: RecordDPSpec, experiment: Experiment) -> RecordDP:
 @lru_cache(maxsize=8)
 def record_privacy(spec: RecordDPSpec, rounds: int) -> RecordPrivacy:
     """Return what every client does for its records."""
-    noise = spec.noise_multiplier or smallest_scale(
-        lambda z: [Event(z, spec.sampling_rate, spec.steps * rounds, _SLACK)],
-        spec.epsilon,
-        spec.delta,
-        spec.accountant,
-    )
-    return RecordPrivacy(
-        clip_norm=spec.clip_norm,
-        noise_multiplier=noise,
-        sampling_rate=spec.sampling_rate,
-        steps=spec.steps,
+    per_step = spec.model_dump(include={"clip_norm", "sampling_rate", "steps"})
+    if spec.noise_multiplier is not None:
+        return RecordPrivacy(noise_multiplier=spec.noise_multiplier, **per_step)
+    return RecordPrivacy.within(
+        spec.epsilon, spec.delta, rounds, method=spec.accountant, **per_step
     )
 
 

@@ -10,10 +10,12 @@ from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.compression import Compress, CompressedFedAvg, SharedMask
 from qsfl_flower.strategies.detection import Detect
 from qsfl_flower.strategies.distributed_dp import DistributedDP
+from qsfl_flower.strategies.legacy_server import legacy_server_app
 from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.policies import POLICIES, Policy
+from qsfl_flower.strategies.presets import CrossDevice, CrossSilo, FullChain, Research
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
-from qsfl_flower.strategies.record import ClientRow, RoundRecord, RunObserver
+from qsfl_flower.strategies.record import ClientRow, RoundLog, RoundRecord, RunObserver
 from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.robust_presets import (
     Bulyan,
@@ -27,8 +29,7 @@ from qsfl_flower.strategies.robust_presets import (
     RobustFedAvg,
 )
 from qsfl_flower.strategies.scaffold import ControlVariates, ScaffoldFedAvg
-from qsfl_flower.strategies.secagg import SecAggFedAvg
-from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum
+from qsfl_flower.strategies.secure import SecAggFedAvg, SecureFedAvg, SecureMultiKrum
 from qsfl_flower.strategies.secure_sum import Committee, SecureKrum, SecureSum
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.spending import PrivacyBudget
@@ -73,6 +74,8 @@ __all__ = [
     "Compress",
     "CompressedFedAvg",
     "ControlVariates",
+    "CrossDevice",
+    "CrossSilo",
     "DecodeStage",
     "Detect",
     "DistributedDP",
@@ -83,6 +86,7 @@ __all__ = [
     "FedMedian",
     "FedTrimmedAvg",
     "FedYogi",
+    "FullChain",
     "GeometricMedian",
     "Krum",
     "LocalDP",
@@ -95,9 +99,11 @@ __all__ = [
     "PrivacyBudget",
     "RecordDP",
     "Rejection",
+    "Research",
     "Robust",
     "RobustFedAvg",
     "RoundContext",
+    "RoundLog",
     "RoundRecord",
     "RunObserver",
     "ScaffoldFedAvg",
@@ -117,4 +123,5 @@ __all__ = [
     "Validate",
     "VectorStage",
     "Weighting",
+    "legacy_server_app",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qsfl_flower.crypto.credentials import Credentials
@@ -18,8 +19,8 @@ class AuthenticatedFedAvg(StableFedAvg):
     ----------
     *args
         Arguments of Flower's ``FedAvg``.
-    credentials : Credentials
-        The server's keys and roster.
+    credentials : Credentials or Path or str
+        The server's keys and roster, or the folder that holds them.
     encrypt : bool
         Encrypt the arrays of the replies under the session with each client.
     stages : Sequence[Stage]
@@ -35,7 +36,7 @@ class AuthenticatedFedAvg(StableFedAvg):
     def __init__(
         self,
         *args: Any,
-        credentials: Credentials,
+        credentials: Credentials | Path | str,
         encrypt: bool = False,
         stages: Sequence[Stage] = (),
         **options: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -35,6 +36,9 @@ from qsfl_flower.wire.keys import (
     TICKET_KEY,
     UPDATE_PURPOSE,
 )
+
+SERVER = "server"
+"""Name of the server's key folder where all parties' are in one place."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,8 +72,8 @@ class Authenticate(MessageStage):
 
     Parameters
     ----------
-    credentials : Credentials
-        The server's keys and roster.
+    credentials : Credentials or Path or str
+        The server's keys and roster, or the folder that holds them; see `Credentials.in_folder`.
     encrypt : bool
         Ask the clients to encrypt their arrays under the session, and reject replies that are not.
     clock : Callable[[], float]
@@ -93,10 +97,12 @@ class Authenticate(MessageStage):
 
     def __init__(
         self,
-        credentials: Credentials,
+        credentials: Credentials | Path | str,
         encrypt: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not isinstance(credentials, Credentials):
+            credentials = Credentials.in_folder(credentials, SERVER)
         self.credentials = credentials
         self.encrypt = encrypt
         self._clock = clock

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qsfl_flower.strategies.update import Cohort, Opinion
+
+log = logging.getLogger("flwr")  # the one that `flwr run` and `flwr log` show
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,30 @@ class RunObserver:
 
     def on_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
         """Called after every round, and with round 0 after the initial evaluation."""
+
+
+class RoundLog(RunObserver):
+    """Tells of every round in Flower's log; a strategy without an observer has this one."""
+
+    def on_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
+        """Log what came of a round, and what its stages measured."""
+        told = {
+            "train loss": record.train_loss,
+            "loss": record.eval_loss,
+            "accuracy": record.eval_accuracy,
+        }
+        parts = [f"{name} {value:.4f}" for name, value in told.items() if value is not None]
+        if record.selected:
+            parts.append(f"{record.accepted} of {record.selected} clients")
+            parts.append(f"{record.bytes_up} bytes up, {record.bytes_down} down")
+        parts += [f"{count} x {reason}" for reason, count in record.rejected.items()]
+        if record.skipped:
+            parts.append(f"model unchanged: {record.skipped}")
+        log.info("[ROUND %d] %s", record.round, ", ".join(parts))
+        for stage, measured in record.stages.items():
+            values = ", ".join(f"{name} {value:g}" for name, value in measured.items())
+            if values:
+                log.info("\t%s: %s", stage, values)
 
 
 def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:

@@ -33,7 +33,8 @@ from qsfl_flower.strategies.evaluation import MetricsFunction, mean_evaluation
 from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Post
-from qsfl_flower.strategies.record import RunObserver
+from qsfl_flower.strategies.record import RoundLog, RunObserver
+from qsfl_flower.strategies.record import log as flower_log
 from qsfl_flower.strategies.rounds import Job, Trained, run_rounds
 from qsfl_flower.strategies.sampling import Sampling
 from qsfl_flower.strategies.stages import (
@@ -99,7 +100,8 @@ class StableFedAvg(FedAvg):
     checkpoints : CheckpointStore, optional
         Written after every round.
     observer : RunObserver, optional
-        Told about progress and every finished round; may ask the run to stop.
+        Told about progress and every finished round; may ask the run to stop. By default a
+        `RoundLog`.
     selection : Selection, optional
         How clients are drawn, for example `FasterFirst` or one of `POLICIES`; by default everybody
         alike.
@@ -210,7 +212,7 @@ class StableFedAvg(FedAvg):
         self.max_failed_rounds = max_failed_rounds
         self.client_api = client_api
         self.checkpoints = checkpoints
-        self.observer = observer or RunObserver()
+        self.observer = observer or RoundLog()
         self.sampling = Sampling(selection, seed)
         self.over_selection = over_selection
         self.deadline = deadline
@@ -233,7 +235,7 @@ class StableFedAvg(FedAvg):
         """Log the configuration."""
         super().summary()
         stages = " -> ".join(stage.name for stage in self.chain.stages)
-        log.info("Stages: %s", stages)
+        flower_log.info("\tStages: %s", stages)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

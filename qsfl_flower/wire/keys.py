@@ -106,3 +106,6 @@ BASE_KEY = "base"
 
 RELEASED_KEY = "released"
 """Beside it: the steps to take, one record each; without them the arrays are the whole model."""
+
+KEY_FOLDER = "qsfl-keys"
+"""Entry of a node's or a run's configuration that names a party's key folder."""

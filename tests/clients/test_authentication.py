@@ -1,5 +1,7 @@
 """Both halves of authentication over real messages, and the attacks that they must stop."""
 
+import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,15 +13,17 @@ from hypothesis import strategies as st
 
 from qsfl_flower.asynchrony import Device as SimulatedDevice
 from qsfl_flower.asynchrony import VirtualClock
-from qsfl_flower.clients.authentication import auth_mod
+from qsfl_flower.clients.authentication import auth_mod, credentials_from_node_config
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.enrolment import revoke
+from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.identity import create_identity
 from qsfl_flower.crypto.roster import DAY, Entry, Roster
 from qsfl_flower.crypto.suite import Suite
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.strategies import (
     Authenticate,
     BufferedAsync,
@@ -487,3 +491,28 @@ def test_an_old_reply_is_not_let_in_again_while_exchanges_overlap(federation):
     statuses = [row.status for rows in run.rows for row in rows if row.node == "101"]
     assert statuses[0] == "accepted"
     assert set(statuses[1:]) == {"stale-round"}
+
+
+def looks_for_keys(node_config, run_config=None):
+    context = Context(1, 1, node_config, RecordDict(), run_config or {})
+    return credentials_from_node_config(context).identity.name
+
+
+def test_keys_are_found_by_the_nodes_configuration_or_in_simulations_by_the_partition(tmp_path):
+    everybody, own = tmp_path / "all", tmp_path / "own"
+    create_federation(["client-0", "client-1"], now=int(time.time())).save(everybody)
+    shutil.copytree(everybody / "client-0", own)
+    simulated = {"qsfl-keys": str(everybody)}
+    assert looks_for_keys({"qsfl-keys": str(own), "partition-id": 1}) == "client-0"
+    assert looks_for_keys({"partition-id": 1}, simulated) == "client-1"
+    files = {"qsfl-key": "client-0.key", "qsfl-roster": "roster.qsfl"}
+    named = {key: str(own / name) for key, name in files.items()}
+    assert looks_for_keys({**named, "qsfl-authority": str(own / "authority.pub")}) == "client-0"
+    # What the node says counts, whatever the run says: a run is started by somebody else.
+    assert looks_for_keys({"qsfl-keys": str(own), "partition-id": 1}, simulated) == "client-0"
+    with pytest.raises(ConfigError, match="qsfl-authority is None"):
+        looks_for_keys({**named, "partition-id": 1}, simulated)
+    with pytest.raises(KeyFileError, match="client-2"):
+        looks_for_keys({"partition-id": 2}, simulated)
+    with pytest.raises(ConfigError, match="qsfl-keys is missing"):
+        looks_for_keys({"partition-id": 1})

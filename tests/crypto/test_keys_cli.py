@@ -12,6 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from qsfl_flower.crypto import keyfile
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.keyfile import load_authority_key, load_identity
 from qsfl_flower.crypto.roster import DAY, Roster, open_roster
 from qsfl_flower.crypto.secret import Secret
@@ -186,6 +188,25 @@ def test_there_is_no_option_for_a_passphrase_on_the_command_line() -> None:
         options = re.findall(r"--[a-z-]+", qsfl(f"{command} --help").output)
         assert "--passphrase" not in options
         assert "--passphrase-file" in options
+
+
+def test_a_whole_federation_at_once() -> None:
+    qsfl("federation keys --clients 2")
+    for party in ("server", "client-0", "client-1"):
+        folder = Path("keys") / party
+        found = Credentials.in_folder("keys", party)
+        assert found.identity.name == party == Credentials.in_folder(folder).identity.name
+        assert (folder / f"{party}.key").stat().st_mode & 0o077 == 0
+        assert len(found.roster.entries) == 3
+    assert "not empty" in qsfl("federation keys", code=2).stderr
+    with pytest.raises(KeyFileError, match="keys found: none"):
+        Credentials.in_folder("keys", "client-2")
+
+
+def test_two_keys_in_a_folder_are_one_too_many() -> None:
+    federation()
+    with pytest.raises(KeyFileError, match=r"keys found: alice.key, authority.key, hub.key"):
+        Credentials.in_folder(".")
 
 
 def test_a_conservative_authority() -> None:

@@ -1,10 +1,7 @@
 """``flwr run .`` gives what ``qsfl run`` gives: real daemons, so marked slow (half a minute)."""
 
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -15,46 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-@pytest.fixture
-def flower(tmp_path):
-    """Run the flwr command with a home and a SuperLink of its own."""
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(tmp_path / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
-        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
-        "COLUMNS": "300",
-    }
-
-    def flwr(*arguments):
-        done = subprocess.run(
-            ["flwr", *map(str, arguments)],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
-        return done.stdout + done.stderr
-
-    yield flwr
-    port = environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"]
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if "flower-superlink" in command and port in command:
-            os.kill(int(process.parent.name), signal.SIGTERM)
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ class Client:
 
     Parameters
     ----------
-    terms : Terms
+    terms : qsfl_flower.secure.pairwise.terms.Terms
         The sum.
     place : int
         The client's place on the ring.
@@ -169,11 +169,11 @@ def deal(terms: Terms, credentials: Credentials, policy: Policy, now: int) -> tu
 
     Parameters
     ----------
-    terms : Terms
+    terms : qsfl_flower.secure.pairwise.terms.Terms
         As the server proposes them.
     credentials : Credentials
         The client's keys, and the roster with those of the others.
-    policy : Policy
+    policy : qsfl_flower.secure.pairwise.terms.Policy
         What the client insists on.
     now : int
         Unix time, seconds.
@@ -279,7 +279,7 @@ def release(client: Client, told: bytes, policy: Policy) -> tuple[Client, bytes]
         What `mask` kept.
     told : bytes
         Who survived.
-    policy : Policy
+    policy : qsfl_flower.secure.pairwise.terms.Policy
         What the client insists on.
 
     Returns

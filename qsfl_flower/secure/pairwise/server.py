@@ -178,7 +178,7 @@ def unmask(
 
     Parameters
     ----------
-    terms : Terms
+    terms : qsfl_flower.secure.pairwise.terms.Terms
         The sum.
     deals : mapping of int to Deal
         By place: who dealt, and was in what everybody was told before masking.

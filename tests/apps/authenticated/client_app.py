@@ -4,9 +4,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from qsfl_flower.clients import auth_mod, credentials_from_node_config, qsfl_mod
+from qsfl_flower.clients import auth_mod, qsfl_mod
 
-app = ClientApp(mods=[auth_mod(credentials_from_node_config), qsfl_mod])
+app = ClientApp(mods=[auth_mod(), qsfl_mod])
 
 
 @app.train()

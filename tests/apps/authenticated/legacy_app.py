@@ -4,7 +4,7 @@ from flwr.app import Context
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 
-from qsfl_flower.clients import auth_mod, credentials_from_node_config, legacy_mod, qsfl_mod
+from qsfl_flower.clients import auth_mod, legacy_mod, qsfl_mod
 
 
 class Adder(NumPyClient):
@@ -27,6 +27,4 @@ def client_fn(context: Context) -> Client:
     return Adder(1.0 + int(context.node_config["partition-id"])).to_client()
 
 
-app = ClientApp(
-    client_fn=client_fn, mods=[auth_mod(credentials_from_node_config), qsfl_mod, legacy_mod]
-)
+app = ClientApp(client_fn=client_fn, mods=[auth_mod(), qsfl_mod, legacy_mod])

@@ -1,0 +1,239 @@
+"""Chains for common needs, each as one strategy with the decisions that only its user can make.
+
+All of them take the arguments of Flower's ``FedAvg`` and of `StableFedAvg`, and further stages.
+Those whose updates are hidden do not evaluate on the clients, whose metrics would arrive one by
+one: evaluate on the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qsfl_flower.compression import Mask
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.strategies.compression import SharedMask
+from qsfl_flower.strategies.policies import Available
+from qsfl_flower.strategies.privacy import RecordDP
+from qsfl_flower.strategies.robust import Robust
+from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum
+from qsfl_flower.strategies.secure_sum import Committee
+from qsfl_flower.strategies.stable import StableFedAvg
+from qsfl_flower.strategies.stages import Clip, Stage
+
+COMMITTEE = Committee(members=7, threshold=3, quorum=5)
+"""Seven members: two of them together learn nothing, even if the server helps them and lies; two
+may vanish."""
+
+METRICS = ("train-loss", "train-accuracy", "train_loss", "train_acc")
+"""Metrics of the clients that are averaged unseen, by the names that apps commonly give them."""
+
+_BITS = 20  # 2^-20 per coordinate: more room before a squared norm or distance could wrap
+
+
+class CrossSilo(SecureMultiKrum):
+    """A few known organisations that do not show each other, nor the server, what they learn.
+
+    `Authenticate` and `SecureKrum`: only enrolled silos count, the server sees the mean of those
+    updates that Multi-Krum selects and no single one, and f silos may send anything.
+
+    Parameters
+    ----------
+    *args
+        Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to what a round needs.
+    credentials : Credentials or Path or str
+        The server's keys and roster, or the folder that holds them.
+    num_byzantine : int
+        f: how many silos may be faulty or hostile, >= 0. A round needs ``2 f + 3`` of them, and as
+        many as the committee has members.
+    clip_norm : float
+        Longest step of a silo, L2 norm, > 0: somewhat more than an honest one has in the first
+        rounds. `Research` shows the norms.
+    committee : Committee, optional
+        By default seven members, of whom three open a sum and five must agree on it.
+    privacy : RecordDP, optional
+        Differential privacy of every record. The app has to train by DP-SGD (for example with
+        `PrivateTrainingClient`); without it, what the released models tell about a record is not
+        bounded.
+    stages : Sequence[Stage]
+        Further stages.
+    **options
+        Further keyword arguments of `StableFedAvg`.
+
+    Notes
+    -----
+    Guarantee: who counts (ML-DSA signatures, roster); secrecy of single updates, also from those
+    who record the traffic for a quantum computer; f arbitrary updates move the model no further
+    than the bound of Multi-Krum. Against: the server, even if it lies, together with two members
+    of the committee; f clients; the network. Not against: three members together; the silos that
+    train on poisoned data as f + 1.
+
+    Who sees what: the server learns pairwise distances and the mean of the selected; see
+    `SecureKrum`. Cost: two further exchanges with the committee a round; every client sends
+    ``8 (m - t + 1)`` bytes per coordinate, 40 with the default committee, where float32 takes 4.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        credentials: Credentials | Path | str,
+        num_byzantine: int,
+        clip_norm: float,
+        committee: Committee | None = None,
+        privacy: RecordDP | None = None,
+        stages: Sequence[Stage] = (),
+        **options: Any,
+    ) -> None:
+        committee = committee or COMMITTEE
+        args, options = _enough(args, options, max(2 * num_byzantine + 3, committee.members))
+        super().__init__(
+            *args,
+            credentials=credentials,
+            num_malicious_nodes=num_byzantine,
+            clip_norm=clip_norm,
+            committee=committee,
+            sums={"bits": _BITS, "metrics": METRICS},
+            stages=[*([privacy] if privacy else []), *stages],
+            **options,
+        )
+
+
+class FullChain(CrossSilo):
+    """Everything at once: `CrossSilo`, and each round only a small public part of the model.
+
+    Parameters
+    ----------
+    *args, credentials, num_byzantine, clip_norm, committee, privacy, stages, **options
+        As in `CrossSilo`. `clip_norm` bounds what is sent in one round: the chosen coordinates of
+        the step, and of what was kept back before.
+    ratio : float
+        Share of the coordinates that a round deals with, 0 < ratio <= 1. Clients keep the others
+        for later rounds, so that nothing is lost, but late: with 1 % expect to need many rounds,
+        and use more for models of less than a million parameters.
+
+    Notes
+    -----
+    Guarantee and adversaries: as for `CrossSilo`. The coordinates are drawn from a public seed and
+    tell nothing about a client. Distances are those of the chosen coordinates; what the distances
+    of the whole would show can stay hidden for a round. Cost: `ratio` times that of `CrossSilo`,
+    0.4 bytes per coordinate with 1 %: a tenth of float32.
+    """
+
+    def __init__(self, *args: Any, ratio: float = 0.01, **options: Any) -> None:
+        mask = SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0)
+        super().__init__(*args, stages=[mask, *options.pop("stages", ())], **options)
+
+
+class CrossDevice(SecureFedAvg):
+    """Many devices that come and go, with little bandwidth: a secure mean of bounded steps.
+
+    `Authenticate`, `SharedMask` and `SecureSum`: the server sees sums over many devices on a small
+    public part of the model. Devices that were not there lately are asked less often (`Available`).
+
+    Parameters
+    ----------
+    *args
+        Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to the committee's size.
+    credentials, clip_norm, committee, privacy, stages, **options
+        As in `CrossSilo`.
+    ratio : float
+        As in `FullChain`.
+
+    Notes
+    -----
+    Guarantee: who counts, and secrecy of single updates, as for `CrossSilo`; all devices count
+    alike, and the committee opens the norm of each update, so that f hostile ones among n move the
+    mean by at most ``f * clip_norm / n``, though each of them by that much. Against: the server,
+    even if it lies, together with two members of the committee; the network. Not against: three
+    members together, or many hostile devices: use `FullChain` where they can be a tenth of all.
+
+    Who sees what: the server learns the sum and the norm of each update. Cost: two further
+    exchanges with the committee a round; 0.4 bytes per coordinate from each device with 1 %; a
+    member takes ``8 k`` bytes for each device, k being the number of chosen coordinates.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        credentials: Credentials | Path | str,
+        clip_norm: float,
+        ratio: float = 0.01,
+        committee: Committee | None = None,
+        privacy: RecordDP | None = None,
+        stages: Sequence[Stage] = (),
+        **options: Any,
+    ) -> None:
+        committee = committee or COMMITTEE
+        args, options = _enough(args, options, committee.members)
+        mask = SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0)
+        super().__init__(
+            *args,
+            credentials=credentials,
+            clip_norm=clip_norm,
+            committee=committee,
+            sums={"bits": _BITS, "metrics": METRICS, "weighted": False, "enforce_norm": True},
+            stages=[mask, *([privacy] if privacy else []), *stages],
+            **{"selection": Available(), **options},
+        )
+
+
+class Research(StableFedAvg):
+    """The mathematics of `CrossSilo` in the clear, for experiments: no keys, everything visible.
+
+    `Clip` and `Robust` (Multi-Krum): the same scores, and the same mean up to the fixed-point grid
+    but that n - f updates are averaged where `CrossSilo` takes n - f - 2. The server sees every
+    update, so that norms, scores and single clients can be studied, and clients may evaluate.
+    Drawing of clients is reproducible.
+
+    Parameters
+    ----------
+    *args
+        Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to ``2 f + 3``.
+    num_byzantine : int
+        f: how many clients may be hostile, >= 0.
+    clip_norm : float
+        As in `CrossSilo`.
+    ratio : float, optional
+        As in `FullChain`; None sends everything.
+    privacy, stages, **options
+        As in `CrossSilo`.
+
+    Notes
+    -----
+    Guarantee: f arbitrary updates move the model no further than the bound of Multi-Krum. Against:
+    f clients. Not against: the server, the network, strangers. Who sees what: the server sees every
+    update, and so does whoever reads the traffic. Cost: next to none beside Flower's ``FedAvg``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        num_byzantine: int,
+        clip_norm: float,
+        ratio: float | None = None,
+        privacy: RecordDP | None = None,
+        stages: Sequence[Stage] = (),
+        **options: Any,
+    ) -> None:
+        args, options = _enough(args, options, 2 * num_byzantine + 3)
+        own: list[Stage] = [Clip(clip_norm), Robust("multi_krum", num_byzantine)]
+        if ratio is not None:
+            own.append(SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0))
+        if privacy is not None:
+            own.append(privacy)
+        super().__init__(*args, stages=[*own, *stages], **{"seed": 0, **options})
+
+
+def _enough(
+    args: Sequence[Any], options: dict[str, Any], least: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with at least so many nodes: a round with fewer would be in vain."""
+    positions = {"min_train_nodes": 2, "min_available_nodes": 4}
+    args, options = list(args), {**options}
+    for name, index in positions.items():
+        if index < len(args):
+            args[index] = max(args[index], least)
+        else:
+            options[name] = max(options.get(name, least), least)
+    return tuple(args), options

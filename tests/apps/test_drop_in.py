@@ -1,0 +1,98 @@
+"""Three apps that know nothing of the suite gain the chain by at most five lines each.
+
+The slow tests run each app before and after its `chain.diff` by ``flwr run``, with the same eight
+clients, and take about a minute and a half each. Training in the apps is seeded; which updates
+Multi-Krum selects is determined by these, so that nothing is left to chance but the order in which
+nodes register.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from qsfl_flower.crypto.federation import create_federation
+from qsfl_flower.crypto.roster import DAY
+
+APPS = Path(__file__).parent
+CLIENTS = 8
+STAGES = {
+    "quickstart_torch": "authenticate -> validate -> shared_mask -> secure_krum",
+    "quickstart_sklearn": "authenticate -> validate -> secure_krum",
+    "legacy": "authenticate -> validate -> secure_krum",
+}
+ROUNDS = {"quickstart_torch": 8}
+"""The chained app deals with half of the model in a round, so it gets more than three of them."""
+POINTS = 0.05
+"""How far below the plain app's accuracy the chained one may end."""
+
+pytestmark = pytest.mark.parametrize("name", STAGES)
+
+
+def chained(name: str, folder: Path) -> Path:
+    app = folder / name
+    shutil.copytree(APPS / name, app, ignore=shutil.ignore_patterns("__pycache__"))
+    diff = (app / "chain.diff").read_text()
+    subprocess.run(["git", "apply", "-p1", "-"], cwd=app, input=diff, text=True, check=True)
+    return app
+
+
+def test_the_app_is_complete_and_knows_nothing_of_the_suite(name):
+    files = [p for p in (APPS / name).rglob("*") if p.suffix in (".py", ".toml")]
+    assert {"pyproject.toml", "client_app.py", "server_app.py"} <= {p.name for p in files}
+    assert not [p for p in files if "qsfl" in p.read_text().lower()]
+
+
+def test_at_most_five_lines_are_new_or_changed(name):
+    """A changed line is a ``-`` and a ``+`` line, a new one a ``+`` line; none is only removed."""
+    lines = (APPS / name / "chain.diff").read_text().splitlines()
+    new = [x for x in lines if x.startswith("+") and not x.startswith("+++ b/")]
+    old = [x for x in lines if x.startswith("-") and not x.startswith("--- a/")]
+    assert len(old) <= len(new) <= 5
+
+
+def test_the_diff_fits_the_app(name, tmp_path):
+    app = chained(name, tmp_path)
+    for path in app.rglob("*.py"):
+        compile(path.read_text(), path, "exec")
+    assert "qsfl_flower" in "".join(p.read_text() for p in app.rglob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_chained_app_is_about_as_good_and_every_stage_took_part(name, flower, tmp_path):
+    keys, neutral = tmp_path / "keys", tmp_path / "neutral"
+    neutral.mkdir()
+    parties = [f"client-{i}" for i in range(CLIENTS)]
+    create_federation(parties, now=int(time.time()), valid_for=DAY).save(keys)
+    rounds = ROUNDS.get(name, 3)
+
+    def accuracy(app: Path, settings: str) -> tuple[float, str]:
+        shown = flower(
+            "run", app, "--stream",
+            "--federation-config", f"num-supernodes={CLIENTS} client-resources-num-cpus=1",
+            "--run-config", f"num-server-rounds={rounds} {settings}".strip(), cwd=neutral,
+        )  # fmt: skip
+        found = re.findall(r"accuracy (\d\.\d{4})$", shown, re.MULTILINE)
+        assert found, shown
+        return float(found[-1]), shown
+
+    plain, _ = accuracy(APPS / name, "")
+    secured, shown = accuracy(chained(name, tmp_path), f'qsfl-keys="{keys}"')
+    print(f"{name}: {plain:.4f} as it was, {secured:.4f} with the chain")
+    assert f"Stages: {STAGES[name]}\n" in shown
+    for number in range(1, rounds + 1):
+        (line,) = re.findall(rf"\[ROUND {number}\] (.*)", shown)
+        assert re.search(r"\b[78] of [78] clients", line), line
+    assert "model unchanged" not in shown
+    opened = re.findall(r"secure_krum: clients (\d), summed (\d), dropped 0", shown)
+    assert len(opened) == rounds
+    assert all(int(summed) < int(clients) for clients, summed in opened), "nobody was left out"
+    assert len(re.findall(r"authenticate: sessions [78]", shown)) == rounds
+    assert plain > 0.85
+    assert secured >= plain - POINTS

@@ -1,0 +1,161 @@
+"""The presets, run in one process by stock clients with the keys of `qsfl keys federation`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from qsfl_flower.clients import auth_mod, qsfl_mod
+from qsfl_flower.crypto.errors import KeyFileError
+from qsfl_flower.crypto.federation import create_federation
+from qsfl_flower.errors import CompositionError
+from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.simulations.local import LocalGrid
+from qsfl_flower.strategies import (
+    CrossDevice,
+    CrossSilo,
+    FullChain,
+    RecordDP,
+    Research,
+    RunObserver,
+)
+from qsfl_flower.wire import from_record, to_record
+
+CLIENTS = 9
+SIZE = 40
+LIAR = 4
+MODEL = {"w": np.zeros((4, 10), np.float32)}
+HIDDEN = [CrossSilo, FullChain, CrossDevice]
+
+
+def step_of(client: int) -> np.ndarray:
+    """Honest steps agree but for a little; one client sends the opposite, much longer."""
+    noise = np.random.default_rng(client).normal(0, 0.01, (4, 10))
+    return np.full((4, 10), -50.0) if client == LIAR else 0.1 + noise
+
+
+def train(message: Message, context) -> Message:
+    step = step_of(context.node_config["partition-id"])
+    arrays = {"w": Array((message.content["arrays"]["w"].numpy() + step).astype(np.float32))}
+    metrics = MetricRecord({"num-examples": 50, "train_loss": 0.5, "secret": 7.0})
+    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("federation") / "keys"
+    create_federation([f"client-{i}" for i in range(CLIENTS)], now=int(time.time())).save(folder)
+    return str(folder)
+
+
+class Seen(RunObserver):
+    def __init__(self):
+        self.rounds, self.rows = [], []
+
+    def on_round(self, record, clients):
+        self.rounds.append(record)
+        self.rows.append(clients)
+
+
+def run(preset, keys, mods, rounds=1, **arguments):
+    app = ClientApp(mods=mods)
+    app.train()(train)
+    grid = LocalGrid(app, CLIENTS)
+    for context in grid.contexts:
+        context.run_config = {"qsfl-keys": keys}
+    seen = Seen()
+    strategy = preset(clip_norm=2.0, observer=seen, **arguments)
+    result = strategy.start(grid, to_record(MODEL), num_rounds=rounds, timeout=60)
+    return from_record(result.arrays)["w"], seen, result, strategy
+
+
+def hidden(preset, keys, rounds=1, **arguments):
+    if preset is not CrossDevice:
+        arguments = {"num_byzantine": 1, **arguments}
+    return run(preset, keys, [auth_mod(), qsfl_mod], rounds, credentials=keys, **arguments)
+
+
+def test_a_liar_among_silos_does_not_count(keys):
+    model, seen, result, _ = hidden(CrossSilo, keys)
+    np.testing.assert_allclose(model, 0.1, atol=0.02)
+    rows = {row.client: row for row in seen.rows[1]}
+    assert rows[f"client-{LIAR}"].status == "not-selected"
+    # 50 examples weigh 52,429 / 2^20: a metric is right to half of one of these parts.
+    assert result.train_metrics_clientapp[1] == {"train_loss": pytest.approx(0.5, abs=1e-5)}
+    assert seen.rounds[1].stages["authenticate"]["sessions"] == CLIENTS
+
+
+def test_research_computes_the_same_in_the_clear(keys):
+    silo, _, _, _ = hidden(CrossSilo, keys, num_nodes_to_select=CLIENTS - 1)
+    research, seen, _, _ = run(Research, keys, [qsfl_mod], num_byzantine=1, fraction_evaluate=0.0)
+    np.testing.assert_allclose(research, silo, atol=1e-5)
+    norms = {row.client: row.norm for row in seen.rows[1]}
+    assert norms["0"] == pytest.approx(np.linalg.norm(step_of(0)), rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", [FullChain, CrossDevice])
+def test_a_round_deals_with_a_public_part_and_the_rest_comes_later(preset, keys):
+    first, _, _, _ = hidden(preset, keys, ratio=0.25)
+    assert np.count_nonzero(first) == SIZE // 4
+    later, _, _, _ = hidden(preset, keys, rounds=12, ratio=0.25)
+    assert np.count_nonzero(later) > 0.9 * SIZE
+    same, _, _, _ = hidden(FullChain, keys, ratio=0.25)
+    if preset is FullChain:
+        assert np.array_equal(first != 0, same != 0), "the coordinates come from a public seed"
+
+
+def test_a_liar_among_devices_moves_the_mean_by_its_share_of_the_clip_norm(keys):
+    model, seen, _, _ = hidden(CrossDevice, keys, ratio=1.0)
+    honest = np.mean([step_of(c) for c in range(CLIENTS) if c != LIAR], axis=0)
+    honest = honest * (CLIENTS - 1) / CLIENTS
+    assert np.linalg.norm(model - honest) == pytest.approx(2.0 / CLIENTS, rel=1e-3)
+    assert seen.rounds[1].accepted == CLIENTS
+
+
+@pytest.mark.parametrize("preset", HIDDEN)
+def test_no_single_update_reaches_the_server(preset, keys):
+    _, seen, _, strategy = hidden(preset, keys)
+    assert strategy.chain.hides
+    for row in seen.rows[1]:
+        assert row.train_loss is None
+        assert row.num_examples == 1.0
+
+
+@pytest.mark.parametrize("preset", HIDDEN)
+def test_too_few_nodes_are_raised_to_what_a_round_needs(preset, keys):
+    wanted = {} if preset is CrossDevice else {"num_byzantine": 3}
+    least = 7 if preset is CrossDevice else 9
+    for given in ((), (1.0, 0.0, 2, 2, 2)):
+        made = preset(*given, credentials=keys, clip_norm=1.0, **wanted)
+        assert (made.min_train_nodes, made.min_available_nodes) == (least, least)
+    made = preset(credentials=keys, clip_norm=1.0, min_train_nodes=20, **wanted)
+    assert made.min_train_nodes == 20
+
+
+@pytest.mark.parametrize("preset", HIDDEN)
+def test_evaluation_on_the_clients_is_refused_with_the_alternative(preset, keys):
+    wanted = {} if preset is CrossDevice else {"num_byzantine": 1}
+    with pytest.raises(CompositionError, match="evaluate_fn"):
+        preset(credentials=keys, clip_norm=1.0, fraction_evaluate=0.5, **wanted)
+
+
+@pytest.mark.parametrize("preset", [*HIDDEN, Research])
+def test_record_level_privacy_is_told_to_the_clients(preset, keys):
+    privacy = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.1, sampling_rate=0.1, steps=5)
+    wanted = {} if preset is CrossDevice else {"num_byzantine": 1}
+    if preset is not Research:
+        wanted["credentials"] = keys
+    made = preset(clip_norm=1.0, privacy=RecordDP(privacy, rounds=3), **wanted)
+    assert "record-dp" in [stage.name for stage in made.chain.stages]
+
+
+def test_wrong_key_folders_are_named(keys, tmp_path):
+    with pytest.raises(KeyFileError, match=r"keys found: none"):
+        CrossSilo(credentials=tmp_path, num_byzantine=1, clip_norm=1.0)
+    with pytest.raises(KeyFileError, match=r"nowhere: a key folder holds"):
+        CrossSilo(credentials=tmp_path / "nowhere", num_byzantine=1, clip_norm=1.0)
