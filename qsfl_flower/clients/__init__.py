@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
     from qsfl_flower.clients.privacy import privacy_mod
-    from qsfl_flower.clients.private_training import PrivateTrainingClient
+    from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
     from qsfl_flower.clients.scaffold import ScaffoldClient
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
     from qsfl_flower.clients.workload import Workload
@@ -33,6 +33,7 @@ _WHERE = {
     "MobileClient": "mobile",
     "PersonalClient": "personal",
     "ScaffoldClient": "scaffold",
+    "GradientSumClient": "private_training",
     "PrivateTrainingClient": "private_training",
     "privacy_mod": "privacy",
     "SystemMonitor": "device",
@@ -54,6 +55,7 @@ __all__ = [
     "Device",
     "DeviceClass",
     "DeviceProfile",
+    "GradientSumClient",
     "MobileClient",
     "PersonalClient",
     "PrivateTrainingClient",

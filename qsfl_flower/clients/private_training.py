@@ -18,7 +18,7 @@ from qsfl_flower.clients.train_config import TrainConfig
 from qsfl_flower.clients.trainer import TrainingClient, number
 from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
-from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 
 
 def train_privately(
@@ -75,15 +75,11 @@ def train_privately(
         torch.default_generator.manual_seed(seed)
         shuffle = torch.Generator().manual_seed(seed)
         for _ in range(privacy.steps):
-            rows = torch.from_numpy(source.uniforms(len(y)) < privacy.sampling_rate)
-            total = torch.zeros(sum(sizes))
-            if bool(rows.any()):
-                batch, target = images[rows], labels[rows]
-                if config.augment and batch.dim() == 4:
-                    batch = augmented(batch, shuffle)
-                batch = batch.to(torch.float32).sub_(mean).div_(std)
-                clipped = clipped_gradient_sum(model, batch, target, privacy.clip_norm)
-                total = torch.cat([g.reshape(-1) for g in clipped.gradients])
+            batch, target = poisson_batch(images, labels, privacy.sampling_rate, source)
+            if config.augment and batch.dim() == 4:
+                batch = augmented(batch, shuffle)
+            batch = batch.to(torch.float32).sub_(mean).div_(std)
+            total = flat_sum(model, batch, target, privacy.clip_norm)
             noisy, _ = add_noise(
                 total.numpy().astype(np.float64),
                 privacy.clip_norm,
@@ -100,6 +96,22 @@ def train_privately(
                 step()
     model.zero_grad(set_to_none=True)
     return all(bool(v.isfinite().all()) for v in model.state_dict().values())
+
+
+def poisson_batch(
+    images: Tensor, labels: Tensor, sampling_rate: float, source: Keystream
+) -> tuple[Tensor, Tensor]:
+    """Return the records of a batch: each with the given probability, by a secret coin."""
+    rows = torch.from_numpy(source.uniforms(len(labels)) < sampling_rate)
+    return images[rows], labels[rows]
+
+
+def flat_sum(model: nn.Module, batch: Tensor, target: Tensor, clip_norm: float) -> Tensor:
+    """Return the sum of the clipped gradients of a batch, which may be empty, in one vector."""
+    if len(target) == 0:
+        return torch.zeros(sum(p.numel() for p in model.parameters() if p.requires_grad))
+    clipped = clipped_gradient_sum(model, batch, target, clip_norm)
+    return torch.cat([g.reshape(-1) for g in clipped.gradients])
 
 
 class PrivateTrainingClient(TrainingClient):
@@ -162,3 +174,67 @@ class PrivateTrainingClient(TrainingClient):
             self._load(parameters)
         told: dict[str, Scalar] = {**self._privacy.told(), "seconds": time.perf_counter() - started}
         return self.get_parameters({}), len(self._data.y_train) if usable else 0, told
+
+
+class GradientSumClient(TrainingClient):
+    r"""A `TrainingClient` that sends the sum of its records' clipped gradients, without noise.
+
+    One round is one step: with the stage `DistributedDP` the mod adds a share of the noise, and the
+    secure sum over all clients is the noisy sum of central DP-SGD on all records together. The
+    step size is the server optimiser's (`FedAvgM`).
+
+    Parameters
+    ----------
+    model, data, seed, client_id
+        As for `TrainingClient`.
+    batch : RecordBatch
+        Clipping and sampling.
+
+    Notes
+    -----
+    Who sees what: by itself this client protects nothing. Under `DistributedDP` the server sees the
+    noisy sum over all clients and the numbers of records count as public; the mod lets no metrics
+    out. Batches are secret, so two calls never give the same result.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        batch: RecordBatch,
+        *,
+        seed: int,
+        client_id: int | str,
+    ) -> None:
+        super().__init__(model, data, TrainConfig(), seed=seed, client_id=client_id)
+        self._batch = batch
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Return the given parameters minus the sum of a Poisson batch's clipped gradients.
+
+        Returns
+        -------
+        parameters, num_examples
+            As for `TrainingClient.fit`.
+        metrics : dict
+            Under ``dp-...`` the fields of `RecordBatch`.
+        """
+        self._load(parameters)
+        images, labels = torch.tensor(self._data.x_train), torch.tensor(self._data.y_train)
+        mean, std = scale_of(self._data.normalization, images.dim())
+        source = Keystream.secure()
+        batch, target = poisson_batch(images, labels, self._batch.sampling_rate, source)
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._model.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(source.below(1 << 62, 1)[0]))
+            batch = batch.to(torch.float32).sub_(mean).div_(std)
+            total = flat_sum(self._model, batch, target, self._batch.clip_norm)
+        total *= min(1.0, self._batch.sum_norm / max(float(total.double().norm()), 1e-300))
+        with torch.no_grad():
+            parts = torch.split(total, [p.numel() for p in trained])
+            for p, part in zip(trained, parts, strict=True):
+                p.sub_(part.view_as(p))
+        return self.get_parameters({}), len(labels), {**self._batch.told()}

@@ -27,7 +27,7 @@ from qsfl_flower.clients.partition import (
     split,
 )
 from qsfl_flower.clients.personal import PersonalClient
-from qsfl_flower.clients.private_training import PrivateTrainingClient
+from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.clients.scaffold import ScaffoldClient
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
 from qsfl_flower.personalization import Personalization
@@ -42,7 +42,7 @@ from qsfl_flower.simulations.config import (
     WriterSpec,
 )
 from qsfl_flower.simulations.phones import PhoneClient, phones_of
-from qsfl_flower.simulations.privacy import record_privacy_of
+from qsfl_flower.simulations.privacy import record_batch_of, record_privacy_of
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import POLICIES, CheckpointStore, RunObserver, StableFedAvg
 from qsfl_flower.wire import from_record
@@ -185,6 +185,8 @@ def client_of(
         model_of(experiment),
         _Common(seed=experiment.seed, client_id=client, declare_labels=spec.declare_labels),
     )
+    if (batch := record_batch_of(experiment)) is not None:
+        return GradientSumClient(model, view, batch, seed=experiment.seed, client_id=client)
     if (private := record_privacy_of(experiment)) is not None:
         return PrivateTrainingClient(
             model, view, config, private, seed=experiment.seed, client_id=client

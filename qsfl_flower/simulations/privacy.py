@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,16 +11,20 @@ from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.ledger import Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
-from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
     CentralDPSpec,
+    ClipSpec,
+    DistributedDPSpec,
     Experiment,
     LocalDPSpec,
     RecordDPSpec,
+    SecureSumSpec,
 )
 from qsfl_flower.simulations.config.privacy import PrivacyKeys
+from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
 from qsfl_flower.strategies.spending import PrivacyBudget
 
@@ -100,6 +105,67 @@ def record_privacy_of(experiment: Experiment) -> RecordPrivacy | None:
     found = (s for s in experiment.strategy.stages if isinstance(s, RecordDPSpec))
     spec = next(found, None)
     return None if spec is None else record_privacy(spec, experiment.rounds)
+
+
+def distributed_dp(spec: DistributedDPSpec, experiment: Experiment) -> DistributedDP:
+    """Build the stage of noise in shares."""
+    batch = record_batch_of(experiment)
+    expected = cohort_of(experiment)
+    if spec.records is not None:
+        share = expected / experiment.clients.count
+        expected = share * spec.records.count * spec.records.sampling_rate
+    return DistributedDP(
+        distributed_noise(spec, experiment.rounds),
+        expected,
+        _budget(spec, experiment),
+        batch=batch,
+        non_contributors=spec.non_contributors,
+        rounds=experiment.rounds,
+    )
+
+
+@lru_cache(maxsize=8)
+def distributed_noise(spec: DistributedDPSpec, rounds: int) -> float:
+    """Return the noise multiplier of every sum."""
+    rate = 1.0 if spec.records is None else spec.records.sampling_rate
+    return spec.noise_multiplier or smallest_scale(
+        lambda z: [Event(z, rate, rounds, _SLACK)], spec.epsilon, spec.delta, spec.accountant
+    )
+
+
+def distributed_of(experiment: Experiment) -> DistributedDPSpec | None:
+    """Return the spec of noise in shares, if there is one."""
+    found = (s for s in experiment.strategy.stages if isinstance(s, DistributedDPSpec))
+    return next(found, None)
+
+
+def record_batch_of(experiment: Experiment) -> RecordBatch | None:
+    """Return what the experiment's clients compute where single records get noise in shares."""
+    spec = distributed_of(experiment)
+    if spec is None or spec.records is None:
+        return None
+    stages = experiment.strategy.stages
+    norms = [s.clip_norm for s in stages if isinstance(s, ClipSpec | SecureSumSpec)]
+    clip_norm = spec.records.clip_norm
+    return RecordBatch(
+        clip_norm=clip_norm,
+        sampling_rate=spec.records.sampling_rate,
+        sum_norm=min(norms, default=clip_norm),
+    )
+
+
+def bound_of(spec: SecureSumSpec, experiment: Experiment) -> float | None:
+    """Return the largest coordinate of an update in a secure sum, its share of the noise included.
+
+    A twentieth is left for the rounding; the stage checks with the model's size if it is enough.
+    """
+    shares = distributed_of(experiment)
+    if spec.bound is not None or shares is None:
+        return spec.bound
+    moved = spec.clip_norm if shares.records is None else shares.records.clip_norm
+    honest = max(1, spec.min_clients - shares.non_contributors)
+    noise = distributed_noise(shares, experiment.rounds) * moved / math.sqrt(honest)
+    return 1.05 * (spec.clip_norm + 40 * noise)
 
 
 def local_dp(spec: LocalDPSpec, experiment: Experiment) -> LocalDP:

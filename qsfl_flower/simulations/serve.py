@@ -95,6 +95,14 @@ class Job(RunObserver):
         self.folder.add_round(record, clients)
         self.display.round_over(record, self.experiment.rounds)
 
+    def on_end(self, server_round: int, reason: str) -> None:
+        """Write down that a privacy budget ended the run."""
+        self.folder.event(
+            "budget spent",
+            f"Training ended before round {server_round}, with the model as it is: {reason}",
+            round=server_round,
+        )
+
     def finish(self, status: str, error: str | None) -> dict[str, Any]:
         """Write model, summary and report; return the summary."""
         # matplotlib is heavy, and not needed before the end.

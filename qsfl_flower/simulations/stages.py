@@ -15,6 +15,7 @@ from qsfl_flower.simulations.config import (
     ClipSpec,
     CommitteeSpec,
     DetectSpec,
+    DistributedDPSpec,
     Experiment,
     FedAdamSpec,
     FedAvgMSpec,
@@ -74,8 +75,9 @@ def _committee(spec: CommitteeSpec) -> tuple[float, Committee, dict[str, Any]]:
     return spec.clip_norm, sizes, spec.model_dump(include=own)
 
 
-def _secure_sum(spec: SecureSumSpec, _: Experiment) -> Stage:
+def _secure_sum(spec: SecureSumSpec, experiment: Experiment) -> Stage:
     clip_norm, committee, settings = _committee(spec)
+    settings["bound"] = privacy.bound_of(spec, experiment)
     return SecureSum(clip_norm, committee, weighted=spec.weighted, **settings)
 
 
@@ -118,6 +120,7 @@ STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     CentralDPSpec: privacy.central_dp,
     AdaptiveClipSpec: privacy.adaptive_clip,
     RecordDPSpec: privacy.record_dp,
+    DistributedDPSpec: privacy.distributed_dp,
     LocalDPSpec: privacy.local_dp,
 }
 """What makes the stage of each spec in ``strategy.stages``."""

@@ -13,13 +13,17 @@ from qsfl_flower.clients import per_example
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import build_model, get_arrays, mlp, mnist_cnn
 from qsfl_flower.clients.per_example import clipped_gradient_sum
-from qsfl_flower.clients.private_training import PrivateTrainingClient, train_privately
+from qsfl_flower.clients.private_training import (
+    GradientSumClient,
+    PrivateTrainingClient,
+    train_privately,
+)
 from qsfl_flower.clients.scattering import scattering
 from qsfl_flower.clients.train_config import TrainConfig
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.audit import audit
 from qsfl_flower.privacy.randomness import Keystream
-from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 
 
 def by_loop(model, batch, target, clip):
@@ -243,3 +247,52 @@ def test_the_built_in_cifar_model_is_served():
     sums, norms = by_loop(model, *[torch.randn(0, 3, 32, 32), torch.zeros(0)], 1.0)
     assert len(found.gradients) == len(sums)
     assert len(norms) == 0
+
+
+def gradient_sum(x, y, batch, start=None):
+    """Return what a client's parameters lose in a round, in float64."""
+    data = Dataset("toy", x, y, x[:0], y[:0], x.shape[1:], 3, None, "toy", NORMAL)
+    client = GradientSumClient(linear(), data, batch, seed=1, client_id=0)
+    before = client.get_parameters({}) if start is None else start
+    after, count, told = client.fit(before, {})
+    assert count == len(y)
+    assert told == batch.told()
+    return np.concatenate(
+        [(b.astype(float) - a.astype(float)).ravel() for b, a in zip(before, after, strict=True)]
+    )
+
+
+def test_a_round_sends_the_sum_of_clipped_gradients():
+    x, y = toy(60)
+    sent = gradient_sum(x, y, RecordBatch(clip_norm=0.5, sampling_rate=1.0, sum_norm=100.0))
+    clipped, _ = by_loop(linear(), torch.tensor(x), torch.tensor(y), 0.5)
+    expected = torch.cat([g.reshape(-1) for g in clipped]).numpy()
+    np.testing.assert_allclose(sent, expected, atol=1e-5)
+
+
+def test_batches_are_secret_and_empty_ones_change_nothing():
+    x, y = toy(60)
+    half = RecordBatch(clip_norm=0.5, sampling_rate=0.5, sum_norm=100.0)
+    # Two equal batches of 60 coins: once in 2^60.
+    assert not np.array_equal(gradient_sum(x, y, half), gradient_sum(x, y, half))
+    never = RecordBatch(clip_norm=0.5, sampling_rate=1e-15, sum_norm=100.0)
+    assert not gradient_sum(x, y, never).any()
+    assert not gradient_sum(x[:0], y[:0], half).any()
+
+
+@pytest.mark.parametrize("sum_norm", [0.5, 3.0, 1000.0])
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_one_record_moves_what_is_sent_by_its_clip_norm_at_most(sum_norm, size):
+    """Whatever the sum is scaled to, and whatever the rounding to float32 does."""
+    x, y = toy(60)
+    batch = RecordBatch(clip_norm=0.5, sampling_rate=1.0, sum_norm=sum_norm)
+    start = [size * p for p in get_arrays(linear()).values()]
+    whole = gradient_sum(x, y, batch, start)
+    assert np.linalg.norm(whole) <= sum_norm + 1e-3
+    # The allowance that `DistributedDP` adds for float32, and float32 sums of 60 gradients.
+    norm = math.sqrt(sum(float((p.astype(float) ** 2).sum()) for p in start))
+    allowed = 0.5 + 1.01 * np.finfo(np.float32).eps * (norm + sum_norm) + 60 * 0.5 * 6e-8
+    for record in range(60):
+        others = np.arange(60) != record
+        moved = np.linalg.norm(whole - gradient_sum(x[others], y[others], batch, start))
+        assert moved <= allowed

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qsfl_flower.clients.privacy import privacy_mod
-from qsfl_flower.clients.private_training import PrivateTrainingClient
+from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
@@ -12,10 +12,21 @@ from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
 from qsfl_flower.simulations.privacy import record_privacy_of
 from qsfl_flower.simulations.stages import stages_of
+from qsfl_flower.strategies.chain import Chain
+from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
 
 CLIP = {"stage": "clip", "clip_norm": 1.0}
 CENTRAL = {"stage": "central_dp", "epsilon": 1.0}
+SECURE = [
+    {"stage": "authenticate"},
+    {
+        "stage": "secure_sum", "clip_norm": 20.0, "weighted": False, "metrics": [],
+        "min_clients": 4,
+    },
+]  # fmt: skip
+SHARES = {"stage": "distributed_dp", "epsilon": 1.0}
+RECORDS = {"clip_norm": 1.0, "sampling_rate": 0.1, "count": 1000}
 
 
 def experiment(*stages, **sections):
@@ -53,6 +64,19 @@ def test_clients_train_privately_where_the_strategy_requires_it():
     assert epsilon_of_events([stage.privacy.event(1000, 50)], 1e-5) <= 2.0
 
 
+@pytest.mark.parametrize("records", [None, RECORDS])
+def test_noise_in_shares_is_calibrated_and_has_room(records):
+    exp = experiment(*SECURE, {**SHARES, "records": records})
+    stages = stages_of(exp)
+    Chain(stages)  # finds the bound of the secure sum large enough
+    stage = next(s for s in stages if isinstance(s, DistributedDP))
+    rate = 1.0 if records is None else 0.1
+    assert stage.denominator == (10 if records is None else 100)
+    assert 0.95 < epsilon_of_events([Event(stage.noise_multiplier, rate, 50)], 1e-5) <= 1.0
+    client = client_of(exp, owners_of(exp), 0)
+    assert isinstance(client, GradientSumClient) == (records is not None)
+
+
 def test_local_noise_covers_replacing_an_update():
     exp = experiment({"stage": "local_dp", "epsilon": 4.0, "clip_norm": 1.0})
     stage = next(s for s in stages_of(exp) if isinstance(s, LocalDP))
@@ -75,6 +99,12 @@ def test_clients_with_a_minimum_get_the_mod_inside_authentication():
             {"devices": {"simulate": True}},
             "do not train by DP-SGD",
         ),
+        ([SHARES], {}, "add stage secure_sum or masked_sum"),
+        (
+            [*SECURE, {**SHARES, "records": RECORDS}],
+            {"devices": {"simulate": True}},
+            "do not train by DP-SGD",
+        ),
         ([CLIP, {**CENTRAL, "epsilon": 0}], {}, "epsilon"),
         ([CLIP, {**CENTRAL, "delta": 1}], {}, "delta"),
         ([CLIP, {**CENTRAL, "sigma": 1}], {}, "sigma"),
@@ -85,7 +115,7 @@ def test_experiments_without_a_guarantee_are_refused(stages, sections, why):
         experiment(*stages, **sections)
 
 
-@pytest.mark.parametrize("name", ["dp_central", "dp_record"])
+@pytest.mark.parametrize("name", ["dp_central", "dp_record", "dp_distributed"])
 def test_shipped_experiments_calibrate(name):
     exp = load_experiment(name)
     assert any(getattr(stage, "placement", "central-dp") for stage in stages_of(exp))

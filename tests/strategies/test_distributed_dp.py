@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.client import NumPyClient
 from hypothesis import given, settings
@@ -21,8 +23,12 @@ from hypothesis import strategies as st
 
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
+from qsfl_flower.clients.data import Dataset, Normalization
+from qsfl_flower.clients.models import set_arrays
 from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.clients.per_example import clipped_gradient_sum
 from qsfl_flower.clients.privacy import privacy_mod
+from qsfl_flower.clients.private_training import GradientSumClient
 from qsfl_flower.clients.steps import STEPS, ClientUpdate, StepContext
 from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
@@ -93,11 +99,11 @@ def task_of(message) -> str:
 class Device:
     """A client with keys; `gone` from the first task on, or with something in its code replaced."""
 
-    def __init__(self, number, identity, roster, mods=(), gone=False, patches=()):
+    def __init__(self, number, identity, roster, mods=(), gone=False, patches=(), make=Add):
         self.context = Context(1, 100 + number, {"partition-id": number}, RecordDict(), {})
         credentials = Credentials(identity, roster)
         self.app = numpy_client_app(
-            lambda context: Add(number),
+            lambda context: make(number),
             mods=[auth_mod(lambda context: credentials, lambda: NOW), *mods, qsfl_mod],
         )
         self.gone, self.patches = gone, patches
@@ -150,7 +156,7 @@ def federation(fake_grid, keys):
     """Run some rounds; `devices` says what is special about single clients."""
     roster = open_roster(keys.roster, keys.authority)
 
-    def run(summed, stage, rounds=1, devices=None, mods=(), **options):
+    def run(summed, stage, rounds=1, devices=None, mods=(), model=None, **options):
         credentials = Credentials(keys.server, roster)
         stages = [Authenticate(credentials, clock=lambda: NOW), *summed(credentials), stage]
         clients = {
@@ -162,9 +168,10 @@ def federation(fake_grid, keys):
             fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=CLIENTS,
             stages=stages, observer=watch, **options,
         )  # fmt: skip
-        model = to_record({"w": np.zeros(SIZE, np.float32)})
-        result = strategy.start(fake_grid(clients), model, rounds, timeout=0.2)
-        return result.arrays["w"].numpy().astype(np.float64), watch, strategy
+        start = to_record(model or {"w": np.zeros(SIZE, np.float32)})
+        result = strategy.start(fake_grid(clients), start, rounds, timeout=0.2)
+        flat = [a.numpy().ravel().astype(np.float64) for a in result.arrays.values()]
+        return np.concatenate(flat), watch, strategy
 
     return run
 
@@ -295,6 +302,65 @@ def test_clients_compute_what_the_offer_comes_to(federation):
 
 
 RECORDS = RecordBatch(clip_norm=0.5, sampling_rate=0.1, sum_norm=1.0)
+
+
+FEATURES, LABELS, PER_CLIENT = 700, 8, 20
+
+
+def silo(number):
+    """Return the records of one client."""
+    rng = np.random.default_rng(number)
+    x = rng.normal(size=(PER_CLIENT, FEATURES)).astype(np.float32)
+    return x, rng.integers(0, LABELS, PER_CLIENT)
+
+
+def gradient_client(number):
+    torch.manual_seed(0)
+    x, y = silo(number)
+    plain = Normalization((0.0,), (1.0,))
+    data = Dataset("toy", x, y, x[:0], y[:0], (FEATURES,), LABELS, None, "toy", plain)
+    layer = torch.nn.Linear(FEATURES, LABELS)
+    return GradientSumClient(layer, data, EVERY_RECORD, seed=0, client_id=number)
+
+
+def zeros():
+    weight = np.zeros((LABELS, FEATURES), np.float32)
+    return {"weight": weight, "bias": np.zeros(LABELS, np.float32)}
+
+
+EVERY_RECORD = RecordBatch(clip_norm=0.5, sampling_rate=1.0, sum_norm=1.0)
+
+
+@both
+@pytest.mark.parametrize("gone", [(), (5,)])
+def test_a_round_is_one_step_of_central_dp_sgd_on_all_records(federation, summed, gone):
+    model = zeros()
+    devices = {n: {"make": gradient_client, "gone": n in gone} for n in range(CLIENTS)}
+    one = stage(batch=EVERY_RECORD)
+    found, watch, _ = federation(summed, one, devices=devices, model=model)
+    layer, total = torch.nn.Linear(FEATURES, LABELS), np.zeros(FEATURES * LABELS + LABELS)
+    set_arrays(layer, model)
+    present = [n for n in range(CLIENTS) if n not in gone]
+    for number in present:
+        x, y = (torch.tensor(v) for v in silo(number))
+        clipped = clipped_gradient_sum(layer, x, y, 0.5).gradients
+        flat = np.concatenate([g.numpy().ravel().astype(float) for g in clipped])
+        total += in_ball(flat, 1.0)
+    noise = found * COHORT + total
+    assert distributions.fits_normal(noise, 0.5 * promised(len(present)))
+    record = watch.records[1]
+    assert record.epsilon == pytest.approx(epsilon_of_events([Event(NOISE)], 1e-5), rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [Add, gradient_client])
+def test_an_app_that_does_not_clip_records_enough_sends_nothing(federation, make):
+    batch = replace(EVERY_RECORD, clip_norm=0.4)
+    devices = {n: {"make": make} for n in range(CLIENTS)}
+    model = None if make is Add else zeros()
+    with pytest.raises(TooFewReplies, match="6 x client-error"):
+        federation(
+            committee_sum, stage(batch=batch), devices=devices, model=model, max_failed_rounds=1
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import (
     AdaptiveClipSpec,
     CentralDPSpec,
+    DistributedDPSpec,
     LocalDPSpec,
     MinimumSpec,
     RecordDPSpec,
@@ -68,6 +69,7 @@ __all__ = [
     "DetectSpec",
     "DevicesSpec",
     "DirichletSpec",
+    "DistributedDPSpec",
     "Experiment",
     "FaultSpec",
     "FedAdamSpec",

@@ -57,6 +57,12 @@ class SecureSumSpec(CommitteeSpec):
     """Hides every update; a committee of clients opens their sum (needs stage authenticate)."""
 
     stage: Literal["secure_sum"] = Field(description="Name of the stage.")
+    bound: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest magnitude of a coordinate with its noise; null: clip_norm, and under "
+        "distributed_dp what its noise needs.",
+    )
     weighted: bool = Field(
         default=True, description="Weigh by examples, which are hidden; false: all count alike."
     )

@@ -12,7 +12,7 @@ from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
-from qsfl_flower.simulations.config.privacy import CentralDPSpec
+from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
     DataSpec,
@@ -189,21 +189,32 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
             (f"{where['central_dp']}.stage",),
             "without a bound on a client's update no noise is enough; add stage clip",
         )
-    if "record_dp" in where and exp.devices.simulate:
+    shares = next((s for s in exp.strategy.stages if isinstance(s, DistributedDPSpec)), None)
+    if shares is not None and not {"secure_sum", "masked_sum"} & set(where):
         yield Contradiction(
-            (f"{where['record_dp']}.stage", "devices.simulate"),
-            "simulated devices do not train by DP-SGD; set devices.simulate to false",
+            (f"{where['distributed_dp']}.stage",),
+            "a share of the noise protects nobody by itself; add stage secure_sum or masked_sum, "
+            "or use stage central_dp",
         )
-    if "record_dp" in where and exp.personalization.method != "none":
-        yield Contradiction(
-            (f"{where['record_dp']}.stage", "personalization.method"),
-            "personal models are not trained by DP-SGD; set personalization.method to none",
-        )
-    if "record_dp" in where and exp.strategy.name == "scaffold":
-        yield Contradiction(
-            (f"{where['record_dp']}.stage", "strategy.name"),
-            "control variates are not trained by DP-SGD; choose another strategy",
-        )
+    by_record = [where[n] for n in ("record_dp",) if n in where]
+    if shares is not None and shares.records is not None:
+        by_record.append(where["distributed_dp"])
+    for place in by_record:
+        if exp.devices.simulate:
+            yield Contradiction(
+                (f"{place}.stage", "devices.simulate"),
+                "simulated devices do not train by DP-SGD; set devices.simulate to false",
+            )
+        if exp.personalization.method != "none":
+            yield Contradiction(
+                (f"{place}.stage", "personalization.method"),
+                "personal models are not trained by DP-SGD; set personalization.method to none",
+            )
+        if exp.strategy.name == "scaffold":
+            yield Contradiction(
+                (f"{place}.stage", "strategy.name"),
+                "control variates are not trained by DP-SGD; choose another strategy",
+            )
     central = next((s for s in exp.strategy.stages if isinstance(s, CentralDPSpec)), None)
     drawn = central is not None and central.poisson and exp.clients.fraction_train < 1
     if drawn and isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec):

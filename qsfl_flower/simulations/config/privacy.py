@@ -102,6 +102,38 @@ class RecordDPSpec(PrivacyKeys):
     )
 
 
+class RecordBatchSpec(Section):
+    """Has one round be one step of DP-SGD over the records of all clients together."""
+
+    clip_norm: float = Field(gt=0, description="Largest L2 norm of one record's gradient.")
+    sampling_rate: float = Field(
+        gt=0, le=1, description="Probability with which a record is in a client's batch."
+    )
+    count: int = Field(
+        ge=1,
+        le=10**12,
+        description="Records of all clients together, which is public: the sum is divided by "
+        "count times sampling_rate.",
+    )
+
+
+class DistributedDPSpec(PrivacyKeys):
+    """Protects clients, or records, against the server too: clients add shares of the noise."""
+
+    stage: Literal["distributed_dp"] = Field(description="Name of the stage.")
+    non_contributors: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Clients of a sum that may leave their noise out or tell it to the server; the "
+        "others add more for them.",
+    )
+    records: RecordBatchSpec | None = Field(
+        default=None,
+        description="Protect single records, by sums of clipped gradients; null: whole clients.",
+    )
+
+
 class LocalDPSpec(PrivacyKeys):
     """Protects every client against everybody: it adds all of the noise to its own update."""
 

@@ -13,6 +13,7 @@ from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSp
 from qsfl_flower.simulations.config.privacy import (
     AdaptiveClipSpec,
     CentralDPSpec,
+    DistributedDPSpec,
     LocalDPSpec,
     RecordDPSpec,
 )
@@ -62,6 +63,9 @@ class MaskedSumSpec(Section):
         gt=0,
         description="Largest magnitude of a coordinate of an update; a client beyond it does not "
         "take part. Clip to this norm or less.",
+    )
+    min_clients: int = Field(
+        default=2, ge=2, le=100_000, description="The clients unmask no sum of fewer."
     )
     max_examples: int = Field(
         default=1000, ge=1, le=10**12, description="No client counts for more examples than this."
@@ -194,6 +198,7 @@ StageSpec = Annotated[
     | CentralDPSpec
     | AdaptiveClipSpec
     | RecordDPSpec
+    | DistributedDPSpec
     | LocalDPSpec,
     Field(discriminator="stage"),
 ]

@@ -36,6 +36,12 @@ def words(found):
         ("central_dp", "one client with all of its data", "it has to be trusted"),
         ("record_dp", "one record of a client", "the server included"),
         ("local_dp", "one client with all of its data", "nobody but the client itself"),
+        ("distributed_dp", "one client with all of its data", "all but 0 of those in a sum"),
+        (
+            "distributed_dp, non_contributors: 2, records: {count: 9}",
+            "one record of a client",
+            "the server included: it learns sums over the clients alone",
+        ),
     ],
 )
 def test_unit_adversary_and_delta_are_named_in_plain_words(tmp_path, stage, unit, adversary):
@@ -58,3 +64,9 @@ def test_nothing_is_said_where_nothing_is_private(tmp_path):
 def test_a_hopeless_epsilon_is_told_without_a_picture(tmp_path):
     found = section(tmp_path, "central_dp", [None, float("inf"), float("inf")])
     assert found is None or found.plots == ()
+
+
+def test_a_spent_budget_that_ended_the_run_is_told(tmp_path):
+    event = {"kind": "budget spent", "message": "Training ended before round 4: all is spent"}
+    (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert "Training ended before round 4" in words(section(tmp_path, "central_dp", [None, 1.0]))

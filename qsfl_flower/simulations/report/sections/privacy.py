@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 Points = list[tuple[int, float, Any]]
 
-_UNIT = {
-    "central_dp": "one client with all of its data",
-    "local_dp": "one client with all of its data",
-    "record_dp": "one record of a client",
-}
+_RECORD, _CLIENT = "one record of a client", "one client with all of its data"
 _ADVERSARY = {
     "central_dp": "everybody who sees the models: all clients, and whoever gets the final model. "
     "The server adds the noise, so it has to be trusted, and with it the files of this run",
+    "distributed_dp": "everybody, the server included: it learns sums over the clients alone, and "
+    "the noise is in a sum before anybody can open it, since every client adds a share. Some of "
+    "them have to be trusted to do so: all but {f} of those in a sum",
     "local_dp": "everybody, the server included; nobody but the client itself has to be trusted",
     "record_dp": "everybody but the client that holds the record, the server included",
 }
@@ -32,13 +31,18 @@ _ADVERSARY = {
 
 def privacy(run: Run) -> Section | None:
     """Explain and draw the privacy that was spent; None without differential privacy."""
-    kept = [s for s in _stages(run) if s.get("stage") in _UNIT]
+    kept = [s for s in _stages(run) if s.get("stage") in _ADVERSARY]
     spent = [(r["round"], number(r.get("epsilon")), r) for r in run.metrics]
     points = [(at, e, r) for at, e, r in spent if e is not None]
     if not kept or not points:
         return None
     epsilon = points[-1][1]
     parts: list[Html | Row] = [_explain(stage, epsilon) for stage in kept]
+    parts += [
+        element("p", text.shorten(str(event.get("message")), 500))
+        for event in run.events
+        if event.get("kind") == "budget spent"
+    ]
     plots = [plot for plot in (_over_rounds(points, kept), _against(points)) if plot is not None]
     if plots:
         parts.append(Row(tuple(plots)))
@@ -53,13 +57,19 @@ def _stages(run: Run) -> list[Mapping[str, Any]]:
 
 
 def _explain(stage: Mapping[str, Any], epsilon: float) -> Html:
-    name, delta = str(stage["stage"]), number(stage.get("delta")) or math.nan
+    delta = number(stage.get("delta")) or math.nan
+    against = _ADVERSARY[str(stage["stage"])].format(f=stage.get("non_contributors", 0))
     return element(
         "p",
-        f"Protected is {_UNIT[name]}: whether it was used can hardly be told. "
-        f"Protected against {_ADVERSARY[name]}. Spent: epsilon = {text.decimal(epsilon)} of "
+        f"Protected is {_unit(stage)}: whether it was used can hardly be told. "
+        f"Protected against {against}. Spent: epsilon = {text.decimal(epsilon)} of "
         f"{text.decimal(number(stage.get('epsilon')) or math.nan)}, at delta = {delta:g}.",
     )
+
+
+def _unit(stage: Mapping[str, Any]) -> str:
+    by_record = stage["stage"] == "record_dp" or stage.get("records") is not None
+    return _RECORD if by_record else _CLIENT
 
 
 def _meaning(epsilon: float, stage: Mapping[str, Any]) -> Html:
@@ -71,7 +81,7 @@ def _meaning(epsilon: float, stage: Mapping[str, Any]) -> Html:
     return element(
         "p",
         "Imagine somebody who knows everything except whether one particular "
-        f"{'record' if stage['stage'] == 'record_dp' else 'client'} took part, and who guesses it "
+        f"{'record' if _unit(stage) == _RECORD else 'client'} took part, and who guesses it "
         f"from all models of this run. Without them the guess is right half of the time; with them "
         f"at most {text.percent(min(1.0, chance + delta))} of the time. Who accepts one false "
         f"accusation in a hundred finds at most {text.percent(power)} of the members. With a "
