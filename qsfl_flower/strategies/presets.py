@@ -14,6 +14,7 @@ from typing import Any
 from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.strategies.compression import SharedMask
+from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.policies import Available
 from qsfl_flower.strategies.privacy import RecordDP
 from qsfl_flower.strategies.robust import Robust
@@ -135,10 +136,16 @@ class CrossDevice(SecureFedAvg):
     ----------
     *args
         Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to the committee's size.
-    credentials, clip_norm, committee, privacy, stages, **options
+    credentials, clip_norm, stages, **options
         As in `CrossSilo`.
     ratio : float
         As in `FullChain`.
+    committee : Committee, optional
+        As in `CrossSilo`. With `DistributedDP` its `min_clients` should be as many devices as a
+        round will surely have: noise is sized for that number.
+    privacy : RecordDP or DistributedDP, optional
+        As in `CrossSilo`; or `DistributedDP` for whole devices, which no app needs to know about:
+        the mod adds a share of the noise to each update.
 
     Notes
     -----
@@ -147,6 +154,9 @@ class CrossDevice(SecureFedAvg):
     mean by at most ``f * clip_norm / n``, though each of them by that much. Against: the server,
     even if it lies, together with two members of the committee; the network. Not against: three
     members together, or many hostile devices: use `FullChain` where they can be a tenth of all.
+    `DistributedDP` adds differential privacy against the server, but norms must stay closed then,
+    and a hostile device is bound by the room for noise alone, ``clip_norm * (2 + 41 z)``; metrics
+    of training stay on the devices.
 
     Who sees what: the server learns the sum and the norm of each update. Cost: two further
     exchanges with the committee a round; 0.4 bytes per coordinate from each device with 1 %; a
@@ -160,19 +170,26 @@ class CrossDevice(SecureFedAvg):
         clip_norm: float,
         ratio: float = 0.01,
         committee: Committee | None = None,
-        privacy: RecordDP | None = None,
+        privacy: RecordDP | DistributedDP | None = None,
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
         committee = committee or COMMITTEE
-        args, options = _enough(args, options, committee.members)
+        args, options = _enough(args, options, max(committee.members, committee.min_clients))
+        sums: dict[str, Any] = {"bits": _BITS, "weighted": False}
+        if isinstance(privacy, DistributedDP):
+            # A share of the noise stays within 40 standard deviations.
+            room = clip_norm * (2 + 41 * privacy.noise_multiplier)
+            sums |= {"metrics": (), "bound": room}
+        else:
+            sums |= {"metrics": METRICS, "enforce_norm": True}
         mask = SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0)
         super().__init__(
             *args,
             credentials=credentials,
             clip_norm=clip_norm,
             committee=committee,
-            sums={"bits": _BITS, "metrics": METRICS, "weighted": False, "enforce_norm": True},
+            sums=sums,
             stages=[mask, *([privacy] if privacy else []), *stages],
             **{"selection": Available(), **options},
         )

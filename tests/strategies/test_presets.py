@@ -13,12 +13,16 @@ from qsfl_flower.clients import auth_mod, qsfl_mod
 from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.errors import CompositionError
+from qsfl_flower.privacy.calibration import noise_multiplier_for
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import (
+    Committee,
     CrossDevice,
     CrossSilo,
+    DistributedDP,
     FullChain,
+    PrivacyBudget,
     RecordDP,
     Research,
     RunObserver,
@@ -152,6 +156,20 @@ def test_record_level_privacy_is_told_to_the_clients(preset, keys):
         wanted["credentials"] = keys
     made = preset(clip_norm=1.0, privacy=RecordDP(privacy, rounds=3), **wanted)
     assert "record-dp" in [stage.name for stage in made.chain.stages]
+
+
+def test_devices_get_client_level_privacy_without_a_change_to_the_app(keys):
+    """docs/drop-in.md: the budget lasts for the rounds that the noise was made for."""
+    rounds = 3
+    noise = noise_multiplier_for(8.0, 1e-5, rounds, slack=1e-9)
+    dp = DistributedDP(noise, CLIENTS, PrivacyBudget(epsilon=8.0), rounds=rounds)
+    committee = Committee(7, 3, quorum=5, min_clients=8)
+    model, seen, result, _ = hidden(CrossDevice, keys, rounds, privacy=dp, committee=committee)
+    assert [r.skipped for r in seen.rounds] == [None] * (rounds + 1)
+    assert 7.9 < seen.rounds[-1].epsilon <= 8.0
+    assert {row.norm for row in seen.rows[1]} == {None}
+    assert result.train_metrics_clientapp[1] == {}
+    assert np.isfinite(model).all()
 
 
 def test_wrong_key_folders_are_named(keys, tmp_path):
