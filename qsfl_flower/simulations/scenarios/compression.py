@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from qsfl_flower.simulations.build import dataset_of, evaluator_of, model_of, ow
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.simulations.report.figures import Plot, draw, legend
+from qsfl_flower.simulations.scenarios.processes import in_processes
 from qsfl_flower.strategies import Compress, RoundRecord, RunObserver, StableFedAvg
 from qsfl_flower.wire import to_record
 
@@ -60,11 +62,11 @@ SCHEMES: dict[str, Scheme | None] = {
     "dense": None,
     "1 %": Scheme(ratio=0.01),
     "1 %, no feedback": Scheme(ratio=0.01, feedback=False),
-    "1 %, momentum 0.5": Scheme(ratio=0.01, momentum=0.5),
     "0.1 %": Scheme(ratio=0.001),
     "0.1 %, no feedback": Scheme(ratio=0.001, feedback=False),
     "10 %": Scheme(ratio=0.1),
     "10 %, no feedback": Scheme(ratio=0.1, feedback=False),
+    "1 %, momentum 0.5": Scheme(ratio=0.01, momentum=0.5),
 }
 
 
@@ -109,6 +111,7 @@ def federate(
     dict
         ``accuracy`` by round, and the payload bytes of one reply and one instruction.
     """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     setting = SETTINGS[name]
     rounds = rounds or setting.rounds
     experiment = load_experiment(
@@ -222,16 +225,16 @@ def run(
         JSON values: for each data set the rows of `compare`, and the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     tables: dict[str, Any] = {"files": []}
     for name in settings:
         kept = folder / f"compression-{name}.json"
         runs: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-        for title, scheme in SCHEMES.items():
-            if title not in runs:
-                runs[title] = federate(name, scheme, rounds)
-                kept.write_text(json.dumps(runs))
-        runs = json.loads(kept.read_text())
+        missing = [title for title in SCHEMES if title not in runs]
+        tasks = [partial(federate, name, SCHEMES[title], rounds) for title in missing]
+        for index, found in in_processes(tasks):
+            runs[missing[index]] = found
+            kept.write_text(json.dumps(runs))
+        runs = {title: json.loads(kept.read_text())[title] for title in SCHEMES}
         for one in runs.values():
             one["accuracy"] = {int(r): value for r, value in one["accuracy"].items()}
         plot = _plot(name, runs)

@@ -8,14 +8,12 @@ process (`qsfl_flower.simulations.scenarios.cohort`) with the package's rules an
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ from qsfl_flower.robust.detection import (
 from qsfl_flower.simulations.scenarios import detection
 from qsfl_flower.simulations.scenarios.cohort import Cohort, Floats, Training
 from qsfl_flower.simulations.scenarios.heatmap import heat_map
+from qsfl_flower.simulations.scenarios.processes import in_processes
 
 CLIENTS = 20
 ROOT_SIZE = 100
@@ -205,21 +204,6 @@ def cell(
     return row
 
 
-def in_processes(tasks: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Call tasks in as many processes as there are cores and return what they return, in order.
-
-    Each task takes one thread and depends on its arguments alone, so that their number changes
-    nothing.
-    """
-    workers = min(os.cpu_count() or 1, len(tasks))
-    if workers == 1:
-        return [task() for task in tasks]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        futures = [pool.submit(task) for task in tasks]
-        return [future.result() for future in futures]
-
-
 def rounds_to(cohort: Cohort, defence: Defence, target: float, most: int) -> int | None:
     """Return the first round after which the accuracy is at least `target`."""
     model = cohort.initial()
@@ -287,12 +271,11 @@ def run(
     try:
         settings = list(product(schemes, liars))
         cells = list(product(settings, rules, attacks))
-        rows = in_processes(
-            [
-                partial(cell, dataset, scheme, f, rule, attack, rounds, seed)
-                for (scheme, f), rule, attack in cells
-            ]
-        )
+        tasks = [
+            partial(cell, dataset, scheme, f, rule, attack, rounds, seed)
+            for (scheme, f), rule, attack in cells
+        ]
+        rows = [row for _, row in sorted(in_processes(tasks), key=itemgetter(0))]
         summary: dict[str, Any] = {"rounds": rounds, "seed": seed, "cells": len(rows)}
         if only_defences is None:
             summary["rounds_to_accuracy"] = convergence(data, seed)
