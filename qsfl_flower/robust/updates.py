@@ -135,7 +135,8 @@ class Updates:
             scales = 1.0 if self.scales is None else self.scales if whole else self.scales[:, index]
             vectors, factors = self._terms(rows, weights * scales)
             # `weighted_sum` keeps thirteen blocks: of few rows they would outweigh the rows.
-            step = max(ROW, len(rows) * self.size // 4096 // ROW * ROW)
+            numbers = len(rows) * self.size
+            step = max(1024, min(ROW, numbers // 512), numbers // 4096) // 1024 * 1024
             cuts = range(part.start, part.stop, step)
 
             def work(
@@ -148,7 +149,7 @@ class Updates:
                 hi = min(lo + step, part.stop)
                 weighted_sum(vectors, factors, lo=lo, hi=hi, threads=1, out=out[lo:hi])
 
-            map_threads(work, cuts, threads_for(len(cuts), threads))
+            map_threads(work, cuts, self.threads_for(len(cuts), threads))
         return out
 
     def _terms(self, rows: NDArray[np.intp], factors: Floats) -> tuple[list[Vector], list[float]]:
@@ -158,6 +159,11 @@ class Updates:
                 vectors.append(base)
                 chosen.append(-float(sum(factors[i] for i in rows if self.bases[i] is base)))
         return vectors, chosen
+
+    def threads_for(self, tasks: int, threads: int | None) -> int:
+        """Return how many threads to start; by default none more for each million numbers."""
+        useful = self.count * self.size >> 20
+        return threads_for(min(tasks, useful) if threads is None else tasks, threads)
 
     def width(self) -> int:
         """Return how many coordinates of all rows to look at together."""
@@ -178,5 +184,5 @@ def each_part(updates: Updates, threads: int | None, work: Callable[[int, int, i
     map_threads(
         lambda part: work(part, borders[part], borders[part + 1]),
         range(count),
-        threads_for(count, threads),
+        updates.threads_for(count, threads),
     )

@@ -61,7 +61,9 @@ def test_honest_clients_send_the_same_whatever_the_others_do():
 
 
 def test_a_small_table_is_written_with_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(robustness, "in_processes", lambda tasks: enumerate(task() for task in tasks))
+    monkeypatch.setattr(
+        robustness, "in_processes", lambda tasks: enumerate(task() for task in tasks)
+    )
     found = robustness.run(
         tmp_path,
         rounds=2,
