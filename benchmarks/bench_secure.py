@@ -40,6 +40,7 @@ TERMS = Terms(
     run=1,
     round=1,
     members=tuple(f"m{j}" for j in range(5)),
+    seats=tuple(f"s{j}" for j in range(5)),
     threshold=3,
     quorum=3,
     min_clients=3,
@@ -95,12 +96,13 @@ class Room:
         """Return a desk with the same share under the names of several clients."""
         held = self.take(member)
         names = [f"client-{i}" for i in range(CLIENTS)]
-        return Desk().take(self.terms, self.size, [replace(held, client=n) for n in names])
+        desk = Desk(seat=self.terms.seats[member - 1])
+        return desk.take(self.terms, self.size, [replace(held, client=n) for n in names], member)
 
     def release(self, member: int) -> Elements:
         """Add up the shares of all clients."""
-        weights = {h.client: 1 for h in self.desks[member].held}
-        return self.desks[member].release(1, weights, member)[0]
+        names = [h.client for h in self.desks[member].held]
+        return self.desks[member].release(1, names, member)[0]
 
     def fill(self) -> dict[int, Elements]:
         """Let every member take the shares, and return what they release."""
@@ -195,7 +197,7 @@ def _distances(n: int, d: int, limit: float | None) -> Row:
             # Any polynomial of degree 2 through the secret will do for the clock.
             share = combine([1, member, member**2], [secret, plain[i - 1], plain[i - 2]])
             known = {k: seeds[i][k] for k in zero.known_to(member)}
-            held.append(Held(f"c{i}", digests[i], np.append(share, np.uint64(0)), known))
+            held.append(Held(f"c{i}", 1, digests[i], np.append(share, np.uint64(0)), known))
         start = time.process_time()
         answers[member] = products(held, d, terms, member)[0]
         times.append(1e3 * (time.process_time() - start))

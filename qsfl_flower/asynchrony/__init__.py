@@ -27,6 +27,7 @@ from qsfl_flower.asynchrony.staleness import (
     Polynomial,
     StalenessLimit,
     StalenessWeight,
+    integer_weights,
     staleness_of,
 )
 from qsfl_flower.asynchrony.versions import Versions
@@ -58,6 +59,7 @@ __all__ = [
     "Versions",
     "VirtualClock",
     "WallClock",
+    "integer_weights",
     "make_fleet",
     "staleness_of",
     "tiers",

@@ -11,12 +11,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
+
+_SCALE = 16  # weights of hidden updates are multiples of 1/16
 
 
 class StalenessWeight(ABC):
     """Weight of an update by its staleness."""
+
+    constant: ClassVar[bool] = True
+    """Whether the weights are the same in all versions."""
 
     @abstractmethod
     def weight(self, staleness: int, version: int) -> float:
@@ -121,6 +127,8 @@ class Adaptive(StalenessWeight):
         Exponents > 0 at the start and after `horizon` versions.
     """
 
+    constant = False
+
     horizon: int
     first: float = 0.5
     last: float = 2.0
@@ -132,6 +140,36 @@ class Adaptive(StalenessWeight):
         """Return the weight; see the class."""
         progress = min(version / self.horizon, 1.0)
         return float((1 + staleness) ** -(self.first + (self.last - self.first) * progress))
+
+
+def integer_weights(rule: StalenessWeight, maximum: int) -> tuple[int, ...]:
+    r"""Return the weights of a rule as small integers, for shares that can be multiplied by these.
+
+    .. math:: q_s = \max(1, \operatorname{round}(16\, w(s))) / g, \qquad s = 0, \dots, s_{max}
+
+    with the greatest common divisor g. Since w(0) = 1, an update counts :math:`q_s / q_0`.
+
+    Parameters
+    ----------
+    rule : StalenessWeight
+        With constant weights.
+    maximum : int
+        Largest staleness.
+
+    Raises
+    ------
+    ConfigError
+        If the weights depend on the version.
+    """
+    if not rule.constant:
+        raise ConfigError(
+            f"staleness: the weights of {type(rule).__name__} change from version to version, but "
+            "clients that hide their updates agree to the weights when they share them; choose "
+            "constant, polynomial or hinge"
+        )
+    weights = [max(1, round(_SCALE * rule.weight(s, 0))) for s in range(maximum + 1)]
+    common = math.gcd(*weights)
+    return tuple(weight // common for weight in weights)
 
 
 @dataclass(frozen=True)

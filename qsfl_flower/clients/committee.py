@@ -1,7 +1,8 @@
 """The client's halves of committee sums: deal shares of an update, and serve on the committee.
 
 A member's shares wait in Flower's client state between the two tasks of a round, encrypted under
-its own storage key, and are erased when the sum is released. The strategy's halves are
+its own storage key, and are erased when the sum is released; whose shares it has taken stays there
+as long as they could be used again. The strategy's halves are
 `qsfl_flower.strategies.SecureSum` and `SecureKrum`.
 """
 
@@ -37,7 +38,7 @@ from qsfl_flower.wire.keys import (
 )
 
 _DESK, _SHARES, _DEALT = "qsfl-committee", "qsfl-committee-shares", "qsfl-dealt"
-_SALT = 16
+_SALT = _SEAT = 16
 _NONCE = bytes(12)
 
 
@@ -92,6 +93,7 @@ def take_task(context: StepContext) -> RecordDict:
             if not isinstance(statement, bytes):
                 raise RejectedUpdate("malformed", "a header is not bytes")
             header = read_header(statement, terms, roster, party.now)
+            desk.check_new(header, terms)
             if header.size != size:
                 raise RejectedUpdate("malformed", f"{header.client} has dealt another length")
             share = receive(header, payloads[str(index)].data, terms, member, keys)
@@ -102,7 +104,7 @@ def take_task(context: StepContext) -> RecordDict:
         held.append(share)
         complaints.append("")
         values.append(check_value(share, size))
-    desk = desk.take(terms, size, held)
+    desk = desk.take(terms, size, held, member)
     answer: dict[str, Any] = {
         "complaints": complaints,
         "values": np.array(values, np.uint64).tobytes(),
@@ -121,19 +123,21 @@ def release_task(context: StepContext) -> RecordDict:
     if desk.terms is None:
         raise Refused(f"no shares are held; a sum of round {desk.closed} was released")
     member = _place(desk.terms, context)
-    names, weights = told["clients"], told["weights"]
-    if not isinstance(names, list) or not isinstance(weights, list) or len(set(names)) < len(names):
-        raise Refused("the clients to be added up are not a list of different names")
-    chosen = {str(n): _integer(w) for n, w in zip(names, weights, strict=True)}
-    total, desk = desk.release(_integer(told["round"]), chosen, member)
+    names = told["clients"]
+    if not isinstance(names, list):
+        raise Refused("the clients to be added up are not a list of names")
+    total, desk = desk.release(_integer(told["round"]), [str(name) for name in names], member)
     _save(context, desk, member)
     return RecordDict({SECURE_RECORD: to_record({"sum": total})})
 
 
 def hello_task(context: StepContext) -> RecordDict:
-    """Answer nothing: the signature around the answer says who is at this node."""
-    del context
-    return RecordDict({SECURE_RECORD: ConfigRecord({"here": True})})
+    """Take a seat: the signature around the answer says who is at this node."""
+    desk = _load(context)
+    if not desk.seat:
+        desk = replace(desk, seat=secrets.token_hex(_SEAT))
+        _save(context, desk, 0)
+    return RecordDict({SECURE_RECORD: ConfigRecord({"seat": desk.seat})})
 
 
 STEPS[SHARES] = shares_step
@@ -189,7 +193,13 @@ def _array(data: bytes) -> Array:
 def _save(context: StepContext, desk: Desk, member: int) -> None:
     """Put the desk into Flower's client state, its secrets encrypted."""
     state = context.context.state
-    record: dict[str, Any] = {"closed": desk.closed}
+    record: dict[str, Any] = {"closed": desk.closed, "seat": desk.seat, "opened": desk.opened}
+    if desk.taken:
+        record |= {
+            "taken": [client for client, _ in desk.taken],
+            "taken-dealt": [dealt for _, dealt in desk.taken],
+            "taken-for": list(desk.taken.values()),
+        }
     arrays = {}
     if desk.terms is not None:
         zero = desk.terms.zero_sets
@@ -198,6 +208,7 @@ def _save(context: StepContext, desk: Desk, member: int) -> None:
             "terms": desk.terms.encode(),
             "size": desk.size,
             "clients": [h.client for h in desk.held],
+            "dealt": [h.dealt for h in desk.held],
             "digests": [h.digest for h in desk.held],
         }
         for index, h in enumerate(desk.held):
@@ -212,20 +223,27 @@ def _load(context: StepContext) -> Desk:
     if _DESK not in state:
         return Desk()
     record: Any = state.config_records[_DESK]
+    taken = {
+        (client, dealt): at
+        for client, dealt, at in zip(
+            *(record.get(key, ()) for key in ("taken", "taken-dealt", "taken-for")), strict=True
+        )
+    }
+    desk = Desk(record["closed"], record["seat"], record["opened"], taken)
     if "terms" not in record:
-        return Desk(record["closed"])
+        return desk
     terms = _terms(record["terms"])
     zero, member = terms.zero_sets, _place(terms, context)
     known = zero.known_to(member) if zero else ()
     held = []
-    for index, (client, digest) in enumerate(
-        zip(record["clients"], record["digests"], strict=True)
+    for index, (client, dealt, digest) in enumerate(
+        zip(record["clients"], record["dealt"], record["digests"], strict=True)
     ):
         secret = _decrypt(context.party, state.array_records[_SHARES][str(index)].data)
         seeds = {i: secret[32 * k : 32 * k + 32] for k, i in enumerate(known)}
         share = np.frombuffer(secret, np.uint64, offset=32 * len(known))
-        held.append(Held(client, digest, share, seeds))
-    return Desk(record["closed"], terms, record["size"], tuple(held))
+        held.append(Held(client, dealt, digest, share, seeds))
+    return replace(desk, terms=terms, size=record["size"], held=tuple(held))
 
 
 def _encrypt(party: Party, secret: bytes) -> bytes:

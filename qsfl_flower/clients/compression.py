@@ -102,7 +102,7 @@ def mask_step(
     kept = values[support]
     if memory is not None:
         memory = memory.after(support, kept, kept)
-    rounding = derive_seed(seed, client_name(context.context))
+    rounding = derive_seed(int(parameters["rounding"]), client_name(context.context))
     note = _Masked(mask, rounding, memory)
     return replace(update, vector=kept * mask.scale(values.size), note=note)
 

@@ -15,14 +15,18 @@ shares of zero.
 Second, it is told which clients are to be added up, adds their shares up, and forgets all of them.
 It does this once per round, for at least `terms.min_clients` clients, whatever it is asked.
 
+Where shares that were dealt in several rounds may come together (`Terms.weights`), a member
+remembers which it has taken, as long as they could still count, and takes none of them for another
+round. It proves that it remembers by its seat: see `Terms.seats`.
+
 Who sees what: t - 1 members with the server see uniformly random values, and the sum.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -57,6 +61,8 @@ class Held:
     ----------
     client : str
         Who dealt it.
+    dealt : int
+        The round in which it dealt it.
     digest : bytes
         Digest of the client's header.
     share : ndarray of uint64
@@ -66,6 +72,7 @@ class Held:
     """
 
     client: str
+    dealt: int
     digest: bytes
     share: Elements
     seeds: Mapping[int, bytes]
@@ -121,7 +128,8 @@ def receive(
         raise RejectedUpdate("altered", f"the share from {header.client} is not the one it signed")
     payload = np.empty(room + length, np.uint64)
     me = terms.members[member - 1]
-    open_into(payload.data, keys, sealed, binding(terms, header.client, me))
+    dealt = terms.of_round(header.round)
+    open_into(payload.data, keys, sealed, binding(dealt, header.client, me))
     raw = payload[:room].tobytes()
     seeds = {i: raw[SEED_SIZE * k :][:SEED_SIZE] for k, i in enumerate(known)}
     for i, seed in seeds.items():
@@ -130,7 +138,7 @@ def receive(
     share = payload[room:]
     if member >= terms.threshold and not is_canonical(share):
         raise RejectedUpdate("malformed", f"{header.client} has sent values outside the field")
-    return Held(header.client, header.digest, share, seeds)
+    return Held(header.client, header.round, header.digest, share, seeds)
 
 
 def check_value(held: Held, size: int) -> int:
@@ -190,6 +198,12 @@ class Desk:
     ----------
     closed : int
         The last round of which a sum was released, or 0.
+    seat : str
+        What the member has drawn when it was appointed.
+    opened : int
+        The last round for which shares were taken, or 0.
+    taken : mapping of (str, int) to int
+        For clients and the rounds in which they dealt: the round for which their shares were taken.
     terms : qsfl_flower.secure.terms.Terms or None
         Of the round whose shares are held.
     size : int
@@ -199,18 +213,45 @@ class Desk:
     """
 
     closed: int = 0
+    seat: str = ""
+    opened: int = 0
+    taken: Mapping[tuple[str, int], int] = field(default_factory=dict)
     terms: Terms | None = None
     size: int = 0
     held: tuple[Held, ...] = ()
 
-    def take(self, terms: Terms, size: int, held: Sequence[Held]) -> Desk:
+    def check_new(self, header: Header, terms: Terms) -> None:
+        """Refuse shares that were taken for another round.
+
+        Raises
+        ------
+        RejectedUpdate
+            ``already-taken``.
+        """
+        before = self.taken.get((header.client, header.round), terms.round)
+        if before != terms.round:
+            raise RejectedUpdate(
+                "already-taken",
+                f"the shares that {header.client} dealt in round {header.round} were taken for "
+                f"round {before}",
+            )
+
+    def take(self, terms: Terms, size: int, held: Sequence[Held], member: int) -> Desk:
         """Return the desk with the shares of a round; what it held before is forgotten.
 
         Raises
         ------
         Refused
-            If a sum of this round, or of a later one, has already been released.
+            If a sum of this round has already been released, a later round was begun, the shares
+            were taken before, or were dealt to a member whose memory is not this one.
         """
+        if terms.seats[member - 1] != self.seat:
+            raise Refused(
+                f"round {terms.round}: these shares were dealt to a member that had another memory "
+                "than this one; which sums it has released is not known"
+            )
+        if terms.round < self.opened:
+            raise Refused(f"round {terms.round}: round {self.opened} has begun")
         if terms.round <= self.closed:
             raise Refused(
                 f"round {terms.round}: a sum of round {self.closed} was released; there is one per "
@@ -224,19 +265,34 @@ class Desk:
                 f"round {terms.round}: {len(held)} clients, but the terms are for "
                 f"{terms.max_clients}"
             )
-        return replace(self, terms=terms, size=size, held=tuple(held))
+        new = {(h.client, h.dealt): terms.round for h in held}
+        if again := sorted(k for k in new if self.taken.get(k, terms.round) != terms.round):
+            raise Refused(f"round {terms.round}: shares of {again[0][0]} were taken before")
+        # What is older cannot come back: rounds only go up.
+        oldest = terms.round - len(terms.weights) + 1
+        kept = {key: at for key, at in self.taken.items() if key[1] >= oldest}
+        return replace(
+            self,
+            opened=terms.round,
+            taken={**kept, **new},
+            terms=terms,
+            size=size,
+            held=tuple(held),
+        )
 
     def release(
-        self, server_round: int, weights: Mapping[str, int], member: int
+        self, server_round: int, clients: Collection[str], member: int
     ) -> tuple[Elements, Desk]:
         """Return this member's share of one weighted sum, and the desk without any shares.
+
+        The updates count with the weights of the terms, what is behind them counts once.
 
         Parameters
         ----------
         server_round : int
             The round that the shares must belong to.
-        weights : mapping of str to int
-            Public weights of the clients to be added up.
+        clients : collection of str
+            Different clients, to be added up.
         member : int
             In 1 .. m.
 
@@ -244,47 +300,47 @@ class Desk:
         -------
         ndarray of uint64, shape (size,)
             If the quorum is larger than the threshold, masked by shares of zero that depend on the
-            clients and weights: answers to different questions do not fit together.
+            clients: answers to different questions do not fit together.
         Desk
             What to keep.
 
         Raises
         ------
         Refused
-            If this is not the round, fewer clients than the minimum, an unknown client, or a weight
-            that is not allowed. The shares are kept.
+            If this is not the round, fewer clients than the minimum, or an unknown client. The
+            shares are kept.
         """
         terms = self.terms
         if terms is None or terms.round != server_round or server_round <= self.closed:
             raise Refused(
                 f"round {server_round}: no shares are held for it; a sum is released once"
             )
-        if not terms.min_clients <= len(weights):
+        if not terms.min_clients <= len(set(clients)) == len(clients):
             raise Refused(
-                f"round {server_round}: a sum of {len(weights)} clients is asked for, the clients "
-                f"agreed to at least {terms.min_clients}"
+                f"round {server_round}: a sum of {len(set(clients))} different clients is asked "
+                f"for, the clients agreed to at least {terms.min_clients}"
             )
-        if not all(1 <= weight <= terms.max_weight for weight in weights.values()):
-            raise Refused(f"round {server_round}: weights must be in [1, {terms.max_weight}]")
         by_name = {h.client: h for h in self.held}
-        if unknown := sorted(set(weights) - set(by_name)):
+        if unknown := sorted(set(clients) - set(by_name)):
             raise Refused(f"round {server_round}: no valid share of {', '.join(unknown)} is held")
+        chosen = [by_name[name] for name in sorted(clients)]
         total = np.zeros(self.size, np.uint64)
-        for name, weight in weights.items():
-            accumulate(total, by_name[name].vector(self.size)[: self.size], weight)
+        d = self.size - terms.extras
+        for h in chosen:
+            vector = h.vector(self.size)
+            accumulate(total[:d], vector[:d], terms.weight(h.dealt))
+            accumulate(total[d:], vector[d : self.size], 1)
         if zero := terms.zero_sharings[0]:
-            chosen = [by_name[name] for name in sorted(weights)]
-            zero.add_to(total, member, _sum_seeds(chosen, weights, zero.known_to(member)))
-        return total, Desk(closed=server_round)
+            seeds = _sum_seeds(chosen, server_round, zero.known_to(member))
+            zero.add_to(total, member, seeds)
+        return total, replace(self, closed=server_round, terms=None, size=0, held=())
 
 
-def _sum_seeds(
-    held: Sequence[Held], weights: Mapping[str, int], known: Sequence[int]
-) -> dict[int, bytes]:
+def _sum_seeds(held: Sequence[Held], server_round: int, known: Sequence[int]) -> dict[int, bytes]:
     """Join the clients' seeds for one sum; one honest client makes the result secret."""
-    chosen = hashlib.sha256(b"qsfl-flower/1/sum")
+    chosen = hashlib.sha256(b"qsfl-flower/1/sum" + server_round.to_bytes(8, "big"))
     for h in held:
-        chosen.update(h.digest + weights[h.client].to_bytes(8, "big"))
+        chosen.update(h.digest)
     label = chosen.digest()
     return {i: hashlib.sha256(label + b"".join(h.seeds[i] for h in held)).digest() for i in known}
 

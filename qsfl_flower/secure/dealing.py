@@ -2,7 +2,7 @@ r"""A client's part: encode an update, share it, and seal each share to its memb
 
 What leaves the client is one signed header and one sealed payload per member::
 
-    header   statement "shares": terms' digest | size | digest of each sealed payload
+    header   statement "shares": terms' digest | round | size | digest of each sealed payload
                                  | commitment to each seed for shares of zero
     payload  seeds for shares of zero of the sets that the member is not in | its share
 
@@ -50,6 +50,8 @@ class Header:
         Who deals; from the signature.
     terms : bytes
         Digest of the terms.
+    round : int
+        The round of the terms: when the shares were dealt.
     size : int
         Length of the vector, without the blind.
     payloads : tuple of bytes
@@ -60,13 +62,14 @@ class Header:
 
     client: str
     terms: bytes
+    round: int
     size: int
     payloads: tuple[bytes, ...]
     commitments: tuple[bytes, ...]
 
     def encode(self) -> bytes:
         """Return the body of the statement."""
-        out = Writer().fixed(self.terms, _DIGEST_SIZE).uint(self.size, 8)
+        out = Writer().fixed(self.terms, _DIGEST_SIZE).uint(self.round, 8).uint(self.size, 8)
         for digest in (*self.payloads, *self.commitments):
             out.fixed(digest, _DIGEST_SIZE)
         return out.done()
@@ -89,23 +92,25 @@ class Dealt:
 def read_header(statement: bytes, terms: Terms, roster: Roster, now: int) -> Header:
     """Return a header that a client of the roster has signed under these terms.
 
+    It may be of an earlier round if its shares may be opened together with those of this one.
+
     Raises
     ------
     Rejected
         If form or signature are not in order, as `Roster.verify`.
     RejectedUpdate
-        ``other-terms`` if the client has dealt under others.
+        ``other-terms`` if the client has dealt under others; see `Terms.of_round` for the round.
     """
     signed, client = roster.verify(statement, KIND, "client", now)
     data = Reader(signed.body, KIND)
-    digest, size = data.fixed(_DIGEST_SIZE), data.uint(8)
-    if digest != terms.digest:
+    digest, dealt, size = data.fixed(_DIGEST_SIZE), data.uint(8), data.uint(8)
+    if digest != terms.of_round(dealt).digest:
         raise RejectedUpdate("other-terms", f"{client.name} has dealt under other terms")
     payloads = tuple(data.fixed(_DIGEST_SIZE) for _ in terms.members)
     zero = terms.zero_sets
     commitments = tuple(data.fixed(_DIGEST_SIZE) for _ in (zero.sets if zero else ()))
     data.finish()
-    return Header(client.name, digest, size, payloads, commitments)
+    return Header(client.name, digest, dealt, size, payloads, commitments)
 
 
 def deal(
@@ -169,6 +174,7 @@ def deal(
     header = Header(
         name,
         terms.digest,
+        terms.round,
         size,
         tuple(hashlib.sha256(part).digest() for part in sealed),
         tuple(hashlib.sha256(seed).digest() for seed in seeds),

@@ -6,18 +6,20 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from qsfl_flower.crypto.codec import check_identifier
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.secure.field import P
 from qsfl_flower.secure.fixed_point import FixedPoint
 from qsfl_flower.secure.shamir import Sharing
 from qsfl_flower.secure.zero_sharing import ZeroSharing
 
-MAX_WEIGHT = 1 << 10
+_TUPLES: Mapping[str, type] = {"tuple[str, ...]": str, "tuple[int, ...]": int}
+
+MAX_WEIGHT = 1 << 6
 """Largest public integer weight: a sum with weights far apart would tell its terms apart."""
 
 
@@ -27,7 +29,8 @@ class Terms:
 
     They travel in the instruction to the clients and in the tasks to the members. Each client signs
     their digest with its shares, and a member works only with shares that were made under the very
-    terms that it is shown, so nobody can lower a limit afterwards.
+    terms that it is shown, so nobody can lower a limit afterwards. Where shares of several rounds
+    may come together, their terms must be the same in all but the round.
 
     Parameters
     ----------
@@ -35,14 +38,18 @@ class Terms:
         Flower run and server round.
     members : tuple of str
         The committee by name; member j of it holds the value at the point j = 1 .. m.
+    seats : tuple of str
+        What each member has drawn at random when it was appointed. A member that has lost its
+        memory no longer knows it, and can take none of the shares that were dealt to it before.
     threshold : int
         t: the members together can open a sum, t - 1 of them learn nothing. At least 2.
     quorum : int
         q, in [t, m]: how many members must answer for the same sum before it opens.
     min_clients, max_clients : int
         A sum of fewer clients is not released; more are not expected.
-    max_weight : int
-        Largest public integer weight of a client in a sum.
+    weights : tuple of int
+        Public integer weight of a client in a sum, by the number of rounds ago that it dealt its
+        shares; shares that are older than that do not count. The first is the largest.
     bits : int
         Fractional bits of the fixed point.
     bound : float
@@ -64,6 +71,7 @@ class Terms:
     run: int
     round: int
     members: tuple[str, ...]
+    seats: tuple[str, ...]
     threshold: int
     quorum: int
     min_clients: int
@@ -71,7 +79,7 @@ class Terms:
     bits: int
     bound: float
     clip_norm: float
-    max_weight: int = 1
+    weights: tuple[int, ...] = (1,)
     extras: int = 0
     distances: bool = False
     norms: bool = False
@@ -81,6 +89,8 @@ class Terms:
             check_identifier(name, "committee member")
         if len(set(self.members)) != len(self.members):
             raise ConfigError(f"committee {', '.join(self.members)}: a member is there twice")
+        if len(self.seats) != len(self.members) or not all(self.seats):
+            raise ConfigError(f"seats of {len(self.seats)} members, there are {len(self.members)}")
         m, t = self.sharing.members, self.sharing.threshold
         if not t <= self.quorum <= m:
             raise ConfigError(f"quorum {self.quorum} must be between threshold {t} and {m} members")
@@ -89,17 +99,19 @@ class Terms:
                 f"min_clients {self.min_clients} must be at least 2 and at most max_clients "
                 f"{self.max_clients}"
             )
-        if not 1 <= self.max_weight <= MAX_WEIGHT:
-            raise ConfigError(f"max_weight {self.max_weight} must be in [1, {MAX_WEIGHT}]")
+        if not self.weights or not 1 <= min(self.weights) <= self.scale <= MAX_WEIGHT:
+            raise ConfigError(f"weights {self.weights} must be in [1, {MAX_WEIGHT}], at least one")
+        if self.scale != max(self.weights):
+            raise ConfigError(f"weights {self.weights}: the first must be the largest")
         if not 0 < self.clip_norm <= self.bound < math.inf:
             raise ConfigError(
                 f"clip norm {self.clip_norm} must be greater than 0 and at most the bound on a "
                 f"coordinate, {self.bound}"
             )
-        if self.extras < 0 or self.max_clients * self.max_weight > 1 << 18:
+        if self.extras < 0 or self.max_clients > 1 << 18:
             raise ConfigError(
-                f"{self.extras} further integers of {self.max_clients} clients with weights up to "
-                f"{self.max_weight}: clients times weight must be at most 2^18"
+                f"{self.extras} further integers of {self.max_clients} clients: there must be at "
+                "most 2^18 clients"
             )
         if self.opens_products and m < 2 * t - 1:
             raise ConfigError(
@@ -115,6 +127,11 @@ class Terms:
         return Sharing(len(self.members), self.threshold)
 
     @property
+    def scale(self) -> int:
+        """The weight that counts as 1."""
+        return self.weights[0]
+
+    @property
     def opens_products(self) -> bool:
         """Whether anything of degree 2 in the updates is opened."""
         return self.distances or self.norms
@@ -122,7 +139,7 @@ class Terms:
     @cached_property
     def fixed_point(self) -> FixedPoint:
         """The number format, with room for all clients at the largest weight."""
-        return FixedPoint(self.bits, self.bound, self.max_clients * self.max_weight)
+        return FixedPoint(self.bits, self.bound, self.max_clients * self.scale)
 
     @cached_property
     def zero_sharings(self) -> tuple[ZeroSharing | None, ZeroSharing | None]:
@@ -156,6 +173,29 @@ class Terms:
                 "lower the fractional bits or the clip norm"
             )
 
+    def of_round(self, number: int) -> Terms:
+        """Return the terms under which shares were dealt in a round.
+
+        Raises
+        ------
+        RejectedUpdate
+            ``stale-round`` or ``future-round`` if its shares may not come together with this one's.
+        """
+        age = self.round - number
+        if age < 0:
+            raise RejectedUpdate("future-round", f"round {number} is after round {self.round}")
+        if age >= len(self.weights):
+            raise RejectedUpdate(
+                "stale-round",
+                f"shares of round {number} may be opened until round "
+                f"{number + len(self.weights) - 1}, this is round {self.round}",
+            )
+        return replace(self, round=number) if age else self
+
+    def weight(self, dealt: int) -> int:
+        """Return the weight of a client that has dealt its shares in a round."""
+        return self.weights[self.round - dealt]
+
     def encode(self) -> str:
         """Return the canonical text."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -180,9 +220,11 @@ class Terms:
             raise ConfigError(f"terms of secure aggregation: missing or unknown {wrong}")
         read: dict[str, Any] = {}
         for name, value in values.items():
-            if kinds[name] == "tuple[str, ...]" and isinstance(value, list | tuple):
-                value = tuple(value)
-                fits = all(isinstance(part, str) for part in value)
+            if kinds[name] in _TUPLES:
+                fits = isinstance(value, list | tuple) and all(
+                    type(part) is _TUPLES[kinds[name]] for part in value
+                )
+                value = tuple(value) if fits else value
             elif kinds[name] == "float":
                 fits = type(value) in (int, float)
                 value = float(value) if fits else value

@@ -7,7 +7,7 @@ itself meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from unittest.mock import patch
 
@@ -44,9 +44,9 @@ def _overflow(
 
 
 def _false_sum(
-    self: Desk, server_round: int, weights: Mapping[str, int], member: int
+    self: Desk, server_round: int, clients: Collection[str], member: int
 ) -> tuple[Elements, Desk]:
-    total, desk = _release(self, server_round, weights, member)
+    total, desk = _release(self, server_round, clients, member)
     return (total + np.uint64(member)) % np.uint64(P), desk
 
 

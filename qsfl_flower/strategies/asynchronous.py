@@ -19,6 +19,7 @@ from qsfl_flower.asynchrony import (
     StalenessWeight,
     Task,
     Versions,
+    integer_weights,
     staleness_of,
 )
 from qsfl_flower.errors import ConfigError, RejectedUpdate
@@ -31,9 +32,9 @@ from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Arrival
 from qsfl_flower.strategies.rounds import Job, Trained
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stages import Measurements, State
+from qsfl_flower.strategies.stages import Exchange, Measurements, State
 from qsfl_flower.strategies.stale_step import StaleStep
-from qsfl_flower.strategies.update import Cohort, Rejection, Update
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
 from qsfl_flower.wire import Form, content_bytes, to_record
 
 _LOOK_FOR_NODES = 2.0  # seconds of real time between two looks at who is connected
@@ -79,8 +80,10 @@ class BufferedAsync(StableFedAvg):
     Raises
     ------
     CompositionError
-        If a stage needs all clients of a round to start together: it hides single updates, counts
-        on random participation, or restricts each round to coordinates of its own.
+        If a stage needs all clients of a round to start together: it hides single updates under
+        masks, counts on random participation, or restricts each round to coordinates of its own.
+    ConfigError
+        If an argument is out of range, or the buffer is too small for a stage.
 
     References
     ----------
@@ -90,6 +93,10 @@ class BufferedAsync(StableFedAvg):
     -----
     Who sees what: as in `StableFedAvg`; the server also learns how fast every client is. Staleness
     is reckoned from the server's own books, not from what clients say.
+
+    Hidden updates (`SecureSum`, `SecureKrum`) are opened when the buffer is full. Their weights are
+    multiples of 1/16, see `integer_weights`. Who is on the committee and at work is asked when it
+    has answered, and is waited for as long as for a task.
     """
 
     asynchronous = True
@@ -115,12 +122,24 @@ class BufferedAsync(StableFedAvg):
                 raise ConfigError(f"{name} is {value!r}; it must be >= 1")
         if self.over_selection:
             raise ConfigError("over_selection is for synchronous rounds; raise concurrency instead")
+        if not isinstance(max_staleness, StalenessLimit):
+            max_staleness = StalenessLimit(max_staleness)
+        decoder = self.chain.decoder
+        if decoder is not None and 1 < decoder.epoch <= max_staleness.maximum:
+            raise ConfigError(
+                f"{decoder.name}: epoch is {decoder.epoch}, but updates may be "
+                f"{max_staleness.maximum} versions old (max_staleness), and those of the epoch "
+                "before do not count; set epoch to more than max_staleness"
+            )
         self.buffer_size, self.concurrency = buffer_size, concurrency
         self.weighting = replace(self.weighting, buffer_size=buffer_size)
         self.staleness_weight = staleness_weight or Polynomial()
-        if not isinstance(max_staleness, StalenessLimit):
-            max_staleness = StalenessLimit(max_staleness)
         self.limit = max_staleness
+        if self.chain.hides:
+            weights = integer_weights(self.staleness_weight, max_staleness.maximum)
+            self.weighting = replace(self.weighting, by_staleness=weights)
+        if self.chain.combiner is not None:
+            self.chain.combiner.check_buffer(self.weighting)
         self.window = max_staleness.maximum + 1
         self._assignments: Versions[Assignment] = Versions(self.window)
         self._connected: list[int] = []
@@ -185,7 +204,9 @@ class BufferedAsync(StableFedAvg):
 
     def _open(self, job: Job, version: int, arrays: ArrayRecord) -> Assignment:
         """Make what the clients are told that start from a version."""
-        training = self._assign("train", version + 1, arrays, job.train_config, job.grid, {})
+        # Whoever is connected may be asked for this version, or to serve on a committee.
+        ranks = {self.sampling.nodes[rank]: rank for rank in self._connected}
+        training = self._assign("train", version + 1, arrays, job.train_config, job.grid, ranks)
         needed = self.post.ledger.versions() | {a.task.version for a in self._left_over}
         self._assignments = self._assignments.add(version, training, needed)
         return training
@@ -272,6 +293,7 @@ class BufferedAsync(StableFedAvg):
             return
         try:
             staleness = self._staleness(task, version)
+            self.chain.check_origin(self.states, task.version + 1)
             training = self._assignments.held[task.version]
             ((sender, content),), self.states, buffer.admitted = self.chain.admit(
                 [(sender, content)], self.states, training.exchange
@@ -287,9 +309,26 @@ class BufferedAsync(StableFedAvg):
             return
         if staleness:
             update = _difference(update, training.model.vector)
-        weight = self.staleness_weight.weight(staleness, version)
+        weight = self._weight(staleness, version)
         buffer.updates.append(replace(update, staleness=staleness, damping=weight))
         buffer.contents[node] = content
+
+    def _weight(self, staleness: int, version: int) -> float:
+        """Return how much an update counts."""
+        if self.chain.hides:
+            weights = self.weighting.by_staleness
+            return weights[staleness] / weights[0]
+        return self.staleness_weight.weight(staleness, version)
+
+    def _ask(
+        self, grid: Grid, exchange: Exchange, contents: Mapping[int, RecordDict]
+    ) -> dict[int, tuple[Sender, RecordDict] | Rejection]:
+        """Ask nodes that have answered whatever they were asked before."""
+        patience = self.deadline or self.timeout
+        ranks = {self.sampling.ranks[node] for node in contents}
+        busy = self.post.quiet(grid, ranks, min(patience, self.timeout))
+        free = {n: c for n, c in contents.items() if self.sampling.ranks[n] not in busy}
+        return super()._ask(grid, exchange, free)
 
     def _staleness(self, task: Task, version: int) -> int:
         """Return how stale an answer is, if it may be used."""

@@ -56,7 +56,7 @@ class _Told:
 class _Gate:
     """What the server remembers of the last exchange with each node, and of its clients."""
 
-    told: Mapping[int, _Told] = field(default_factory=dict)
+    told: Mapping[tuple[int, bool], _Told] = field(default_factory=dict)  # (node, inside a round)
     handshakes: int = 0
     seen: ReplayCache = field(default_factory=ReplayCache)
     sessions: Mapping[int, Session] = field(default_factory=dict)
@@ -125,10 +125,11 @@ class Authenticate(MessageStage):
         for node, content in contents.items():
             if id(content) not in signed:
                 signed[id(content)] = self._sign(content, exchange, now)
-            covered, told[node] = signed[id(content)]
-            auth = ConfigRecord({INSTRUCTION_KEY: told[node].signed})
+            covered, last = signed[id(content)]
+            told[node, exchange.inside] = last
+            auth = ConfigRecord({INSTRUCTION_KEY: last.signed})
             if node in sessions:
-                auth[TICKET_KEY] = make_ticket(sessions[node], told[node].digest)
+                auth[TICKET_KEY] = make_ticket(sessions[node], last.digest)
             sent[node] = RecordDict({**covered, AUTH_RECORD: auth})
         gate = replace(gate, told=told, handshakes=0, sessions=sessions)
         return sent, {"gate": gate}
@@ -168,7 +169,7 @@ class Authenticate(MessageStage):
         if not isinstance(signed, bytes):
             raise RejectedUpdate("unsigned", "the reply is not signed; the client needs auth_mod")
         now = int(self._clock())
-        told = gate.told.get(sender.node_id)
+        told = gate.told.get((sender.node_id, exchange.inside))
         reply, seen = verify_reply(
             signed,
             digest_of(content),
@@ -180,7 +181,7 @@ class Authenticate(MessageStage):
         )
         # Whatever follows, this reply has been used up.
         sender = replace(sender, name=reply.signer.name)
-        gate = self._session(replace(gate, seen=seen), reply, sender.node_id, now)
+        gate = self._session(replace(gate, seen=seen), told, reply, sender.node_id, now)
         if told is not None and told.encrypted:
             content = _opened(content, gate.sessions.get(sender.node_id), reply)
         return sender, content, {"gate": gate}
@@ -208,8 +209,9 @@ class Authenticate(MessageStage):
         gate: _Gate = state["gate"]
         return {"sessions": len(gate.sessions), "handshakes": gate.handshakes}
 
-    def _session(self, gate: _Gate, reply: Authentic[Reply], node: int, now: int) -> _Gate:
-        told = gate.told.get(node)
+    def _session(
+        self, gate: _Gate, told: _Told | None, reply: Authentic[Reply], node: int, now: int
+    ) -> _Gate:
         if told is None or not reply.content.acceptance:
             return gate
         identity = self.credentials.identity

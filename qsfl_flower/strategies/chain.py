@@ -97,6 +97,11 @@ class Chain:
         """Return the states of all stages: the known ones, and those before the first round."""
         return {s.name: known[s.name] if s.name in known else s.init(layout) for s in self.stages}
 
+    def check_origin(self, states: Mapping[str, State], origin: int) -> None:
+        """Refuse an update from an earlier round that cannot come together with this one's."""
+        for stage in self.stages:
+            stage.joins(states[stage.name], origin)
+
     def saved(self, states: Mapping[str, State]) -> dict[str, State]:
         """Return the states that belong into a checkpoint."""
         return {s.name: states[s.name] for s in self.stages if not s.volatile and s.name in states}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -42,11 +43,14 @@ class Seats:
         Names of nodes, from signatures.
     gone : tuple of int
         Nodes that did not answer as members when they were last asked.
+    drawn : mapping of int to str
+        What nodes have drawn when they took a seat, see `Terms.seats`.
     """
 
     nodes: tuple[int, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
     gone: tuple[int, ...] = ()
+    drawn: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -57,8 +61,8 @@ class Seats:
 def appoint(seats: Seats, size: int, context: RoundContext) -> Seats:
     """Fill the committee: who sat there stays, who has vanished is replaced.
 
-    Nodes whose name is not known yet are asked for a sign of life, whose signature names them;
-    those that vanished before come last.
+    Nodes that have not drawn a seat yet are asked to, and the signature names them; those that
+    vanished before come last.
 
     Raises
     ------
@@ -73,21 +77,22 @@ def appoint(seats: Seats, size: int, context: RoundContext) -> Seats:
             f"a committee of {size} needs as many clients in the round, there are {len(pool)}: "
             "take fewer members, or let more clients take part"
         )
-    names, gone = dict(seats.names), set(seats.gone)
+    names, drawn, gone = dict(seats.names), dict(seats.drawn), set(seats.gone)
     nodes: list[int] = []
     while len(nodes) < size and pool:
         chosen, pool = pool[: size - len(nodes)], pool[size - len(nodes) :]
-        unknown = [node for node in chosen if node not in names]
+        unknown = [node for node in chosen if node not in drawn]
         hello = task_content(HELLO_TASK)
         answers = context.ask(dict.fromkeys(unknown, hello)) if unknown else {}
         for node in unknown:
             answer = answers.get(node)
-            if isinstance(answer, tuple):
-                names[node] = answer[0].name
+            seat = _read_seat(answer[1]) if isinstance(answer, tuple) else None
+            if isinstance(answer, tuple) and seat:
+                names[node], drawn[node] = answer[0].name, seat
             else:
                 gone.add(node)
-        nodes += [n for n in chosen if n in names and names[n] not in {names[k] for k in nodes}]
-    return Seats(tuple(nodes), names, tuple(sorted(gone)))
+        nodes += [n for n in chosen if n in drawn and names[n] not in {names[k] for k in nodes}]
+    return Seats(tuple(nodes), names, tuple(sorted(gone)), drawn)
 
 
 @dataclass(frozen=True)
@@ -166,14 +171,10 @@ class Session:
         return self._ask(contents, lambda content: self._read_taken(content, len(deals)))
 
     def release(
-        self, members: Sequence[int], weights: Mapping[str, int], size: int
+        self, members: Sequence[int], clients: Sequence[str], size: int
     ) -> dict[int, Elements]:
         """Ask members for their shares of one sum; return them by member."""
-        told: dict[str, Any] = {
-            "round": self.terms.round,
-            "clients": list(weights),
-            "weights": list(weights.values()),
-        }
+        told: dict[str, Any] = {"round": self.terms.round, "clients": list(clients)}
         content = task_content(RELEASE_TASK, **{SECURE_RECORD: ConfigRecord({**told})})
         contents = {self.nodes[member - 1]: content for member in members}
         return self._ask(contents, lambda answer: _read_sum(answer, size))
@@ -237,6 +238,12 @@ def read_payload(array: Array | None, what: str) -> bytes:
     if array is None or array.stype != SEALED_TYPE or array.dtype != "uint8":
         raise RejectedUpdate("malformed", f"there is no {what}")
     return array.data
+
+
+def _read_seat(content: RecordDict) -> str | None:
+    record = records_of(content, ConfigRecord).get(SECURE_RECORD) or ConfigRecord()
+    seat = record.get("seat")
+    return seat if isinstance(seat, str) and re.fullmatch("[0-9a-f]{32}", seat) else None
 
 
 def _read_sum(content: RecordDict, size: int) -> Elements:

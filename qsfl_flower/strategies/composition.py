@@ -31,6 +31,7 @@ class Trait(StrEnum):
     COMBINES = "combines the updates"
     WITHSTANDS_LIARS = "combines so that some liars cannot mislead it"
     HIDES_UPDATES = "hides single updates from the server"
+    ONE_MODEL = "hides updates that started from one model only"
     NEEDS_EVERYBODY = "hides them under masks that cancel only in the sum over everybody"
     OUTGROWS_BOUND = "makes updates longer than their bound"
     SPENDS_ON_CLIENTS = "releases something about the clients' norms"
@@ -224,9 +225,10 @@ REFUSALS: tuple[Refusal, ...] = (
         "choose fair, fast, available or random",
     ),
     Refusal(
-        (T.OVERLAPS_VERSIONS, T.HIDES_UPDATES),
+        (T.OVERLAPS_VERSIONS, T.ONE_MODEL),
         "stages: {1} hides single updates, and what was masked for different versions of the "
-        "model does not add up; use a synchronous strategy with over_selection",
+        "model does not add up; use secure_sum or secure_krum, whose shares do, or a synchronous "
+        "strategy with over_selection",
     ),
     Refusal(
         (T.OVERLAPS_VERSIONS, T.DRAWS_CLIENTS),
@@ -236,7 +238,8 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         (T.OVERLAPS_VERSIONS, T.ROUND_SUPPORT),
         "stages: {1} has other coordinates in every round, so that updates from different versions "
-        "of the model have little in common; use compress",
+        "of the model have little in common; set its epoch to more than max_staleness, or use "
+        "compress",
     ),
     Refusal(
         (T.CUTS_OFF, T.DRAWS_CLIENTS),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.compression import Mask, Scheme, decode_record, derive_seed
 from qsfl_flower.compression.mask import pack_leading
-from qsfl_flower.errors import QSFLError
+from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import SparseVector, Vector
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.stable import StableFedAvg
@@ -101,6 +101,10 @@ class SharedMask(DecodeStage):
         How the coordinates are found.
     seed : int
         Of the random coordinates and of stochastic rounding.
+    epoch : int
+        For how many rounds in a row the random coordinates stay the same, >= 1. Updates that come
+        together must have the same: an asynchronous strategy rejects those of the epoch before
+        (``other-support``).
 
     Notes
     -----
@@ -112,28 +116,50 @@ class SharedMask(DecodeStage):
     encoding = MASK_STEP
     declares = frozenset({Trait.FLAT})
 
-    def __init__(self, mask: Mask | None = None, *, seed: int = 0) -> None:
+    def __init__(self, mask: Mask | None = None, *, seed: int = 0, epoch: int = 1) -> None:
         self.mask = Mask() if mask is None else mask
         self.seed = seed
+        if epoch < 1:
+            raise ConfigError(f"shared_mask: epoch is {epoch!r}; it must be >= 1")
+        if epoch > 1 and self.mask.select != "randomk":
+            raise ConfigError(
+                f"shared_mask: epoch is {epoch}, but the coordinates of select "
+                f"{self.mask.select!r} follow every step of the model; set select to randomk"
+            )
+        self.epoch = epoch
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Find the largest coordinates of the step that the global model has just made."""
+        state = {**state, "round": context.server_round}
         if self.mask.select == "randomk":
             return state
         model = np.empty(context.layout.size)
         context.model.read(0, model.size, model)
         last = model - state["model"] if "model" in state else None
-        return {"model": model, "leading": self.mask.leading(last)}
+        return {**state, "model": model, "leading": self.mask.leading(last)}
 
     def support(self, state: State, context: RoundContext) -> NDArray[np.int64]:
         """Return the round's coordinates."""
         leading = state.get("leading", np.empty(0, np.int64))
-        return self.mask.support(leading, context.layout.size, self._seed(context.server_round))
+        seed = self._seed(self._first(context.server_round))
+        return self.mask.support(leading, context.layout.size, seed)
+
+    def joins(self, state: State, origin: int) -> None:
+        """Refuse updates on other coordinates."""
+        if self._first(origin) != self._first(state["round"]):
+            raise RejectedUpdate(
+                "other-support",
+                f"the coordinates of round {origin} are not those of round {state['round']}",
+            )
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask for the restriction before clipping, and for the encoding at the end."""
         del state
-        told = {"mask": self.mask.to_dict(), "seed": self._seed(context.server_round)}
+        told = {
+            "mask": self.mask.to_dict(),
+            "seed": self._seed(self._first(context.server_round)),
+            "rounding": self._seed(context.server_round),
+        }
         return [
             (ClientPhase.SPARSIFY, PlanItem(MASK_STEP, told)),
             (ClientPhase.ENCODE, PlanItem(MASK_ENCODE_STEP)),
@@ -166,6 +192,10 @@ class SharedMask(DecodeStage):
             0, support.size, values
         )
         return SparseVector(context.layout.size, support, values)
+
+    def _first(self, server_round: int) -> int:
+        """Return the first round of the epoch that a round belongs to."""
+        return server_round - (server_round - 1) % self.epoch
 
     def _seed(self, server_round: int) -> int:
         return derive_seed(self.seed, "shared-mask", server_round)

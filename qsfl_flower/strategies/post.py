@@ -16,6 +16,8 @@ from qsfl_flower.asynchrony import Clock, Delivery, Latencies, Ledger, Task, Ver
 from qsfl_flower.errors import RunInterrupted
 from qsfl_flower.wire import content_bytes
 
+_LOOK = 0.02  # seconds
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -55,6 +57,8 @@ class Post:
         self._numbers: dict[str, int] = {}
         self._ids: dict[int, str] = {}
         self._void: set[int] = set()
+        self._held: dict[int, Delivery] = {}
+        self._here: set[int] = set()
 
     def send(
         self, grid: Grid, messages: Sequence[tuple[int, Message]], version: int, patience: float
@@ -115,6 +119,7 @@ class Post:
         for delivery in found:
             self.ledger, task, verdict = self.ledger.settle(delivery.task)
             self._numbers.pop(self._ids.pop(delivery.task, ""), None)
+            self._here.discard(delivery.task)
             if task is None:
                 continue
             self.latencies = self.latencies.observe(task.client, self.clock.now - task.sent_at)
@@ -169,6 +174,33 @@ class Post:
         self.ledger, _ = self.ledger.give_up(waiting, self.clock.now)
         return answers
 
+    def quiet(self, grid: Grid, clients: Collection[int], patience: float) -> set[int]:
+        """Wait until clients have nothing to do any more, and return those that have not.
+
+        Their answers are held until the clock lets them arrive. In a simulation Flower would let a
+        client that is asked twice at once work on both from the same state.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's grid.
+        clients : Collection[int]
+            Who is going to be asked something beside its task.
+        patience : float
+            Seconds of real time to wait.
+        """
+        end = time.monotonic() + patience
+        tasks = {**self.ledger.open, **self.ledger.overdue}
+        at_work = {n: t.client for n, t in tasks.items() if t.client in clients and n in self._ids}
+        while True:
+            at_work = {n: client for n, client in at_work.items() if n not in self._here}
+            if not at_work or time.monotonic() > end:
+                return set(at_work.values())
+            found = self._fetch(grid, list(at_work))
+            self._held |= {delivery.task: delivery for delivery in found}
+            if not found:
+                self._pause(_LOOK)
+
     def release(self, clients: Collection[int]) -> list[Arrival]:
         """Give up the tasks of clients that are gone."""
         self.ledger, lost = self.ledger.release(clients)
@@ -199,16 +231,21 @@ class Post:
         self.clock.forget(silent)
         for number in silent:
             self._numbers.pop(self._ids.pop(number), None)
+            self._held.pop(number, None)
+            self._here.discard(number)
 
     def _fetch(self, grid: Grid, tasks: Sequence[int]) -> list[Delivery]:
         ids = self._ids
         names = [ids[task] for task in tasks if task in ids]
         found = {t: Delivery(t, None) for t in tasks if t in self._void} if self._void else {}
+        found |= {t: self._held.pop(t) for t in tasks if t in self._held}
+        names = [name for name in names if self._numbers[name] not in self._here]
         for message in grid.pull_messages(names):
             number = self._numbers.get(message.metadata.reply_to_message_id)
             if number is not None and number not in found:
                 size = content_bytes(message.content) if message.has_content() else 0
                 found[number] = Delivery(number, message, size)
+                self._here.add(number)
         return list(found.values())
 
     def _pause(self, seconds: float) -> None:

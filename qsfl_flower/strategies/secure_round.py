@@ -48,6 +48,8 @@ class Attempt:
         Of the round.
     cohort : Cohort
         Updates as `SecureSum.read` made them; in the end with weights, statuses and rejections.
+    whole : int
+        How many updates make a whole step; with fewer it is shorter in proportion.
     """
 
     session: Session
@@ -57,6 +59,7 @@ class Attempt:
     choose: Callable[[Elements, int], Sequence[int]]
     context: RoundContext
     cohort: Cohort
+    whole: int = 0
     summed: int = 0
     dropped: int = 0
 
@@ -99,15 +102,16 @@ class Attempt:
                 f"{terms.min_clients}"
             )
         members = [m for m in honest if m not in session.liars]
-        weights = {updates[i].sender.name: 1 for i in chosen}
-        released = session.release(members, weights, size)
+        names = [updates[i].sender.name for i in chosen]
+        released = session.release(members, names, size)
         self._answered(released, terms.quorum)
         total = self._open(released, terms.quorum - 1)
         self.summed = len(chosen)
+        full = max(len(chosen), self.whole)
         self.cohort = replace(
             self.cohort,
             updates=tuple(
-                replace(u, weight=1 / len(chosen))
+                replace(u, weight=u.damping / full)
                 if i in set(chosen)
                 else replace(u, status="not-selected")
                 for i, u in enumerate(updates)
@@ -116,7 +120,8 @@ class Attempt:
         mean = terms.fixed_point.decode(total[:d])
         weight, metrics = self.tally.read(signed(total[d:]).tolist(), len(chosen))
         own = weight if self.weighted else len(chosen)
-        mean /= self.context.weighting.denominator or own
+        mean /= (self.context.weighting.denominator or own) * terms.scale
+        mean *= len(chosen) / full
         # A mean of vectors within a norm is within it, unless somebody lied about size or weight.
         norm = measure(Vector.dense(mean)).norm
         if terms.bound == terms.clip_norm and norm > terms.longest(d) / 2**terms.bits:
@@ -147,6 +152,12 @@ class Attempt:
             if header.client != update.sender.name or header.client in seen:
                 raise RejectedUpdate(
                     "wrong-node", f"{update.sender.label} brings the shares of {header.client}"
+                )
+            if header.round != self.terms.round - update.staleness:
+                raise RejectedUpdate(
+                    "wrong-round",
+                    f"{header.client} has dealt in round {header.round}, it was asked in round "
+                    f"{self.terms.round - update.staleness}",
                 )
             if header.size != size:
                 raise RejectedUpdate(

@@ -41,7 +41,7 @@ from qsfl_flower.strategies.stages import (
     State,
     Steps,
 )
-from qsfl_flower.strategies.update import Cohort, Sender, Update
+from qsfl_flower.strategies.update import Cohort, Sender, Update, Weighting
 from qsfl_flower.wire import PAYLOAD_RECORD, Form, PlanItem, content_bytes, records_of
 from qsfl_flower.wire.keys import SHARES
 
@@ -109,6 +109,11 @@ class SecureSum(CombineStage):
 
     Notes
     -----
+    In an asynchronous strategy a buffer holds shares of several versions, under the same committee;
+    the sum is :math:`\sum_i q_i w_i \Delta_i / (q_0 \sum_i w_i)` times the share of the buffer that
+    is full, with the public weight q of an update's staleness. Shares that an earlier committee
+    holds are rejected (``other-committee``).
+
     Who sees what: the server learns the sum over the clients that took part, of updates, weights
     and metrics, and with `enforce_norm` each norm. Members learn nothing. t - 1 members together
     with the server learn no more than the server; t learn everything. A client can still add any
@@ -122,6 +127,7 @@ class SecureSum(CombineStage):
 
     name = "secure_sum"
     hides = True
+    overlaps = True
     volatile = True
     needs_norms = False
     distances = False
@@ -151,8 +157,7 @@ class SecureSum(CombineStage):
         self._clock = clock
         self._roster: Roster | None = None
         # Raises what would otherwise end the first round.
-        least = self._terms([f"m{j}" for j in range(self.committee.members)], 1, 0, 0)
-        least.check_size(1)
+        self._least(Weighting()).check_size(1)
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Take the roster from the stage that proves who is who."""
@@ -199,17 +204,49 @@ class SecureSum(CombineStage):
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""
         del layout
-        return {"seats": Seats(), "terms": None}
+        return {"seats": Seats(), "terms": None, "told": {}}
+
+    def check_buffer(self, weighting: Weighting) -> None:
+        """Refuse buffers that are too small for a sum, and weights that there is no room for."""
+        size = weighting.buffer_size or 0
+        if (most := self.counted(size)) < self.committee.min_clients:
+            raise ConfigError(
+                f"{self.name}: a buffer of {size} lets {most} updates into a sum, its committee "
+                f"releases none of fewer than {self.committee.min_clients} (min_clients); raise "
+                "buffer_size"
+            )
+        self._least(weighting).check_size(1)
+
+    def counted(self, size: int) -> int:
+        """Return how many updates make a whole step, of a full buffer of `size`."""
+        return size
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Appoint the committee and fix the terms."""
         seats = appoint(state["seats"], self.committee.members, context)
-        terms = None
+        weighting, terms = context.weighting, None
         if len(seats.nodes) == self.committee.members:
-            count = max(len(context.senders), self.committee.min_clients)
-            terms = self._terms(seats.members, count, context.run_id, context.server_round)
+            terms = self._terms(
+                seats.members,
+                [seats.drawn[node] for node in seats.nodes],
+                weighting.buffer_size or len(context.senders),
+                weighting.by_staleness,
+            )
+            terms = replace(terms, run=context.run_id, round=context.server_round)
             terms.check_size(context.layout.size)
-        return {"seats": seats, "terms": terms}
+        oldest = context.server_round - len(weighting.by_staleness)
+        told = {at: old for at, old in state["told"].items() if at > oldest}
+        return {"seats": seats, "terms": terms, "told": {**told, context.server_round: terms}}
+
+    def joins(self, state: State, origin: int) -> None:
+        """Refuse shares that were dealt to another committee."""
+        terms: Terms | None = state["terms"]
+        if terms is not None and state["told"].get(origin) != terms.of_round(origin):
+            raise RejectedUpdate(
+                "other-committee",
+                f"the shares of round {origin} are not those of the committee of round "
+                f"{terms.round}: {', '.join(terms.members)}",
+            )
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask for clipped updates, shared among the committee."""
@@ -252,7 +289,7 @@ class SecureSum(CombineStage):
         terms: Terms | None = state["terms"]
         if terms is None:
             why = f"only {len(seats.nodes)} of {self.committee.members} members could be appointed"
-            return Combined(cohort, None, {**state, "terms": None}, skipped=why)
+            return Combined(cohort, None, state, skipped=why)
         if self._roster is None:
             raise QSFLError(f"{self.name} is used outside a chain")
         attempt = Attempt(
@@ -263,6 +300,7 @@ class SecureSum(CombineStage):
             self.choose,
             context,
             cohort,
+            0 if (size := context.weighting.buffer_size) is None else self.counted(size),
         )
         step: NDArray[np.float64] | None = None
         metrics, skipped = None, None
@@ -277,10 +315,12 @@ class SecureSum(CombineStage):
             log.warning("committee: member %s lies", terms.members[member - 1])
         out = {seats.nodes[member - 1] for member in session.lost.keys() | session.liars}
         gone = (set(seats.gone) - set(seats.nodes)) | out
+        drawn = {node: seat for node, seat in seats.drawn.items() if node not in out}
+        seats = replace(seats, gone=tuple(sorted(gone)), drawn=drawn)
         return Combined(
             attempt.cohort,
             step,
-            {"seats": replace(seats, gone=tuple(sorted(gone))), "terms": None},
+            {**state, "seats": seats, "terms": None},
             attempt.measured(),
             skipped,
             metrics,
@@ -291,12 +331,20 @@ class SecureSum(CombineStage):
         del distances
         return tuple(range(count))
 
-    def _terms(self, members: Sequence[str], count: int, run: int, server_round: int) -> Terms:
+    def _least(self, weighting: Weighting) -> Terms:
+        """Return the terms of the smallest round."""
+        members = [f"m{j}" for j in range(self.committee.members)]
+        return self._terms(members, members, weighting.buffer_size or 1, weighting.by_staleness)
+
+    def _terms(
+        self, members: Sequence[str], seats: Sequence[str], count: int, weights: tuple[int, ...]
+    ) -> Terms:
         sizes = self.committee
         return Terms(
-            run=run,
-            round=server_round,
+            run=0,
+            round=0,
             members=tuple(members),
+            seats=tuple(seats),
             threshold=sizes.threshold,
             quorum=sizes.threshold if sizes.quorum is None else sizes.quorum,
             min_clients=sizes.min_clients,
@@ -307,6 +355,7 @@ class SecureSum(CombineStage):
             extras=self.tally.size,
             distances=self.distances,
             norms=self.enforce_norm,
+            weights=weights,
         )
 
 
@@ -333,6 +382,9 @@ class SecureKrum(SecureSum):
 
     Notes
     -----
+    In an asynchronous strategy the distances are those of the unweighted updates; those selected
+    count with the weights of their staleness, over the number selected of a full buffer.
+
     Who sees what: as in `SecureSum`, and the server learns all pairwise distances, which determine
     the updates up to rotation, reflection and translation, and who is selected.
 
@@ -362,6 +414,18 @@ class SecureKrum(SecureSum):
         self.num_byzantine = num_byzantine
         self.num_selected = num_selected
         super().__init__(clip_norm, committee, **{**options, "weighted": False})
+
+    def check_buffer(self, weighting: Weighting) -> None:
+        """Refuse buffers of fewer than ``2 f + 3`` updates."""
+        try:
+            check_size(weighting.buffer_size or 0, self.num_byzantine)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: buffer_size: {error}") from None
+        super().check_buffer(weighting)
+
+    def counted(self, size: int) -> int:
+        """Return how many of a full buffer are selected."""
+        return self.num_selected or size - self.num_byzantine - 2
 
     def _liars(self) -> list[str]:
         return [

@@ -488,6 +488,7 @@ class StableFedAvg(FedAvg):
         self, grid: Grid, exchange: Exchange, contents: Mapping[int, RecordDict]
     ) -> dict[int, tuple[Sender, RecordDict] | Rejection]:
         """Send a task to each of some nodes and wait for their answers; see `RoundContext.ask`."""
+        exchange = replace(exchange, inside=True)
         told, self.states = self.chain.instruct(contents, self.states, exchange)
         ttl = max(self.timeout, 1.0)
         messages = [Message(content, node, "train", ttl=ttl) for node, content in told.items()]

@@ -85,6 +85,8 @@ class Exchange:
         Seconds for which replies are waited for.
     window : int
         How many rounds may be under way at once; replies to older ones are refused.
+    inside : bool
+        Whether it is a further exchange inside a round: a node may then owe another answer.
     """
 
     kind: str
@@ -92,6 +94,7 @@ class Exchange:
     run_id: int
     timeout: float
     window: int = 1
+    inside: bool = False
 
 
 Ask = Callable[[Mapping[int, RecordDict]], dict[int, tuple[Sender, RecordDict] | Rejection]]
@@ -117,7 +120,7 @@ class RoundContext:
     run_id : int
         Flower's id of the run.
     senders : tuple[Sender, ...]
-        The nodes that are asked to train, in canonical order.
+        The nodes that are asked to train, or may be asked meanwhile, in canonical order.
     weighting : Weighting
         How claimed sample counts become weights.
     ask : Ask
@@ -225,6 +228,18 @@ class Stage(ABC):
         del exchange
         return dict(contents), state
 
+    def joins(self, state: State, origin: int) -> None:
+        """Refuse an update whose client was asked in an earlier round than the one prepared last.
+
+        Called before anything in the update is looked at.
+
+        Raises
+        ------
+        RejectedUpdate
+            If it cannot come together with those of this round.
+        """
+        del state, origin
+
     def heard(self, answered: Mapping[int, bool], state: State) -> State:
         """Return the next state, told which of the nodes that were asked have been let in."""
         del answered
@@ -280,14 +295,18 @@ class DecodeStage(Stage):
     encoding: ClassVar[str]
     """Name of the encoding; replies in any other form are rejected."""
 
+    epoch: int = 1
+    """For how many rounds in a row the public coordinates stay the same."""
+
     phase = Phase.DECODE
 
     @property
     def traits(self) -> frozenset[Trait]:
-        """Whose coordinates they are follows from `support`."""
-        own = type(self).support is DecodeStage.support
-        kind = Trait.OWN_SUPPORT if own else Trait.ROUND_SUPPORT
-        return self.declares | {Trait.ENCODES, kind}
+        """Whose coordinates they are follows from `support`, for how long from `epoch`."""
+        found = self.declares | {Trait.ENCODES}
+        if type(self).support is DecodeStage.support:
+            return found | {Trait.OWN_SUPPORT}
+        return found | {Trait.ROUND_SUPPORT} if self.epoch == 1 else found
 
     @abstractmethod
     def decode(self, payload: ArrayRecord, context: RoundContext) -> Vector:
@@ -366,11 +385,26 @@ class CombineStage(Stage):
     hides: ClassVar[bool] = False
     """Whether the server never sees single updates: they carry `Update.sealed` instead."""
 
+    overlaps: ClassVar[bool] = False
+    """Where it hides: whether updates from different versions of the model may come together."""
+
     @property
     def traits(self) -> frozenset[Trait]:
         """It hides the updates or sees them."""
-        view = Trait.HIDES_UPDATES if self.hides else Trait.SEES_UPDATES
-        return self.declares | {Trait.COMBINES, view}
+        found = self.declares | {Trait.COMBINES}
+        if not self.hides:
+            return found | {Trait.SEES_UPDATES}
+        return found | {Trait.HIDES_UPDATES} | (frozenset() if self.overlaps else {Trait.ONE_MODEL})
+
+    def check_buffer(self, weighting: Weighting) -> None:
+        """Refuse a buffer of updates of which no step could be made.
+
+        Raises
+        ------
+        ConfigError
+            With the reason.
+        """
+        del weighting
 
     @abstractmethod
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:

@@ -149,12 +149,16 @@ class Weighting:
     denominator : float or None
         If given, every update has the weight 1 / denominator, whatever clients claim and however
         many there are.
+    by_staleness : tuple of int
+        Where updates are hidden: the public weight of an update by its staleness, in units of one
+        over the first, see `qsfl_flower.asynchrony.integer_weights`.
     """
 
     max_num_examples: float | None = None
     max_weight_ratio: float = 10.0
     buffer_size: int | None = None
     denominator: float | None = None
+    by_staleness: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)

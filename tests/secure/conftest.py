@@ -20,6 +20,7 @@ BASE = Terms(
     run=7,
     round=3,
     members=tuple(f"c{i}" for i in range(5)),
+    seats=tuple(f"s{i}" for i in range(5)),
     threshold=3,
     quorum=3,
     min_clients=2,
@@ -40,6 +41,8 @@ class Room:
     desks: dict[int, Desk] = field(default_factory=dict)
 
     def under(self, **changes) -> Room:
+        if "members" in changes:
+            changes["seats"] = tuple(f"s{i}" for i, _ in enumerate(changes["members"]))
         terms = replace(self.terms, **changes)
         return Room(self.federation, self.roster, terms)
 
@@ -73,7 +76,8 @@ class Room:
                 held.append(got)
                 complaints.append("")
                 values.append(check_value(got, size))
-            self.desks[member] = Desk().take(self.terms, size, held)
+            desk = self.desks.get(member) or Desk(seat=self.terms.seats[member - 1])
+            self.desks[member] = desk.take(self.terms, size, held, member)
             answers[member] = Check(complaints, values)
         return answers
 
@@ -81,11 +85,11 @@ class Room:
         desk = self.desks[member]
         return products(desk.held, desk.size, self.terms, member)
 
-    def release(self, weights, members):
+    def release(self, clients, members):
         answers = {}
         for member in members:
             answers[member], self.desks[member] = self.desks[member].release(
-                self.terms.round, weights, member
+                self.terms.round, clients, member
             )
         return answers
 

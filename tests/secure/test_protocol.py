@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from qsfl_flower.crypto.errors import Rejected
-from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, CryptoError, RejectedUpdate
 from qsfl_flower.secure import dealing
-from qsfl_flower.secure.committee import Desk, Refused
+from qsfl_flower.secure.committee import Desk, Refused, receive
 from qsfl_flower.secure.decoding import Inconsistent, open_vectors
 from qsfl_flower.secure.field import P, gram
 from qsfl_flower.secure.fixed_point import signed
@@ -42,7 +42,7 @@ def test_every_subset_that_suffices_opens_the_exact_sum(room, quorum):
     dealt = [room.deal(v, i) for i, v in enumerate(vectors)]
     checks = room.check(dealt, ALL)
     assert judge(checks, 4, 3) == Verdict({}, frozenset())
-    answers = room.release({"c0": 1, "c2": 1, "c3": 1}, ALL)
+    answers = room.release(["c0", "c2", "c3"], ALL)
     expected = exact_sum(vectors[[0, 2, 3]])
     for subset in itertools.combinations(ALL, quorum):
         opened = open_vectors({j: answers[j] for j in subset}, quorum - 1)
@@ -59,18 +59,88 @@ def test_other_committees(parties, m, t):
     vectors = updates(3, size=2)
     checks = room.check([room.deal(v, i) for i, v in enumerate(vectors)], range(1, m + 1))
     assert judge(checks, 3, t) == Verdict({}, frozenset())
-    answers = room.release({"c0": 1, "c1": 1, "c2": 1}, range(1, m + 1))
+    answers = room.release(["c0", "c1", "c2"], range(1, m + 1))
     opened = open_vectors(answers, t - 1)
     assert np.array_equal(signed(opened.vector), exact_sum(vectors))
 
 
-def test_public_weights_scale_the_shares(room):
-    room = room.under(max_weight=9, quorum=4)
-    vectors = updates(3)
-    room.check([room.deal(v, i) for i, v in enumerate(vectors)], ALL)
-    answers = room.release({"c0": 9, "c1": 1, "c2": 4}, ALL)
-    opened = open_vectors(answers, 3)
-    assert np.array_equal(signed(opened.vector), exact_sum(vectors, [9, 1, 4]))
+@pytest.mark.parametrize("quorum", [3, 4])
+def test_shares_of_several_rounds_come_together_with_the_weights_of_their_age(room, quorum):
+    """Only the update is weighed; the integers behind it are added up as they are."""
+    room = room.under(round=9, weights=(9, 4, 1), quorum=quorum, extras=2)
+    vectors, rounds, tails = updates(4), [9, 7, 8, 7], [[1, -5], [10, 5], [100, 7], [1000, 0]]
+    dealt = [
+        room.under(round=at).deal(v, i, tail)
+        for i, (v, at, tail) in enumerate(zip(vectors, rounds, tails, strict=True))
+    ]
+    assert judge(room.check(dealt, ALL), 4, 3) == Verdict({}, frozenset())
+    answers = room.release(["c0", "c1", "c2", "c3"], ALL)
+    total = signed(open_vectors(answers, quorum - 1).vector)
+    assert np.array_equal(total[:6], exact_sum(vectors, [9, 1, 4, 1]))
+    assert total[6:].tolist() == [1111, 7]
+
+
+def test_distances_are_those_of_the_updates_without_weights(room):
+    room = room.under(round=9, weights=(9, 4, 1), distances=True)
+    vectors = updates(4)
+    dealt = [room.under(round=9 - i % 3).deal(v, i) for i, v in enumerate(vectors)]
+    room.check(dealt, ALL)
+    opened = open_vectors({j: room.products(j)[0] for j in ALL}, 4).vector
+    encoded = [room.terms.fixed_point.encode(v) for v in vectors]
+    assert np.array_equal(opened, distances_of_gram(gram(encoded)))
+
+
+def test_shares_outside_the_window_or_of_other_terms_are_not_taken(room):
+    room = room.under(round=9, weights=(2, 2, 1))
+    for at, reason in ((6, "stale-round"), (10, "future-round")):
+        with pytest.raises(RejectedUpdate, match=reason):
+            room.header(room.under(round=at).deal(updates(1)[0], 0))
+    for changes in ({"weights": (2, 1, 1)}, {"weights": (2, 2)}, {"seats": tuple("abcde")}):
+        with pytest.raises(RejectedUpdate, match="other-terms"):
+            room.header(room.under(round=8, **changes).deal(updates(1)[0], 0))
+    # The header says in which round the payload was sealed: another round does not open it.
+    old = room.under(round=8).deal(updates(1)[0], 0)
+    forged = replace(room.header(old), round=9)
+    keys = room.federation.clients["c0"].decryption_keys
+    with pytest.raises(CryptoError):
+        receive(forged, old.sealed[0], room.terms, 1, keys)
+
+
+def test_no_share_is_taken_for_two_rounds(room):
+    """As long as it could count; and what was not released counts as taken, too."""
+    first, second = (room.under(round=r, weights=(4, 2, 1)) for r in (4, 5))
+    dealt = [first.deal(v, i) for i, v in enumerate(updates(4))]
+    first.check(dealt[:3], ALL)
+    second.desks = first.desks
+    for chosen in ([0, 1], [2], [3]):
+        for i in chosen:
+            header = second.header(dealt[i])
+            if i == 3:
+                second.desks[1].check_new(header, second.terms)
+                continue
+            with pytest.raises(RejectedUpdate, match="already-taken"):
+                second.desks[1].check_new(header, second.terms)
+    with pytest.raises(Refused, match="shares of c0 were taken before"):
+        second.check(dealt, [1])
+    second.check(dealt[3:], [1])
+    assert second.desks[1].taken == {("c0", 4): 4, ("c1", 4): 4, ("c2", 4): 4, ("c3", 4): 5}
+    # A round back would let what has been forgotten in again.
+    last = room.under(round=7, weights=(4, 2, 1))
+    last.desks = second.desks
+    last.check([last.deal(updates(1)[0], 4)], [1])
+    assert last.desks[1].taken == {("c4", 7): 7}
+    second.desks = last.desks
+    with pytest.raises(Refused, match="round 7 has begun"):
+        second.check(dealt, [1])
+
+
+def test_a_member_without_its_memory_takes_nothing_that_was_dealt_before(room):
+    dealt = [room.deal(v, i) for i, v in enumerate(updates(3))]
+    held = [room.receive(one, 1) for one in dealt]
+    for seat in ("", "s1", "another"):
+        with pytest.raises(Refused, match="another memory"):
+            Desk(seat=seat).take(room.terms, 6, held, 1)
+    Desk(seat="s0").take(room.terms, 6, held, 1)
 
 
 @pytest.mark.parametrize("members", [5, 6, 7])
@@ -215,7 +285,7 @@ def test_a_member_that_lies_about_most_clients_is_found_and_the_clients_are_kept
 def test_garbage_in_a_release_is_corrected_with_two_spare_members(room, liar):
     vectors = updates(3)
     room.check([room.deal(v, i) for i, v in enumerate(vectors)], ALL)
-    answers = room.release({"c0": 1, "c1": 1, "c2": 1}, ALL)
+    answers = room.release(["c0", "c1", "c2"], ALL)
     answers[liar] = np.roll(answers[liar], 1)
     opened = open_vectors(answers, 2)
     assert opened.liars == {liar}
@@ -230,15 +300,15 @@ def test_a_member_refuses_everything_but_one_sum_of_enough_clients(room):
     dealt = [room.deal(v, i) for i, v in enumerate(updates(4))]
     room.check(dealt, [1])
     desk = room.desks[1]
-    for weights, says in [
-        ({"c0": 1, "c1": 1}, "at least 3"),
-        ({"c0": 1, "c1": 1, "c9": 1}, "no valid share of c9"),
-        ({"c0": 1, "c1": 1, "c2": 2}, "weights"),
-        ({"c0": 1, "c1": 1, "c2": 0}, "weights"),
+    for clients, says in [
+        (["c0", "c1"], "at least 3"),
+        (["c0", "c1", "c1"], "2 different clients"),
+        (["c0", "c1", "c2", "c2"], "3 different clients"),
+        (["c0", "c1", "c9"], "no valid share of c9"),
     ]:
         with pytest.raises(Refused, match=says):
-            desk.release(3, weights, 1)
-    three = {"c0": 1, "c1": 1, "c2": 1}
+            desk.release(3, clients, 1)
+    three = ["c0", "c1", "c2"]
     for other in (2, 4):
         with pytest.raises(Refused, match="no shares are held"):
             desk.release(other, three, 1)
@@ -249,13 +319,14 @@ def test_a_member_refuses_everything_but_one_sum_of_enough_clients(room):
         after.release(3, three, 1)
     held = [room.receive(d, 1) for d in dealt]
     with pytest.raises(Refused, match="one per round"):
-        after.take(room.terms, 6, held)
-    with pytest.raises(Refused, match="one per round"):
-        after.take(replace(room.terms, round=2), 6, held)
+        after.take(room.terms, 6, held, 1)
+    with pytest.raises(Refused, match="round 3 has begun"):
+        after.take(replace(room.terms, round=2), 6, held, 1)
+    fresh = Desk(seat="s0")
     with pytest.raises(Refused, match="twice"):
-        Desk().take(room.terms, 6, [held[0], held[0]])
+        fresh.take(room.terms, 6, [held[0], held[0]], 1)
     with pytest.raises(Refused, match="terms are for 3"):
-        Desk().take(replace(room.terms, max_clients=3), 6, held)
+        fresh.take(replace(room.terms, max_clients=3), 6, held, 1)
 
 
 def test_with_a_quorum_answers_to_two_subsets_do_not_combine(room):
@@ -264,9 +335,9 @@ def test_with_a_quorum_answers_to_two_subsets_do_not_combine(room):
     vectors = updates(3)
     room.check([room.deal(v, i) for i, v in enumerate(vectors)], ALL)
     backup = dict(room.desks)
-    whole = room.release({"c0": 1, "c1": 1, "c2": 1}, [1, 2, 3, 4])
+    whole = room.release(["c0", "c1", "c2"], [1, 2, 3, 4])
     room.desks = backup
-    part = room.release({"c0": 1, "c1": 1}, [1, 2, 5])
+    part = room.release(["c0", "c1"], [1, 2, 5])
     # Members 1 and 2 collude and answer both; of the honest ones, 3 and 4 answer one and 5 the
     # other question. The first opens, the second lacks a value.
     assert np.array_equal(signed(open_vectors(whole, 3).vector), exact_sum(vectors))

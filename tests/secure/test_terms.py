@@ -19,6 +19,7 @@ def test_they_survive_the_wire_and_every_field_counts():
         "run": 8,
         "round": 4,
         "members": tuple("abcde"),
+        "seats": tuple("fghij"),
         "threshold": 2,
         "quorum": 4,
         "min_clients": 3,
@@ -26,14 +27,13 @@ def test_they_survive_the_wire_and_every_field_counts():
         "bits": 23,
         "bound": 5.0,
         "clip_norm": 3.0,
-        "max_weight": 2,
+        "weights": (2, 1),
         "extras": 1,
         "distances": True,
         "norms": True,
     }
     others = [replace(BASE, **{name: value}).digest for name, value in changes.items()]
-    if BASE.threshold == 3:
-        assert len({BASE.digest, *others}) == len(others) + 1
+    assert len({BASE.digest, *others}) == len(others) + 1
     assert set(changes) == set(json.loads(BASE.encode()))
 
 
@@ -46,15 +46,19 @@ def test_they_survive_the_wire_and_every_field_counts():
         ({"quorum": 6}, "quorum 6"),
         ({"min_clients": 1}, "min_clients 1"),
         ({"min_clients": 13}, "max_clients"),
-        ({"max_weight": 0}, "max_weight"),
-        ({"max_weight": 2000}, "max_weight"),
+        ({"weights": ()}, "weights"),
+        ({"weights": (1, 0)}, "weights"),
+        ({"weights": (65,)}, "weights"),
+        ({"weights": (1, 2)}, "the first must be the largest"),
+        ({"seats": ("a",)}, "seats of 1 members, there are 5"),
+        ({"seats": ("a", "b", "c", "d", "")}, "seats"),
         ({"clip_norm": 0.0}, "clip norm"),
         ({"clip_norm": 5.0}, "clip norm"),
         ({"extras": -1}, "further"),
         ({"max_clients": 10**12}, "2.18"),
         ({"bits": 52, "bound": 50.0}, "the field has 61"),
         ({"members": ("a", "b", "c", "a", "d")}, "twice"),
-        ({"members": ("a", "b", "c", "d"), "distances": True}, "at least 5"),
+        ({"members": tuple("abcd"), "seats": tuple("abcd"), "distances": True}, "at least 5"),
     ],
 )
 def test_contradictions(wrong, says):
@@ -64,7 +68,7 @@ def test_contradictions(wrong, says):
 
 def test_names_are_identifiers():
     with pytest.raises(CryptoError):
-        replace(BASE, members=("a b", "c", "d"))
+        replace(BASE, members=("a b", "c", "d"), seats=("a", "b", "c"))
 
 
 def test_room_for_squared_distances():
@@ -78,7 +82,14 @@ def test_room_for_squared_distances():
 
 @pytest.mark.parametrize(
     "change",
-    [{"bits": "24"}, {"bits": True}, {"members": "abc"}, {"members": [1, 2]}, {"more": 1}],
+    [
+        {"bits": "24"},
+        {"bits": True},
+        {"members": "abc"},
+        {"members": [1, 2]},
+        {"weights": [True]},
+        {"more": 1},
+    ],
 )
 def test_foreign_fields_are_refused(change):
     with pytest.raises(ConfigError, match="terms of secure aggregation"):

@@ -81,8 +81,8 @@ def view(room, inputs) -> dict[str, int]:
         )
         seen[f"check {i} opened, without its factor"] = opened * pow(int(factors[0]), -1, P) % P
     for j in HONEST:
-        desk = Desk().take(room.terms, 1, held[j])
-        released, _ = desk.release(3, {f"c{i}": 1 for i in range(3)}, j)
+        desk = Desk(seat=room.terms.seats[j - 1]).take(room.terms, 1, held[j], j)
+        released, _ = desk.release(3, [f"c{i}" for i in range(3)], j)
         seen[f"release of {j}"] = int(released[0])
     if room.terms.distances:
         for pair, (a, b) in enumerate([(0, 1), (0, 2), (1, 2)]):

@@ -210,7 +210,12 @@ def test_members_forget_what_they_held(federation):
     run(grid, secure_sum(), federation.gate)
     for device in devices.values():
         assert len(device.context.state.array_records["qsfl-committee-shares"]) == 0
-        assert device.context.state["qsfl-committee"] == ConfigRecord({"closed": 1})
+        record = device.context.state["qsfl-committee"]
+        assert (record["closed"], record["opened"]) == (1, 1)
+        # What stays is whose shares they were.
+        assert set(record) == {
+            "closed", "seat", "opened", "taken", "taken-dealt", "taken-for"
+        }  # fmt: skip
 
 
 def test_what_members_hold_between_two_messages_is_encrypted(federation):
@@ -323,8 +328,8 @@ def false_sum():
     """Release random field elements instead of the sum of the shares."""
     release = Desk.release
 
-    def bad(self, server_round, weights, member):
-        total, desk = release(self, server_round, weights, member)
+    def bad(self, server_round, clients, member):
+        total, desk = release(self, server_round, clients, member)
         return total[::-1].copy(), desk
 
     return patch.object(Desk, "release", bad)
@@ -440,7 +445,7 @@ def test_members_do_not_answer_a_server_that_asks_for_two_sums(federation, keys)
         kept = {k: v for k, v in message.content.items() if k not in ("qsfl-auth", SECURE_RECORD)}
         return RecordDict({**kept, SECURE_RECORD: record})
 
-    again = ask(content_of(released[0], clients=["0", "1", "2"], weights=[1, 1, 1]))
+    again = ask(content_of(released[0], clients=["0", "1", "2"]))
     assert "released" in again.error.reason
     # Nor does it take the shares of the round once more, or train for it once more.
     taken = next(m for m in grid.pushed if task_of(m) == TAKE_TASK)
