@@ -88,7 +88,8 @@ def _secure_krum(spec: SecureKrumSpec, _: Experiment) -> Stage:
 
 
 def _shared_mask(spec: SharedMaskSpec, experiment: Experiment) -> Stage:
-    return SharedMask(Mask(**spec.model_dump(exclude={"stage"})), seed=experiment.seed)
+    mask = Mask(**spec.model_dump(exclude={"stage", "epoch"}))
+    return SharedMask(mask, seed=experiment.seed, epoch=spec.epoch)
 
 
 def _robust(spec: RobustSpec, experiment: Experiment) -> Stage:

@@ -324,9 +324,10 @@ class BufferedAsync(StableFedAvg):
         self, grid: Grid, exchange: Exchange, contents: Mapping[int, RecordDict]
     ) -> dict[int, tuple[Sender, RecordDict] | Rejection]:
         """Ask nodes that have answered whatever they were asked before."""
-        patience = self.deadline or self.timeout
+        # A simulated deadline says nothing about real time.
+        patience = self.timeout if self.post.clock.simulated else self.deadline or self.timeout
         ranks = {self.sampling.ranks[node] for node in contents}
-        busy = self.post.quiet(grid, ranks, min(patience, self.timeout))
+        busy = self.post.quiet(grid, ranks, patience)
         free = {n: c for n, c in contents.items() if self.sampling.ranks[n] not in busy}
         return super()._ask(grid, exchange, free)
 

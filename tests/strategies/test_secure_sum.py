@@ -10,28 +10,19 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.client import NumPyClient
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from qsfl_flower.clients import committee as client_side
-from qsfl_flower.clients.authentication import auth_mod
-from qsfl_flower.clients.bridge import numpy_client_app
-from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.compression import Mask
-from qsfl_flower.crypto.credentials import Credentials
-from qsfl_flower.crypto.federation import create_federation
-from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
 from qsfl_flower.secure import dealing
 from qsfl_flower.secure.committee import Desk
 from qsfl_flower.secure.field import P
 from qsfl_flower.secure.fixed_point import FixedPoint
 from qsfl_flower.strategies import (
-    Authenticate,
     Clip,
     Committee,
     DecodeStage,
-    RunObserver,
     SecureFedAvg,
     SecureKrum,
     SecureMultiKrum,
@@ -39,66 +30,10 @@ from qsfl_flower.strategies import (
     SharedMask,
     StableFedAvg,
 )
-from qsfl_flower.wire import QSFL_RECORD, to_record
-from qsfl_flower.wire.keys import RELEASE_TASK, SECURE_RECORD, TAKE_TASK, TASK_KEY
+from qsfl_flower.wire import to_record
+from qsfl_flower.wire.keys import RELEASE_TASK, SECURE_RECORD, TAKE_TASK
 
-NOW = 1_800_000_000
-MODEL = {"w": np.zeros((2, 3), np.float32), "n": np.array(7), "b": np.zeros(2, np.float64)}
-WIDTH = 8
-
-
-def update_of(number: int) -> np.ndarray:
-    """Return the difference of client `number`: distinctive, of norm below 1."""
-    return np.random.default_rng(number).normal(size=WIDTH).astype(np.float32) / 8
-
-
-def examples_of(number: int) -> int:
-    return 100 * (number + 1)
-
-
-def loss_of(number: int) -> float:
-    return 0.37 + 0.11 * number
-
-
-class Add(NumPyClient):
-    """Adds a vector of its own."""
-
-    def __init__(self, number, update):
-        self.number, self.update = number, update
-
-    def fit(self, parameters, config):
-        w, n, b = parameters
-        step = self.update
-        arrays = [w + step[:6].reshape(2, 3).astype(w.dtype), n, b + step[6:]]
-        return arrays, examples_of(self.number), {"train-loss": loss_of(self.number)}
-
-
-class Device:
-    """A client with keys and state of its own; `attack(message, answer)` may interfere."""
-
-    def __init__(self, number, identity, roster, attack=None, update=None):
-        self.context = Context(1, 100 + number, {"partition-id": number}, RecordDict(), {})
-        credentials = Credentials(identity, roster)
-        update = update_of(number) if update is None else update
-        self.app = numpy_client_app(
-            lambda context: Add(number, update),
-            mods=[auth_mod(lambda context: credentials, lambda: NOW), qsfl_mod],
-        )
-        self.attack = attack
-
-    def answer(self, message):
-        try:
-            return self.app(message, self.context)
-        except Exception as error:
-            return Message(Error(2, str(error)), reply_to=message)
-
-    def __call__(self, message):
-        return self.answer(message) if self.attack is None else self.attack(message, self.answer)
-
-
-def task_of(message) -> str:
-    record = message.content.config_records.get(QSFL_RECORD) or {}
-    return record.get(TASK_KEY, "train")
+from .conftest import MODEL, NOW, WIDTH, Recorder, examples_of, loss_of, task_of, update_of
 
 
 def silent(*tasks, rounds=(1,)):
@@ -123,39 +58,6 @@ def patched(patches, task="train"):
             return answer(message)
 
     return attack
-
-
-class Recorder(RunObserver):
-    def __init__(self):
-        self.rounds, self.rows = [], []
-
-    def on_round(self, record, clients):
-        self.rounds.append(record)
-        self.rows.append({row.client: row for row in clients})
-
-
-@pytest.fixture(scope="module")
-def keys():
-    return create_federation((str(n) for n in range(12)), now=NOW)
-
-
-@pytest.fixture
-def federation(keys, fake_grid):
-    """Make a grid of `count` devices, with attacks and updates by client number."""
-    roster = open_roster(keys.roster, keys.authority)
-
-    def make(count, attacks=None, updates=None):
-        devices = {
-            100 + n: Device(
-                n, keys.clients[str(n)], roster, (attacks or {}).get(n), (updates or {}).get(n)
-            )
-            for n in range(count)
-        }
-        return fake_grid(devices), devices
-
-    make.gate = Authenticate(Credentials(keys.server, roster), clock=lambda: NOW)
-    make.credentials = Credentials(keys.server, roster)
-    return make
 
 
 def secure_sum(**options):

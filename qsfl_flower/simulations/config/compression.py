@@ -76,6 +76,13 @@ class SharedMaskSpec(Section):
     feedback: bool = Field(
         default=True, description="Keep the other coordinates for the client's next update."
     )
+    epoch: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="Rounds in a row with the same random coordinates; in asynchronous strategies "
+        "more than max_staleness.",
+    )
 
 
 class BroadcastSpec(Section):
