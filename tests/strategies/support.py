@@ -55,7 +55,7 @@ CAPABILITIES: dict[str, Callable[[], Stage] | None] = {
     "clip": lambda: Clip(2.0),
     "adaptive_clip": lambda: AdaptiveClip(AdaptiveParameters(initial=2.0, bit_noise=20.0), 7),
     "compress": lambda: Compress(Scheme(ratio=0.5)),
-    "shared_mask": lambda: SharedMask(Mask(ratio=0.5)),
+    "shared_mask": lambda: SharedMask(Mask(ratio=0.5, feedback=False), epoch=3),
     "broadcast": lambda: Broadcast(ratio=0.5),
     "detect": Detect,
     "robust": lambda: Robust("multi_krum", 1),

@@ -66,7 +66,7 @@ def federation(names, rounds):
     kind = StableFedAvg
     options = {}
     if ASYNCHRONOUS in names:
-        kind, options = BufferedAsync, {"buffer_size": 6, "concurrency": 7}
+        kind, options = BufferedAsync, {"buffer_size": 6, "concurrency": 7, "max_staleness": 2}
     strategy = kind(
         fraction_evaluate=0.0, stages=stages_of(names), min_available_nodes=7, seed=3, **options
     )
