@@ -94,6 +94,8 @@ def test_counts_of_detection():
     assert (found["honest"], found["false_alarms"], found["honest_ever_away"]) == (4, 1, 0)
     assert found["all_away_from"] == 2
     assert detection.rates([found]) == {"true_positives": 1.0, "false_positives": 0.25}
+    told = detection.kinds(flagged, [["scaling", "", ""], ["", "", "zero"]], [0, 2])
+    assert told == {"scaling": 1, "zero": 1}
 
 
 def test_unknown_names_are_told(tmp_path):

@@ -5,6 +5,7 @@ from qsfl_flower.robust.detection.features import NAMES, Table, extract
 from qsfl_flower.robust.detection.forest import Forest, explain, path_contributions
 from qsfl_flower.robust.detection.groups import coordinated
 from qsfl_flower.robust.detection.inspect import Detection, Finding, Memory, counted, inspect
+from qsfl_flower.robust.detection.kinds import kind_of
 from qsfl_flower.robust.detection.registry import DETECTORS
 from qsfl_flower.robust.detection.reputation import Reputation, Standing
 
@@ -26,5 +27,6 @@ __all__ = [
     "explain",
     "extract",
     "inspect",
+    "kind_of",
     "path_contributions",
 ]

@@ -14,6 +14,7 @@ from qsfl_flower.numerics import Layout
 from qsfl_flower.robust.detection.detector import Floats
 from qsfl_flower.robust.detection.features import NAMES, Table, describe, extract
 from qsfl_flower.robust.detection.groups import coordinated
+from qsfl_flower.robust.detection.kinds import kind_of
 from qsfl_flower.robust.detection.registry import DETECTORS
 from qsfl_flower.robust.detection.reputation import Reputation, Standing
 from qsfl_flower.robust.updates import Updates
@@ -83,6 +84,8 @@ class Finding:
         Number of the coordinated group it belongs to.
     why : str
         The features that say most, in words; empty if it is not flagged.
+    kind : str
+        What attack it looks like, see `kind_of`; empty if none, or if it is not flagged.
     before, after : Standing
         What was thought of it, and what is now.
     """
@@ -91,6 +94,7 @@ class Finding:
     flagged: bool
     group: int | None
     why: str
+    kind: str
     before: Standing
     after: Standing
 
@@ -199,10 +203,13 @@ def inspect(
         score = max(float(scores[row]), 0.75) if row in groups else float(scores[row])
         after = how.reputation.step(before, score, flagged, server_round)
         why = _why(table.values[row], reasons[row], rows[row]) if flagged else ""
+        kind = kind_of(table.values[row], deviations[row]) if flagged else ""
+        if kind:
+            why = f"looks like {kind}; {why}"
         if row in groups:
             size = sum(number == groups[row] for number in groups.values())
             why = f"moves together with {size - 1} other{'s' if size > 2 else ''}; {why}"
-        findings.append(Finding(score, flagged, groups.get(row), why, before, after))
+        findings.append(Finding(score, flagged, groups.get(row), why, kind, before, after))
     usual = [row for row, finding in enumerate(findings) if not finding.flagged]
     reference = np.vstack([memory.reference, full[usual]])[-WINDOW:]
     told = dict(zip(clients, (finding.after for finding in findings), strict=True))

@@ -5,6 +5,7 @@ An update counts as kept out if it is flagged or its client is in quarantine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,16 @@ def counts(
     }
 
 
+def kinds(
+    flagged: NDArray[np.bool_], named: Sequence[Sequence[str]], attackers: Sequence[int]
+) -> dict[str, int]:
+    """Count what the attackers' flagged updates were said to look like, most often first."""
+    told = Counter(
+        named[at][client] for at, row in enumerate(flagged) for client in attackers if row[client]
+    )
+    return dict(told.most_common())
+
+
 def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Return the shares of attacking and of honest updates that were kept out."""
     total = {
@@ -69,10 +80,10 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     title : str
         Heading.
     rows : sequence of mapping
-        ``attack``, ``accuracy`` and what `counts` returned.
+        ``attack``, ``accuracy``, ``looks_like`` (from `kinds`) and what `counts` returned.
     """
-    head = "attack | kept out | by a flag | false alarms | all away from round | honest ever away"
-    lines = [f"### {title}", "", f"| {head} | accuracy |", "|---|---|---|---|---|---|---|"]
+    head = "attack | kept out | by a flag | looks like | false alarms | all away from round"
+    lines = [f"### {title}", "", f"| {head} | honest ever away | accuracy |", "|---" * 8 + "|"]
     for row in rows:
         honest = row["attack"] == "none"
         found = rates([row])
@@ -80,6 +91,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
             row["attack"],
             "" if honest else _percent(found["true_positives"]),
             "" if honest else _percent(row["caught_by_flag"] / row["attacks"]),
+            _named(row["looks_like"]),
             _percent(found["false_positives"]),
             "" if honest else str(row["all_away_from"] or "-"),
             str(row["honest_ever_away"]),
@@ -88,9 +100,17 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     plain = rates([row for row in rows if row["attack"] in PLAIN])
     if plain["true_positives"] is not None:
-        told = f"{_percent(plain['true_positives'])} | | {_percent(plain['false_positives'])}"
+        told = f"{_percent(plain['true_positives'])} | | | {_percent(plain['false_positives'])}"
         lines.append(f"| **not hiding, together** | {told} | | | |")
     return "\n".join(lines) + "\n"
+
+
+def _named(told: Mapping[str, int]) -> str:
+    """Write the most frequent name with its share."""
+    if not told:
+        return ""
+    name, times = next(iter(told.items()))
+    return f"{name or 'none of them'} ({_percent(times / sum(told.values()))})"
 
 
 def _percent(share: float | None) -> str:

@@ -114,6 +114,7 @@ class ByDetection(Defence):
         self.memory = Memory.new(0)
         self.last: Floats | None = None
         self.flagged: list[list[bool]] = []
+        self.kinds: list[list[str]] = []
         self.quarantined: list[list[bool]] = []
 
     def step(self, cohort: Cohort, updates: Floats, root: Floats, server_round: int) -> Floats:
@@ -123,6 +124,7 @@ class ByDetection(Defence):
         table = extract(Updates.of(updates), cohort.layout, self.last, trusted)
         findings, self.memory = inspect(table, names, self.memory, self.how, server_round)
         self.flagged.append([finding.flagged for finding in findings])
+        self.kinds.append([finding.kind for finding in findings])
         self.quarantined.append([f.before.quarantined(server_round) for f in findings])
         limits = counted(findings, np.linalg.norm(updates, axis=1), server_round)
         kept = np.flatnonzero(limits)
@@ -197,6 +199,7 @@ def cell(
     if isinstance(chosen_defence, ByDetection):
         flagged, away = np.array(chosen_defence.flagged), np.array(chosen_defence.quarantined)
         row |= detection.counts(flagged, away, cohort.attackers)
+        row["looks_like"] = detection.kinds(flagged, chosen_defence.kinds, cohort.attackers)
     if isinstance(chosen, Backdoor):
         others = data.x_test[data.y_test != chosen.target]
         shown = chosen.triggered(others)
