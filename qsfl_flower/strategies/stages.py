@@ -463,7 +463,9 @@ class Validate(CohortStage):
     max_norm : float, optional
         Largest accepted L2 norm of the difference to the round's model; set it near the norms that
         your clients really have. Without it only absurd updates are stopped, with norms above
-        1e15, and differences are measured only if some reply looks absurd as it was sent.
+        1e15, and differences are measured only if some reply looks absurd as it was sent; a robust
+        rule rejects absurd ones itself. With hidden updates, a limit is refused: give their stage
+        a `clip_norm`.
 
     Notes
     -----
@@ -479,6 +481,11 @@ class Validate(CohortStage):
             raise ConfigError(f"validate: max_norm is {max_norm!r}; it must be greater than 0")
         self.max_norm = ABSURD_NORM if max_norm is None else max_norm
         self.needs_norms = max_norm is not None
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """A limit on norms has to see them."""
+        return frozenset({Trait.SEES_UPDATES} if self.needs_norms else ())
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what cannot harm the model."""

@@ -44,7 +44,7 @@ def test_three_supernodes_sum_what_none_of_them_shows(
     try:
         deployment.superlink()
         for number, party in enumerate(PARTIES):
-            deployment.supernode(party, number, party)
+            deployment.supernode(party, number)
         run = Run(deployment, app, tmp_path / "output", "min-nodes=3 num-server-rounds=2")
         run.wait(240)
     finally:

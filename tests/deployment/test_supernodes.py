@@ -101,14 +101,13 @@ class Deployment:
             f'[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
 
-    def supernode(self, party: str, partition: int, key: str) -> subprocess.Popen[bytes]:
+    def supernode(self, party: str, partition: int) -> subprocess.Popen[bytes]:
         """Start a SuperNode with the documented command, but on this machine."""
         (command,) = commands("flower-supernode")
         command = (
             command.replace("superlink.example:8000", f"127.0.0.1:{self.port}")
             .replace("--root-certificates ca.crt", f"--insecure --port {free_port()}")
             .replace("/etc/qsfl", str(self.folder / party))
-            .replace("alice.key", f"{key}.key")
             .replace("partition-id=0", f"partition-id={partition}")
         )
         return self._start(party, *shlex.split(command))
@@ -185,8 +184,7 @@ class Run:
         hub = self.deployment.folder / "hub"
         told = self.deployment.flwr(
             "run", str(self.app), "here", "--format", "json", "--run-config",
-            f'qsfl-key="{hub}/hub.key" qsfl-roster="{hub}/roster.qsfl" '
-            f'qsfl-authority="{hub}/authority.pub" output="{self.output}" {self.settings}',
+            f'qsfl-keys="{hub}" output="{self.output}" {self.settings}',
         )  # fmt: skip
         self.run_id = json.loads(told)["run-id"]
 
@@ -254,13 +252,13 @@ def office(deployment: Deployment) -> Iterator[Path]:
 def first(deployment: Deployment, office: Path) -> Run:
     """Five encrypted rounds of alice, bob and mallory; bob's SuperNode is restarted after two."""
     deployment.superlink()
-    deployment.supernode("alice", 0, "alice")
-    bob = deployment.supernode("bob", 1, "bob")
-    deployment.supernode("mallory", 2, "bob")
+    deployment.supernode("alice", 0)
+    bob = deployment.supernode("bob", 1)
+    deployment.supernode("mallory", 2)
     run = Run(deployment, APP, deployment.folder / "first", "min-nodes=3 num-server-rounds=5")
     deployment.until(lambda: len(run.rounds) >= 2, 90, "two rounds")
     stop(bob)
-    deployment.supernode("bob", 1, "bob")
+    deployment.supernode("bob", 1)
     run.wait()
     return run
 

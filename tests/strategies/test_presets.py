@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from qsfl_flower.strategies import (
     RecordDP,
     Research,
     RunObserver,
+    Validate,
 )
 from qsfl_flower.wire import from_record, to_record
 
@@ -170,6 +173,25 @@ def test_devices_get_client_level_privacy_without_a_change_to_the_app(keys):
     assert {row.norm for row in seen.rows[1]} == {None}
     assert result.train_metrics_clientapp[1] == {}
     assert np.isfinite(model).all()
+
+
+@pytest.mark.parametrize("preset", HIDDEN)
+def test_a_limit_on_norms_that_nobody_could_check_is_refused(preset, keys):
+    wanted = {} if preset is CrossDevice else {"num_byzantine": 1}
+    with pytest.raises(CompositionError, match="validate has to look at single updates"):
+        preset(credentials=keys, clip_norm=1.0, stages=[Validate(max_norm=5.0)], **wanted)
+
+
+def snippets():
+    page = (Path(__file__).parents[2] / "docs" / "drop-in.md").read_text()
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_the_snippets_of_the_page_work(snippet, keys):
+    names = {}
+    exec(snippet.replace("~/qsfl-keys", keys), names)
+    assert names["strategy"].chain.hides
 
 
 def test_wrong_key_folders_are_named(keys, tmp_path):

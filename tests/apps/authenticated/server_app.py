@@ -7,7 +7,6 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.strategies import AuthenticatedFedAvg, ClientRow, RoundRecord, RunObserver
 
 app = ServerApp()
@@ -18,13 +17,8 @@ def main(grid: Grid, context: Context) -> None:
     """Train two small arrays."""
     config = context.run_config
     output = Path(str(config["output"]))
-    credentials = Credentials.load(
-        Path(str(config["qsfl-key"])),
-        Path(str(config["qsfl-roster"])),
-        Path(str(config["qsfl-authority"])),
-    )
     strategy = AuthenticatedFedAvg(
-        credentials=credentials,
+        credentials=str(config["qsfl-keys"]),
         encrypt=bool(config["encrypt"]),
         fraction_evaluate=float(config["fraction-evaluate"]),
         min_available_nodes=int(config["min-nodes"]),
