@@ -13,6 +13,7 @@ from qsfl_flower.asynchrony.devices import (
 )
 from qsfl_flower.asynchrony.ledger import Ledger, Task, Verdict
 from qsfl_flower.asynchrony.selection import (
+    Draw,
     FasterFirst,
     Latencies,
     Selection,
@@ -42,6 +43,7 @@ __all__ = [
     "Delivery",
     "Device",
     "DeviceClass",
+    "Draw",
     "FasterFirst",
     "Fetch",
     "Hinge",

@@ -10,8 +10,9 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,46 +52,59 @@ class Latencies:
         return np.array([max(known.get(c, usual), floor) for c in clients])
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Among whom to draw, and how many.
+
+    Parameters
+    ----------
+    clients : Sequence[int]
+        Who can be asked, in canonical order, at least `count`.
+    count : int
+        How many different clients are wanted, >= 0.
+    latencies : Latencies
+        What is known about their speed.
+    generator : numpy.random.Generator
+        Source of the draws.
+    """
+
+    clients: Sequence[int]
+    count: int
+    latencies: Latencies
+    generator: np.random.Generator
+
+    def among(self, clients: Sequence[int], count: int) -> Draw:
+        """Return the same draw among other clients."""
+        return replace(self, clients=clients, count=count)
+
+    def lot(self, chances: NDArray[np.float64] | None = None) -> list[int]:
+        """Draw without replacement: everybody alike, or in these proportions."""
+        drawn = self.generator.choice(
+            np.asarray(self.clients), self.count, replace=False, p=chances
+        )
+        return [int(c) for c in drawn]
+
+    def smallest(self, keys: NDArray[Any]) -> list[int]:
+        """Return those with the smallest keys, by lot among equals."""
+        order = np.lexsort((self.generator.random(len(self.clients)), keys))
+        return [self.clients[i] for i in order[: self.count]]
+
+
 class Selection(ABC):
     """Draws clients."""
 
     @abstractmethod
-    def choose(
-        self,
-        clients: Sequence[int],
-        count: int,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
-        """Draw `count` different clients.
-
-        Parameters
-        ----------
-        clients : Sequence[int]
-            Who can be asked, in canonical order, at least `count`.
-        count : int
-            How many, >= 0.
-        latencies : Latencies
-            What is known about their speed.
-        generator : numpy.random.Generator
-            Source of the draws.
-        """
+    def choose(self, draw: Draw) -> list[int]:
+        """Return the clients that were drawn."""
 
 
 @dataclass(frozen=True)
 class Uniform(Selection):
     """Everybody alike."""
 
-    def choose(
-        self,
-        clients: Sequence[int],
-        count: int,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def choose(self, draw: Draw) -> list[int]:
         """Draw without replacement."""
-        del latencies
-        return [int(c) for c in generator.choice(np.asarray(clients), count, replace=False)]
+        return draw.lot()
 
 
 @dataclass(frozen=True)
@@ -127,17 +141,9 @@ class FasterFirst(Selection):
         share = preference / preference.sum()
         return np.asarray((1 - self.fairness) * share + self.fairness / len(clients))
 
-    def choose(
-        self,
-        clients: Sequence[int],
-        count: int,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def choose(self, draw: Draw) -> list[int]:
         """Draw without replacement: each draw among those who are left, in these proportions."""
-        chances = self.probabilities(clients, latencies)
-        drawn = generator.choice(np.asarray(clients), count, replace=False, p=chances)
-        return [int(c) for c in drawn]
+        return draw.lot(self.probabilities(draw.clients, draw.latencies))
 
 
 @dataclass(frozen=True)
@@ -165,23 +171,17 @@ class Tiered(Selection):
             raise ConfigError(f"selection: tiers is {self.tiers!r}; it must be >= 1")
         _check_fairness(self.fairness)
 
-    def choose(
-        self,
-        clients: Sequence[int],
-        count: int,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def choose(self, draw: Draw) -> list[int]:
         """Draw a tier, and clients out of it; one that is too small is filled up from the next."""
-        groups = tiers(clients, latencies, min(self.tiers, len(clients)))
-        speed = np.array([latencies.typical(group).mean() for group in groups])
+        groups = tiers(draw.clients, draw.latencies, min(self.tiers, len(draw.clients)))
+        speed = np.array([draw.latencies.typical(group).mean() for group in groups])
         inverse = speed.min() / speed
         chances = (1 - self.fairness) * inverse / inverse.sum() + self.fairness / len(groups)
-        first = int(generator.choice(len(groups), p=chances))
+        first = int(draw.generator.choice(len(groups), p=chances))
         chosen: list[int] = []
         for group in sorted(range(len(groups)), key=lambda g: (abs(g - first), g)):
-            left = min(count - len(chosen), len(groups[group]))
-            chosen += Uniform().choose(groups[group], left, latencies, generator)
+            left = min(draw.count - len(chosen), len(groups[group]))
+            chosen += draw.among(groups[group], left).lot()
         return chosen
 
 

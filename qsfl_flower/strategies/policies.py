@@ -7,15 +7,14 @@ answered or refused, and what answers say about losses and labels.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qsfl_flower.asynchrony import Latencies, Selection
+from qsfl_flower.asynchrony import Draw, Selection
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.strategies.update import Cohort
 
@@ -117,39 +116,20 @@ class Policy(Selection):
     privacy counts that, and under secure aggregation nobody knows it."""
 
     @abstractmethod
-    def pick(
-        self,
-        clients: Sequence[int],
-        count: int,
-        history: History,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
-        """Choose `count` different devices.
+    def pick(self, draw: Draw, history: History) -> list[int]:
+        """Choose as many different devices as are wanted.
 
         Parameters
         ----------
-        clients : Sequence[int]
-            Ranks that can be asked, ascending, at least `count`.
-        count : int
-            How many, >= 0.
+        draw : Draw
+            Ranks that can be asked, ascending, and how many are wanted.
         history : History
             What earlier rounds have shown.
-        latencies : Latencies
-            What is known about their speed.
-        generator : numpy.random.Generator
-            Source of the draws.
         """
 
-    def choose(
-        self,
-        clients: Sequence[int],
-        count: int,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def choose(self, draw: Draw) -> list[int]:
         """Choose without a history."""
-        return self.pick(clients, count, History(), latencies, generator)
+        return self.pick(draw, History())
 
 
 class Fair(Policy):
@@ -157,17 +137,9 @@ class Fair(Policy):
     were always there differ by at most one.
     """
 
-    def pick(
-        self,
-        clients: Sequence[int],
-        count: int,
-        history: History,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def pick(self, draw: Draw, history: History) -> list[int]:
         """Choose the least asked."""
-        asked = np.array([history.of(c).asked for c in clients])
-        return _first(clients, count, asked, generator)
+        return draw.smallest(np.array([history.of(c).asked for c in draw.clients]))
 
 
 class Fast(Policy):
@@ -176,17 +148,10 @@ class Fast(Policy):
     Slow devices get no say: their data is not in the model. `FasterFirst` asks them sometimes.
     """
 
-    def pick(
-        self,
-        clients: Sequence[int],
-        count: int,
-        history: History,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def pick(self, draw: Draw, history: History) -> list[int]:
         """Choose the fastest."""
-        new = np.array([history.of(c).asked == 0 for c in clients])
-        return _first(clients, count, np.where(new, 0.0, latencies.typical(clients)), generator)
+        new = np.array([history.of(c).asked == 0 for c in draw.clients])
+        return draw.smallest(np.where(new, 0.0, draw.latencies.typical(draw.clients)))
 
 
 class Diverse(Policy):
@@ -207,17 +172,11 @@ class Diverse(Policy):
             raise ConfigError(f"diverse: pool is {pool!r}; it must be >= 1")
         self.pool = pool
 
-    def pick(
-        self,
-        clients: Sequence[int],
-        count: int,
-        history: History,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def pick(self, draw: Draw, history: History) -> list[int]:
         """Choose greedily whoever brings the common distribution nearest to an even one."""
-        size = min(len(clients), int(np.ceil(self.pool * count)))
-        pool = Fair().pick(clients, size, history, latencies, generator)
+        count = draw.count
+        size = min(len(draw.clients), int(np.ceil(self.pool * count)))
+        pool = Fair().pick(draw.among(draw.clients, size), history)
         declared = {c: history.of(c).labels for c in pool}
         width = max((len(shares) for shares in declared.values()), default=0)
         rest = [c for c in pool if width and len(declared[c]) == width]
@@ -257,20 +216,13 @@ class PowerOfChoice(Policy):
             raise ConfigError(f"power-of-choice: candidates is {candidates!r}; it must be >= 1")
         self.candidates = candidates
 
-    def pick(
-        self,
-        clients: Sequence[int],
-        count: int,
-        history: History,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def pick(self, draw: Draw, history: History) -> list[int]:
         """Choose the highest losses."""
-        size = min(len(clients), int(np.ceil(self.candidates * count)))
-        drawn = [int(c) for c in generator.choice(np.asarray(clients), size, replace=False)]
+        size = min(len(draw.clients), int(np.ceil(self.candidates * draw.count)))
+        drawn = draw.among(draw.clients, size).lot()
         losses = [history.of(c).loss for c in drawn]
         keys = np.array([-np.inf if loss is None else -loss for loss in losses])
-        return _first(drawn, count, keys, generator)
+        return draw.among(drawn, draw.count).smallest(keys)
 
 
 class Available(Policy):
@@ -280,24 +232,17 @@ class Available(Policy):
     are too few others.
     """
 
-    def pick(
-        self,
-        clients: Sequence[int],
-        count: int,
-        history: History,
-        latencies: Latencies,
-        generator: np.random.Generator,
-    ) -> list[int]:
+    def pick(self, draw: Draw, history: History) -> list[int]:
         """Draw without replacement; those at rest last."""
-        past = [history.of(c) for c in clients]
+        past = [history.of(c) for c in draw.clients]
         chance = np.array([(p.answered + 1) / (p.asked + 2) for p in past])
         now = history.server_round + 1
         rest = np.array(
             [p.refusals > 0 and now < p.last + 2 ** min(p.refusals, _MAX_REST) for p in past]
         )
         # Ordering exponential draws of these rates is drawing without replacement (Efraimidis).
-        keys = generator.exponential(size=len(clients)) / chance
-        return _first(clients, count, np.where(rest, np.inf, keys), generator)
+        keys = draw.generator.exponential(size=len(past)) / chance
+        return draw.smallest(np.where(rest, np.inf, keys))
 
 
 POLICIES: dict[str, Callable[[], Policy | None]] = {
@@ -309,17 +254,6 @@ POLICIES: dict[str, Callable[[], Policy | None]] = {
     "available": Available,
 }
 """Policies by name; ``random`` is what a strategy does without one."""
-
-
-def _first(
-    clients: Sequence[int],
-    count: int,
-    keys: NDArray[Any],
-    generator: np.random.Generator,
-) -> list[int]:
-    """Return those with the smallest keys, by lot among equals."""
-    order = np.lexsort((generator.random(len(clients)), keys))
-    return [clients[i] for i in order[:count]]
 
 
 def _labels(metrics: Mapping[str, float]) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qsfl_flower.asynchrony import Latencies, Selection
+from qsfl_flower.asynchrony import Draw, Latencies, Selection
 from qsfl_flower.strategies.policies import History, Policy
 
 
@@ -57,6 +57,7 @@ class Sampling:
         if self.selection is None or not size:
             return sorted(generator.sample(list(clients), size))
         numbers = np.random.default_rng(generator.getrandbits(128))
+        draw = Draw(clients, size, latencies, numbers)
         if isinstance(self.selection, Policy):
-            return sorted(self.selection.pick(clients, size, self.history, latencies, numbers))
-        return sorted(self.selection.choose(clients, size, latencies, numbers))
+            return sorted(self.selection.pick(draw, self.history))
+        return sorted(self.selection.choose(draw))

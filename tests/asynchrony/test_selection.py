@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsfl_flower.asynchrony import FasterFirst, Latencies, Tiered, Uniform, Versions, tiers
+from qsfl_flower.asynchrony import Draw, FasterFirst, Latencies, Tiered, Uniform, Versions, tiers
 from qsfl_flower.errors import ConfigError
 
 CLIENTS = list(range(10))
@@ -23,7 +23,7 @@ def latencies(unit=1.0, slow=10.0):
 def rounds(policy, known, count=5, times=50, seed=0):
     asked = np.zeros(10)
     for turn in range(times):
-        chosen = policy.choose(CLIENTS, count, known, np.random.default_rng((seed, turn)))
+        chosen = policy.choose(Draw(CLIENTS, count, known, np.random.default_rng((seed, turn))))
         assert len(set(chosen)) == count
         asked[chosen] += 1
     return asked
@@ -92,13 +92,13 @@ def test_a_tiered_round_waits_for_its_own_kind_only():
     policy, known = Tiered(tiers=5, fairness=0.2), latencies()
     mixed = 0
     for turn in range(200):
-        chosen = set(policy.choose(CLIENTS, 2, known, np.random.default_rng(turn)))
+        chosen = set(policy.choose(Draw(CLIENTS, 2, known, np.random.default_rng(turn))))
         mixed += 0 < len(chosen & SLOW) < 2
     assert mixed == 0
     asked = rounds(policy, known, count=2, times=400)
     assert asked[sorted(SLOW)].min() > 0.02 * 400
     assert asked[sorted(SLOW)].max() < 0.5 * asked[:8].min()
-    assert sorted(policy.choose(CLIENTS, 10, known, np.random.default_rng(0))) == CLIENTS
+    assert sorted(policy.choose(Draw(CLIENTS, 10, known, np.random.default_rng(0)))) == CLIENTS
 
 
 def test_uniform_draws_ignore_latency():

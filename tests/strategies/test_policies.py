@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsfl_flower.asynchrony import Latencies
+from qsfl_flower.asynchrony import Draw, Latencies
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Vector
 from qsfl_flower.strategies import POLICIES, Cohort, Sender, StableFedAvg, Update
@@ -38,7 +38,9 @@ def labels(*shares):
 def rounds(policy, number, count=100, devices=DEVICES, answer=update, latencies=None):
     generator, history, chosen = np.random.default_rng(0), History(), []
     for turn in range(1, number + 1):
-        picked = policy.pick(range(devices), count, history, latencies or Latencies(), generator)
+        picked = policy.pick(
+            Draw(range(devices), count, latencies or Latencies(), generator), history
+        )
         history = history.ask(turn, picked)
         answers = [answer(rank) for rank in picked]
         history = history.hear(
@@ -63,9 +65,8 @@ def test_every_policy_chooses_different_devices_out_of_those_there(name, data):
             tuple(Rejection(sender(c), "device-in-use", "") for c in clients[1::3]),
         )
     )
-    picked = POLICIES[name]().pick(
-        sorted(clients), count, history, Latencies(), np.random.default_rng(1)
-    )
+    draw = Draw(sorted(clients), count, Latencies(), np.random.default_rng(1))
+    picked = POLICIES[name]().pick(draw, history)
     assert len(picked) == len(set(picked)) == count
     assert set(picked) <= set(clients)
 
@@ -104,16 +105,18 @@ def test_diverse_covers_labels_that_a_random_choice_misses():
         return update(rank, **labels(*np.eye(5)[rank % 5 if rank % 10 == 0 or rank < 5 else 0]))
 
     history, _ = rounds(POLICIES["fair"](), 1, count=50, devices=50, answer=shares)
-    picked = Diverse(pool=10).pick(range(50), 5, history, Latencies(), np.random.default_rng(0))
+    picked = Diverse(pool=10).pick(
+        Draw(range(50), 5, Latencies(), np.random.default_rng(0)), history
+    )
     assert len({history.of(r).labels for r in picked}) == 5
 
 
 def test_power_of_choice_prefers_losses_and_tries_the_unknown_first():
     history = History().hear(Cohort(tuple(update(r, train_loss=float(r)) for r in range(20))))
     everybody = PowerOfChoice(candidates=20)
-    picked = everybody.pick(range(20), 3, history, Latencies(), np.random.default_rng(0))
+    picked = everybody.pick(Draw(range(20), 3, Latencies(), np.random.default_rng(0)), history)
     assert picked == [19, 18, 17]
-    picked = everybody.pick(range(22), 3, history, Latencies(), np.random.default_rng(0))
+    picked = everybody.pick(Draw(range(22), 3, Latencies(), np.random.default_rng(0)), history)
     assert set(picked) == {20, 21, 19}
 
 
