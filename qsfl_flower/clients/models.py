@@ -24,6 +24,11 @@ ModelFactory = Callable[..., nn.Module]
 (N, *input_shape) to logits (N, num_classes)."""
 
 
+def linear(input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Return logistic regression: few parameters, hence little noise under privacy."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
+
+
 def mlp(input_shape: Sequence[int], num_classes: int, hidden: int = 128) -> nn.Module:
     """Return a perceptron with one hidden layer, for examples of any shape."""
     size = int(np.prod(input_shape))
@@ -173,6 +178,7 @@ def resnet18(
 
 
 MODELS: Mapping[str, ModelFactory] = {
+    "linear": linear,
     "mlp": mlp,
     "mnist-cnn": mnist_cnn,
     "cifar-cnn": cifar_cnn,

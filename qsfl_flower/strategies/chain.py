@@ -169,7 +169,11 @@ class Chain:
         """Apply the stages that work on single updates."""
         states, measured = dict(states), {}
         for stage in self.stages:
-            if isinstance(stage, CohortStage) and not self.hides:
+            if not isinstance(stage, CohortStage):
+                continue
+            if self.hides:
+                measured[stage.name] = stage.measure_blind(states[stage.name])
+            else:
                 cohort, states[stage.name], measured[stage.name] = stage.apply(
                     cohort, states[stage.name], context
                 )

@@ -336,7 +336,11 @@ class ClientSideDP(CohortStage):
         self, cohort: Cohort, state: State, context: RoundContext
     ) -> tuple[Cohort, State, Measurements]:
         """Tell what has been spent."""
-        return cohort, state, {"epsilon": self._spending.epsilon(state)}
+        return cohort, state, self.measure_blind(state)
+
+    def measure_blind(self, state: State) -> Measurements:
+        """Tell what has been spent."""
+        return {"epsilon": self._spending.epsilon(state)}
 
 
 class RecordDP(ClientSideDP):

@@ -133,7 +133,7 @@ def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:
             client=u.sender.name,
             node=str(u.sender.node_id),
             status=u.status,
-            num_examples=u.num_examples,
+            num_examples=None if u.sealed is not None else u.num_examples,
             weight=u.weight,
             score=u.score,
             norm=None if u.measure is None else u.measure.norm,

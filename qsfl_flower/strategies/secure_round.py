@@ -113,7 +113,7 @@ class Attempt:
             updates=tuple(
                 replace(u, weight=u.damping / full)
                 if i in set(chosen)
-                else replace(u, status="not-selected")
+                else replace(u, weight=0.0, status="not-selected")
                 for i, u in enumerate(updates)
             ),
         )

@@ -344,6 +344,11 @@ class CohortStage(Stage):
     ) -> tuple[Cohort, State, Measurements]:
         """Return the changed cohort, the next state and what was measured."""
 
+    def measure_blind(self, state: State) -> Measurements:
+        """Return what there is to tell where the updates are hidden, and `apply` is not called."""
+        del state
+        return {}
+
 
 @dataclass(frozen=True)
 class Combined:

@@ -42,6 +42,7 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
+        ("linear", (1, 8, 8)),
         ("mlp", (1, 8, 8)),
         ("mlp", (1, 28, 28)),
         ("mlp", (3, 32, 32)),

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 from qsfl_flower.simulations.config.base import Contradiction, PlaceText, Section, refuse
 from qsfl_flower.simulations.config.privacy import MinimumSpec
 
-BUILT_IN_MODELS = ("mlp", "mnist-cnn", "cifar-cnn", "resnet18")
+BUILT_IN_MODELS = ("linear", "mlp", "mnist-cnn", "cifar-cnn", "resnet18")
 _WORD = r"[A-Za-z_][A-Za-z0-9_]*"
 _IMPORT_PATH = rf"{_WORD}(\.{_WORD})*:{_WORD}"
 

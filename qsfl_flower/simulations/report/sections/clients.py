@@ -105,6 +105,8 @@ def _unused(metrics: Sequence[Record], counts: Mapping[str, int]) -> Plot | None
             float(sum(n for name, n in reasons(record).items() if name not in common))
             for record in trained
         ]
+    if not any(any(amounts) for amounts in parts.values()):
+        return None  # what a rule left out is drawn with its selection
     asked = max(number(record["selected"]) or 0.0 for record in trained)
 
     def paint(axes: Axes) -> None:
