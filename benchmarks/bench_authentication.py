@@ -41,7 +41,7 @@ def run(quick: bool) -> list[Row]:
         rows += _messages(10, 100_000 if quick else 1_000_000, encrypt, 3 if quick else 9)
     if not quick and "QSFL_DATA_DIR" in os.environ:
         rows += _whole_runs("mnist", ["rounds=4"])
-    rows += _whole_runs("quickstart", ["rounds=2" if quick else "rounds=12"])
+    rows += _whole_runs("plain", ["rounds=2" if quick else "rounds=12"])
     return rows
 
 

@@ -137,7 +137,7 @@ def _whole_rounds(quick: bool) -> list[Row]:
         return []
     clients = 20 if quick else 100
     experiment = load_experiment(
-        "quickstart" if quick else "mnist",
+        "plain" if quick else "mnist",
         [f"clients.count={clients}", "data.partition={scheme: iid}"],
     )
     owners, start = owners_of(experiment), to_record(get_arrays(model_of(experiment)))

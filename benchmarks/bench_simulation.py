@@ -18,7 +18,7 @@ DESCRIPTION = "wall time of qsfl run against Flower's FedAvg and simulation, sam
 MAX_OVERHEAD = 0.05
 MAX_START = 15.0
 CONFIGS: dict[str, list[str]] = {
-    "quickstart": [],
+    "plain": [],
     "mnist": ["rounds=5"],
 }
 
@@ -29,7 +29,7 @@ def run(quick: bool) -> list[Row]:
     """Return one row per configuration; overhead is (qsfl - Flower) / Flower of the medians."""
     rows = []
     for config, overrides in CONFIGS.items():
-        if config != "quickstart" and (quick or "QSFL_DATA_DIR" not in os.environ):
+        if config != "plain" and (quick or "QSFL_DATA_DIR" not in os.environ):
             continue
         shorter = [*overrides, "rounds=2"] if quick else overrides
         seconds: dict[str, list[float]] = {"qsfl": [], "flower": []}

@@ -20,10 +20,10 @@ def test_both_ways_give_the_same_model(flower, tmp_path):
     shown = flower(
         "run", ".", "--stream",
         "--federation-config", "num-supernodes=4 client-resources-num-cpus=1",
-        "--run-config", f'set="{settings}" output="{tmp_path}/flwr"',
+        "--run-config", f'config="plain" set="{settings}" output="{tmp_path}/flwr"',
     )  # fmt: skip
     assert "round 2/2" in shown, shown
-    command = [sys.executable, "-m", "qsfl_flower.simulations.cli", "run", "quickstart"]
+    command = [sys.executable, "-m", "qsfl_flower.simulations.cli", "run", "plain"]
     for item in (*settings.split("; "), f"output.folder={tmp_path}/qsfl"):
         command += ["--set", item]
     subprocess.run(command, check=True, timeout=280)
@@ -40,7 +40,7 @@ def test_a_wrong_number_of_supernodes_is_said(flower, tmp_path):
         "run", ".", "--stream",
         "--federation-config", "num-supernodes=3 client-resources-num-cpus=1",
         "--run-config",
-        f'set="clients.count=2; rounds=1; strategy.max_failed_rounds=1" output="{tmp_path}/flwr"',
+        f'config="plain" set="clients.count=2; rounds=1; strategy.max_failed_rounds=1" output="{tmp_path}/flwr"',
     )  # fmt: skip
     assert re.search(r"federation has 3 SuperNodes, the experiment needs 2", shown), shown
 

@@ -142,7 +142,7 @@ def cli(*arguments, **options):
 
 
 def test_the_command_prints_rounds_and_one_line_of_json(tmp_path):
-    done = cli("run", "quickstart", "--set", "rounds=1", "--json", cwd=tmp_path)
+    done = cli("run", "plain", "--set", "rounds=1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert list(last) == [
@@ -165,7 +165,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path):
         "-m",
         "qsfl_flower.simulations.cli",
         "run",
-        "quickstart",
+        "plain",
         "--set",
         "rounds=60",
     ]

@@ -78,13 +78,13 @@ def test_examples_of_the_page_load(tmp_path):
 
 def test_overrides_of_the_page_work():
     lines = re.findall(
-        r"^qsfl run quickstart (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+        r"^qsfl run plain (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert len(lines) >= 4
     for line in lines:
         overrides = re.findall(r"--set (?:'([^']+)'|(\S+))", line)
         assert overrides
-        load_experiment("quickstart", [quoted or bare for quoted, bare in overrides])
+        load_experiment("plain", [quoted or bare for quoted, bare in overrides])
 
 
 def test_messages_of_the_page_are_real(tmp_path, monkeypatch):

@@ -51,8 +51,17 @@ def test_editor_schema_accepts_it(name):
     jsonschema.Draft202012Validator(json_schema()).validate(data)
 
 
-def test_quickstart_is_offline_uneven_and_bounded():
+def test_quickstart_is_the_chain_and_offline():
     experiment = load_experiment("quickstart")
+    assert experiment.data.dataset == "digits"
+    assert not experiment.data.download
+    names = {stage.stage for stage in experiment.strategy.stages}
+    assert names == {"authenticate", "record_dp", "shared_mask", "secure_krum"}
+    assert experiment.attacks
+
+
+def test_plain_is_offline_uneven_and_bounded():
+    experiment = load_experiment("plain")
     assert experiment.data.dataset == "digits"
     assert not experiment.data.download
     assert isinstance(experiment.data.partition, DirichletSpec)
