@@ -40,7 +40,8 @@ def test_a_wrong_number_of_supernodes_is_said(flower, tmp_path):
         "run", ".", "--stream",
         "--federation-config", "num-supernodes=3 client-resources-num-cpus=1",
         "--run-config",
-        f'config="plain" set="clients.count=2; rounds=1; strategy.max_failed_rounds=1" output="{tmp_path}/flwr"',
+        f'config="plain" set="clients.count=2; rounds=1; strategy.max_failed_rounds=1" '
+        f'output="{tmp_path}/flwr"',
     )  # fmt: skip
     assert re.search(r"federation has 3 SuperNodes, the experiment needs 2", shown), shown
 

@@ -77,9 +77,7 @@ def test_examples_of_the_page_load(tmp_path):
 
 
 def test_overrides_of_the_page_work():
-    lines = re.findall(
-        r"^qsfl run plain (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    lines = re.findall(r"^qsfl run plain (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) >= 4
     for line in lines:
         overrides = re.findall(r"--set (?:'([^']+)'|(\S+))", line)
