@@ -22,9 +22,6 @@ METRICS = {
 }
 """Metrics under which a client tells what it did."""
 
-_SLACK = 1e-9
-"""Allowance for discretisation: enough for 10 million parameters, see `grid_slack`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RecordPrivacy:
@@ -68,6 +65,7 @@ class RecordPrivacy:
         clip_norm: float,
         sampling_rate: float,
         steps: int,
+        size: int = 10_000_000,
         method: Method = "rdp",
     ) -> RecordPrivacy:
         """Return the protection with the least noise that costs at most epsilon in so many rounds.
@@ -80,11 +78,14 @@ class RecordPrivacy:
             Rounds in which a client takes part at most, >= 1.
         clip_norm, sampling_rate, steps
             As in the class.
+        size : int
+            Parameters of the model, at most: an allowance for the noise being discrete, >= 1.
         method : {"rdp", "prv"}
             Which accountant.
         """
+        slack = grid_slack(size)
         noise = smallest_scale(
-            lambda z: [Event(z, sampling_rate, steps * rounds, _SLACK)], epsilon, delta, method
+            lambda z: [Event(z, sampling_rate, steps * rounds, slack)], epsilon, delta, method
         )
         return cls(
             clip_norm=clip_norm, noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps

@@ -15,8 +15,8 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.clients.data import Dataset, load_dataset, load_writers
-from qsfl_flower.clients.models import build_model, set_arrays
+from qsfl_flower.clients.data import Dataset, load_writers
+from qsfl_flower.clients.models import set_arrays
 from qsfl_flower.clients.partition import (
     Dirichlet,
     Iid,
@@ -41,6 +41,7 @@ from qsfl_flower.simulations.config import (
     ShardsSpec,
     WriterSpec,
 )
+from qsfl_flower.simulations.materials import dataset_of, model_of
 from qsfl_flower.simulations.phones import PhoneClient, phones_of
 from qsfl_flower.simulations.privacy import record_batch_of, record_privacy_of
 from qsfl_flower.simulations.stages import stages_of
@@ -56,17 +57,6 @@ class _Common(TypedDict):
 
 Owners = NDArray[np.int32]
 """Which client owns each training example: shape (examples,), -1 for nobody."""
-
-
-def dataset_of(experiment: Experiment) -> Dataset:
-    """Load the data set of an experiment (cached per process)."""
-    data = experiment.data
-    return load_dataset(
-        data.dataset,
-        root=Path(data.root) if data.root else None,
-        file=Path(data.file) if data.file else None,
-        download=data.download,
-    )
 
 
 def owners_of(experiment: Experiment) -> Owners:
@@ -123,12 +113,6 @@ def describe_partition(experiment: Experiment, owners: Owners) -> dict[str, Any]
         "class_names": list(data.class_names) if data.class_names else None,
         "clients": clients,
     }
-
-
-def model_of(experiment: Experiment) -> torch.nn.Module:
-    """Build the experiment's model with its first weights."""
-    data = dataset_of(experiment)
-    return build_model(experiment.model.name, data.input_shape, data.num_classes, experiment.seed)
 
 
 def poisoned(experiment: Experiment, client: int, view: Dataset) -> Dataset:

@@ -6,9 +6,12 @@ import math
 from functools import lru_cache
 from pathlib import Path
 
+from qsfl_flower.clients.models import get_arrays
+from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.ledger import Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
@@ -24,12 +27,16 @@ from qsfl_flower.simulations.config import (
     SecureSumSpec,
 )
 from qsfl_flower.simulations.config.privacy import PrivacyKeys
+from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
 from qsfl_flower.strategies.spending import PrivacyBudget
 
-_SLACK = 1e-9
-"""Allowance for discretisation: enough for 10 million parameters, see `grid_slack`."""
+
+@lru_cache(maxsize=8)
+def size_of(experiment: Experiment) -> int:
+    """Return how many values a release has at most: parameters of the model, and a clip norm."""
+    return Layout.of(get_arrays(model_of(experiment))).size + 1
 
 
 def cohort_of(experiment: Experiment) -> float:
@@ -41,7 +48,7 @@ def central_dp(spec: CentralDPSpec, experiment: Experiment) -> CentralDP:
     """Build the stage of central noise."""
     rate = experiment.clients.fraction_train if spec.poisson else 1.0
     return CentralDP(
-        central_schedule(spec, rate, experiment.rounds),
+        central_schedule(spec, rate, experiment.rounds, size_of(experiment)),
         cohort_of(experiment),
         rate,
         _budget(spec, experiment),
@@ -51,7 +58,7 @@ def central_dp(spec: CentralDPSpec, experiment: Experiment) -> CentralDP:
 
 
 @lru_cache(maxsize=8)
-def central_schedule(spec: CentralDPSpec, rate: float, rounds: int) -> NoiseSchedule:
+def central_schedule(spec: CentralDPSpec, rate: float, rounds: int, size: int) -> NoiseSchedule:
     """Return the noise of every round: as given, or the least that stays within epsilon."""
     if spec.noise_multiplier is not None:
         return NoiseSchedule(spec.noise_multiplier, spec.last_over_first, rounds)
@@ -62,7 +69,7 @@ def central_schedule(spec: CentralDPSpec, rate: float, rounds: int) -> NoiseSche
         sampling_rate=rate,
         last_over_first=spec.last_over_first,
         method=spec.accountant,
-        slack=_SLACK,
+        slack=grid_slack(size),
     )
 
 
@@ -72,7 +79,7 @@ def adaptive_clip(spec: AdaptiveClipSpec, experiment: Experiment) -> AdaptiveCli
     if bit_noise is None:
         central = next(s for s in experiment.strategy.stages if isinstance(s, CentralDPSpec))
         rate = experiment.clients.fraction_train if central.poisson else 1.0
-        schedule = central_schedule(central, rate, experiment.rounds)
+        schedule = central_schedule(central, rate, experiment.rounds, size_of(experiment))
         bit_noise = max(schedule.at(1), schedule.at(experiment.rounds))
     parameters = AdaptiveParameters(
         initial=spec.initial,
@@ -85,18 +92,18 @@ def adaptive_clip(spec: AdaptiveClipSpec, experiment: Experiment) -> AdaptiveCli
 
 def record_dp(spec: RecordDPSpec, experiment: Experiment) -> RecordDP:
     """Build the stage that requires DP-SGD."""
-    privacy = record_privacy(spec, experiment.rounds)
+    privacy = record_privacy(spec, experiment.rounds, size_of(experiment))
     return RecordDP(privacy, _budget(spec, experiment), rounds=experiment.rounds)
 
 
 @lru_cache(maxsize=8)
-def record_privacy(spec: RecordDPSpec, rounds: int) -> RecordPrivacy:
+def record_privacy(spec: RecordDPSpec, rounds: int, size: int) -> RecordPrivacy:
     """Return what every client does for its records."""
     per_step = spec.model_dump(include={"clip_norm", "sampling_rate", "steps"})
     if spec.noise_multiplier is not None:
         return RecordPrivacy(noise_multiplier=spec.noise_multiplier, **per_step)
     return RecordPrivacy.within(
-        spec.epsilon, spec.delta, rounds, method=spec.accountant, **per_step
+        spec.epsilon, spec.delta, rounds, size=size, method=spec.accountant, **per_step
     )
 
 
@@ -104,7 +111,9 @@ def record_privacy_of(experiment: Experiment) -> RecordPrivacy | None:
     """Return how the experiment's clients protect their records, if they do."""
     found = (s for s in experiment.strategy.stages if isinstance(s, RecordDPSpec))
     spec = next(found, None)
-    return None if spec is None else record_privacy(spec, experiment.rounds)
+    if spec is None:
+        return None
+    return record_privacy(spec, experiment.rounds, size_of(experiment))
 
 
 def distributed_dp(spec: DistributedDPSpec, experiment: Experiment) -> DistributedDP:
@@ -115,7 +124,7 @@ def distributed_dp(spec: DistributedDPSpec, experiment: Experiment) -> Distribut
         share = expected / experiment.clients.count
         expected = share * spec.records.count * spec.records.sampling_rate
     return DistributedDP(
-        distributed_noise(spec, experiment.rounds),
+        distributed_noise(spec, experiment.rounds, size_of(experiment)),
         expected,
         _budget(spec, experiment),
         batch=batch,
@@ -125,11 +134,12 @@ def distributed_dp(spec: DistributedDPSpec, experiment: Experiment) -> Distribut
 
 
 @lru_cache(maxsize=8)
-def distributed_noise(spec: DistributedDPSpec, rounds: int) -> float:
+def distributed_noise(spec: DistributedDPSpec, rounds: int, size: int) -> float:
     """Return the noise multiplier of every sum."""
     rate = 1.0 if spec.records is None else spec.records.sampling_rate
+    slack = grid_slack(size)
     return spec.noise_multiplier or smallest_scale(
-        lambda z: [Event(z, rate, rounds, _SLACK)], spec.epsilon, spec.delta, spec.accountant
+        lambda z: [Event(z, rate, rounds, slack)], spec.epsilon, spec.delta, spec.accountant
     )
 
 
@@ -164,14 +174,18 @@ def bound_of(spec: SecureSumSpec, experiment: Experiment) -> float | None:
         return spec.bound
     moved = spec.clip_norm if shares.records is None else shares.records.clip_norm
     honest = max(1, spec.min_clients - shares.non_contributors)
-    noise = distributed_noise(shares, experiment.rounds) * moved / math.sqrt(honest)
+    noise = (
+        distributed_noise(shares, experiment.rounds, size_of(experiment))
+        * moved
+        / math.sqrt(honest)
+    )
     return 1.05 * (spec.clip_norm + 40 * noise)
 
 
 def local_dp(spec: LocalDPSpec, experiment: Experiment) -> LocalDP:
     """Build the stage of local noise."""
     noise = spec.noise_multiplier or smallest_scale(
-        lambda z: [Event(z, 1.0, experiment.rounds, _SLACK)],
+        lambda z: [Event(z, 1.0, experiment.rounds, grid_slack(size_of(experiment)))],
         spec.epsilon,
         spec.delta,
         spec.accountant,

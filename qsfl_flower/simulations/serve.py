@@ -20,7 +20,6 @@ from qsfl_flower.simulations.build import (
     describe_partition,
     evaluator_of,
     fingerprint,
-    model_of,
     owners_of,
     phone_folder,
     strategy_of,
@@ -29,6 +28,7 @@ from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.simulations.fleet import FleetGrid
 from qsfl_flower.simulations.folder import RunFolder, check_room, new_folder
 from qsfl_flower.simulations.loggers import MlflowLogger, RoundLogger, TensorBoardLogger
+from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.strategies import CheckpointStore, ClientRow, RoundRecord, RunObserver, Snapshot
 from qsfl_flower.wire import from_record, to_record
 

@@ -26,9 +26,10 @@ from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.compression import Scheme
-from qsfl_flower.simulations.build import dataset_of, evaluator_of, model_of, owners_of
+from qsfl_flower.simulations.build import evaluator_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.local import LocalGrid
+from qsfl_flower.simulations.materials import dataset_of, model_of
 from qsfl_flower.simulations.report.figures import Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
 from qsfl_flower.strategies import Compress, RoundRecord, RunObserver, StableFedAvg
