@@ -110,8 +110,8 @@ class FullChain(CrossSilo):
         the step, and of what was kept back before.
     ratio : float
         Share of the coordinates that a round deals with, 0 < ratio <= 1. Clients keep the others
-        for later rounds, so that nothing is lost, but late: with 1 % expect to need many rounds,
-        and use more for models of less than a million parameters.
+        for later rounds, so that nothing is lost, but it waits 1 / (2 ratio) rounds on average: 50
+        with 1 %, which is for runs of many hundred rounds. Take more for shorter ones.
 
     Notes
     -----

@@ -120,7 +120,7 @@ class RoundLog(RunObserver):
             parts.append(f"model unchanged: {record.skipped}")
         log.info("[ROUND %d] %s", record.round, ", ".join(parts))
         for stage, measured in record.stages.items():
-            values = ", ".join(f"{name} {value:g}" for name, value in measured.items())
+            values = ", ".join(f"{name} {value:.10g}" for name, value in measured.items())
             if values:
                 log.info("\t%s: %s", stage, values)
 

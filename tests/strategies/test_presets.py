@@ -76,7 +76,7 @@ def run(preset, keys, mods, rounds=1, **arguments):
     for context in grid.contexts:
         context.run_config = {"qsfl-keys": keys}
     seen = Seen()
-    strategy = preset(clip_norm=2.0, observer=seen, **arguments)
+    strategy = preset(clip_norm=2.0, **{"observer": seen, **arguments})
     result = strategy.start(grid, to_record(MODEL), num_rounds=rounds, timeout=60)
     return from_record(result.arrays)["w"], seen, result, strategy
 
@@ -131,6 +131,18 @@ def test_no_single_update_reaches_the_server(preset, keys):
     for row in seen.rows[1]:
         assert row.train_loss is None
         assert row.num_examples == 1.0
+
+
+def test_rounds_appear_in_flowers_log_unless_there_is_an_observer(keys, caplog):
+    with caplog.at_level("INFO", "flwr"):
+        hidden(CrossSilo, keys, observer=None)
+        told = caplog.text
+        assert "Stages: authenticate -> validate -> secure_krum" in told
+        assert "[ROUND 1] train loss 0.5000, 9 of 9 clients" in told
+        assert "secure_krum: clients 9, summed 6, dropped 0" in told
+        caplog.clear()
+        hidden(CrossSilo, keys)
+        assert "ROUND" not in caplog.text
 
 
 @pytest.mark.parametrize("preset", HIDDEN)
