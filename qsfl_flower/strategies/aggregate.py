@@ -111,7 +111,8 @@ def aggregate(
     if (combiner := chain.combiner) is None:
         combined = _mean(cohort, total, context)
     else:
-        combined = combiner.combine(cohort, new_states[combiner.name], context)
+        with chain.timed(combiner):
+            combined = combiner.combine(cohort, new_states[combiner.name], context)
         new_states[combiner.name] = combined.state
         measured[combiner.name] = combined.measured
     cohort = combined.cohort

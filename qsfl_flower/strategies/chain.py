@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -62,6 +64,7 @@ class Chain:
         self.drawer = next((s for s in vectors if s.poisson_rate is not None), None)
         self.denominator = next((s.denominator for s in vectors if s.denominator), None)
         self.arguments = tuple(arguments)
+        self._seconds: dict[str, float] = {}
         refuse((*self.stages, *arguments))
         for stage in self.stages:
             stage.check(self.stages)
@@ -77,9 +80,28 @@ class Chain:
         kinds = CohortStage | CombineStage
         return any(isinstance(s, kinds) and s.needs_norms for s in self.stages)
 
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Count the time of what is done inside for a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self._seconds[stage.name] = self._seconds.get(stage.name, 0.0) + spent
+
+    def take_seconds(self) -> dict[str, float]:
+        """Return how long each stage has worked, or waited for its clients, since the last call."""
+        taken, self._seconds = self._seconds, {}
+        return taken
+
     def prepare(self, states: Mapping[str, State], context: RoundContext) -> dict[str, State]:
         """Let every stage get ready for the round."""
-        return {s.name: s.prepare(states[s.name], context) for s in self.stages}
+        prepared = {}
+        for stage in self.stages:
+            with self.timed(stage):
+                prepared[stage.name] = stage.prepare(states[stage.name], context)
+        return prepared
 
     def plan(self, states: Mapping[str, State], context: RoundContext) -> Plan:
         """Return what the clients' mods have to do in this round, in the order of `ClientPhase`."""
@@ -115,7 +137,8 @@ class Chain:
         """Return what each node is told to train on or to evaluate."""
         states, contents = dict(states), dict(contents)
         for stage in self.stages:
-            contents, states[stage.name] = stage.address(contents, states[stage.name], exchange)
+            with self.timed(stage):
+                contents, states[stage.name] = stage.address(contents, states[stage.name], exchange)
         return contents, states
 
     def instruct(
@@ -128,9 +151,10 @@ class Chain:
         states, contents = dict(states), dict(contents)
         for stage in self.stages:
             if isinstance(stage, MessageStage):
-                contents, states[stage.name] = stage.instruct(
-                    contents, states[stage.name], exchange
-                )
+                with self.timed(stage):
+                    contents, states[stage.name] = stage.instruct(
+                        contents, states[stage.name], exchange
+                    )
         return contents, states
 
     def admit(
@@ -149,9 +173,10 @@ class Chain:
                 if isinstance(content, Rejection):
                     continue
                 try:
-                    sender, content, states[gate.name] = gate.admit(
-                        sender, content, states[gate.name], exchange
-                    )
+                    with self.timed(gate):
+                        sender, content, states[gate.name] = gate.admit(
+                            sender, content, states[gate.name], exchange
+                        )
                 except RejectedUpdate as error:
                     # The name in a reply that was not let in is anybody's; the node is certain.
                     sender = replace(sender, name=f"node {sender.rank}")
@@ -173,7 +198,8 @@ class Chain:
                 continue
             if self.hides:
                 measured[stage.name] = stage.measure_blind(states[stage.name])
-            else:
+                continue
+            with self.timed(stage):
                 cohort, states[stage.name], measured[stage.name] = stage.apply(
                     cohort, states[stage.name], context
                 )
@@ -186,7 +212,8 @@ class Chain:
         states, measured = dict(states), {}
         for stage in self.stages:
             if isinstance(stage, VectorStage):
-                vector, states[stage.name], measured[stage.name] = stage.apply(
-                    vector, states[stage.name], replace(context, states=states)
-                )
+                with self.timed(stage):
+                    vector, states[stage.name], measured[stage.name] = stage.apply(
+                        vector, states[stage.name], replace(context, states=states)
+                    )
         return vector, states, measured

@@ -49,6 +49,7 @@ class RoundRecord:
     instruction and each training reply: ``bytes_up / dense_up`` is the share that compression left.
 
     `clock_s` is the strategy's clock after training: virtual seconds in simulations of devices.
+    `stage_seconds` is what each stage took on the server, with its waiting for clients.
     """
 
     round: int
@@ -78,6 +79,7 @@ class RoundRecord:
     epsilon: float | None = None
     stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     timing: Mapping[str, float] = field(default_factory=dict)
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""

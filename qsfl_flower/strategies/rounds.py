@@ -185,6 +185,7 @@ def _one_round(
         )
         progress.failed = progress.failed + 1 if outcome.skipped else 0
     record = _finish(record, clock, central, told)
+    record = replace(record, stage_seconds=strategy.chain.take_seconds())
     loss = record.train_loss if record.eval_loss is None else record.eval_loss
     progress.monitor, alarm = strategy.monitor.observe(progress.monitor, loss, record.update_norm)
     if alarm:

@@ -525,12 +525,14 @@ class StableFedAvg(FedAvg):
         check_willing(content)
         chain, context = self.chain, training.context
         if chain.combiner is not None and chain.hides:
-            return chain.combiner.read(sender, content, context)
+            with chain.timed(chain.combiner):
+                return chain.combiner.read(sender, content, context)
         reader = ReplyReader(context.layout, self.arrayrecord_key, self.weighted_by_key)
-        if (decoder := chain.decoder) is not None:
-            decode = partial(decoder.decode, context=context)
-            reader = replace(reader, encoding=decoder.encoding, decode=decode)
-        return reader.read(sender, content)
+        if (decoder := chain.decoder) is None:
+            return reader.read(sender, content)
+        decode = partial(decoder.decode, context=context)
+        with chain.timed(decoder):
+            return replace(reader, encoding=decoder.encoding, decode=decode).read(sender, content)
 
     def _combine(
         self,

@@ -1,5 +1,6 @@
 """Every kind of stage with a probe of its own: both halves, over real messages and the real mod."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -302,3 +303,17 @@ def test_unknown_tasks_are_refused(fake_grid, trained):
         run(grid, [stage])
     assert all(isinstance(a, Rejection) for a in stage.answers.values())
     assert all("task 'no-such-task'" in a.detail for a in stage.answers.values())
+
+
+def test_the_time_of_every_stage_is_told_round_by_round(fake_grid, trained):
+    class Slow(Looks):
+        def apply(self, cohort, state, context):
+            time.sleep(0.02)
+            return super().apply(cohort, state, context)
+
+    grid = fake_grid({1: trained(2.0), 2: trained(4.0)})
+    _, seen, _ = run(grid, [Slow()], rounds=2)
+    told = [record.stage_seconds for record in seen.records if record.round]
+    assert len(told) == 2
+    assert all(seconds["looks"] >= 0.02 for seconds in told)
+    assert all(seconds["validate"] > 0 for seconds in told)

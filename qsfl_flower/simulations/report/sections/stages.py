@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from qsfl_flower.simulations.report import text
+from qsfl_flower.simulations.report import figures, text
+from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.html import Html, element, folded_table
-from qsfl_flower.simulations.report.section import Section
+from qsfl_flower.simulations.report.section import Row, Section
 from qsfl_flower.simulations.report.sections.committee import MEMBER
-from qsfl_flower.simulations.runs import Run, number
+from qsfl_flower.simulations.runs import Record, Run, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _WIDTH, _HEIGHT = 110, 22
 _POINTS = 200
@@ -38,7 +43,33 @@ def stages(run: Run) -> Section | None:
         for (stage, measurement), course in courses.items()
     ]
     head = ("Measurement", "Course", "Least", "Mean", "Most", "Last")
-    return Section("stages", "Stages", (folded_table(head, rows, "Measurements", (0, 1)),))
+    table = folded_table(head, rows, "Measurements", (0, 1))
+    plot = _time(run.metrics)
+    return Section("stages", "Stages", (Row((plot,)), table) if plot else (table,))
+
+
+def _time(metrics: Sequence[Record]) -> Plot | None:
+    """Draw how long the stages took on the server."""
+    trained = [r for r in metrics if isinstance(r.get("stage_seconds"), dict) and r["round"] > 0]
+    names = list(dict.fromkeys(name for r in trained for name in r["stage_seconds"]))
+    parts = {n: [number(r["stage_seconds"].get(n)) or 0.0 for r in trained] for n in names}
+    whole = [math.fsum(values) for values in zip(*parts.values(), strict=True)]
+    parts = {n: v for n, v in parts.items() if math.fsum(v) > 0.01 * math.fsum(whole)}
+    if not parts:
+        return None
+    rounds = [record["round"] for record in trained]
+
+    def paint(axes: Axes) -> None:
+        figures.stacked(axes, rounds, parts)
+        figures.seconds(axes.yaxis, figures.cut_off(axes, rounds, whole, text.duration))
+        figures.rounds_axis(axes, rounds)
+        figures.legend(axes)
+
+    told = ", ".join(
+        f"{name} {text.duration(math.fsum(values) / len(rounds))}" for name, values in parts.items()
+    )
+    alt = f"Time of each stage on the server, its waiting for clients included; on average {told}."
+    return figures.draw("stage-time", "Server time of the stages", alt, paint)
 
 
 def _courses(run: Run) -> dict[tuple[str, str], _Series]:
