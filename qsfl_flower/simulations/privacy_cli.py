@@ -7,11 +7,14 @@ import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 app = typer.Typer(no_args_is_help=True, help="Plan privacy budgets and look into a ledger.")
 _out = Console()
@@ -27,6 +30,9 @@ def plan(
     rate: Annotated[float, typer.Option(min=1e-9, max=1.0, help="Poisson sampling rate.")] = 1.0,
     delta: Annotated[float, typer.Option(min=1e-30, max=0.5, help="Delta.")] = 1e-5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw noise to signal against clients into this PNG file.")
+    ] = None,
 ) -> None:
     """Show for several epsilons the noise multiplier and how the noise compares with the signal.
 
@@ -40,6 +46,8 @@ def plan(
         noise = noise_multiplier_for(epsilon, delta, rounds, rate, method="prv")
         ratio = noise * math.sqrt(parameters) / (rate * clients)
         rows.append({"epsilon": epsilon, "noise_multiplier": noise, "noise_to_signal": ratio})
+    if plot is not None:
+        plot.write_bytes(_picture(rows, clients, f"{rounds} releases, delta = {delta:g}"))
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
@@ -50,6 +58,26 @@ def plan(
             f"{row['epsilon']:g}", f"{row['noise_multiplier']:.3g}", f"{row['noise_to_signal']:.3g}"
         )
     _out.print(table)
+
+
+def _picture(rows: list[dict[str, float]], clients: int, title: str) -> bytes:
+    """Draw how the noise shrinks with the number of clients, for every epsilon."""
+    from qsfl_flower.simulations.report import figures
+
+    around = [clients * 10.0 ** (k / 4) for k in range(-8, 9)]
+
+    def paint(axes: Axes) -> None:
+        for row, colour in zip(rows, figures.CYCLE, strict=False):
+            ratios = [row["noise_to_signal"] * clients / n for n in around]
+            label = f"epsilon {row['epsilon']:g}, z = {row['noise_multiplier']:.3g}"
+            axes.loglog(around, ratios, color=colour, linewidth=1.6, label=label)
+        axes.axhline(1.0, color=figures.GREY, linewidth=1, linestyle=":")
+        axes.axvline(clients, color=figures.GREY, linewidth=1, linestyle=":")
+        axes.set_xlabel("clients")
+        axes.set_ylabel("noise to signal")
+        figures.legend(axes, columns=1)
+
+    return figures.draw("plan", title, "Noise to signal against clients.", paint, 4.2).png
 
 
 @app.command()

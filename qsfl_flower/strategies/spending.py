@@ -15,7 +15,7 @@ from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import RoundContext, State
 
 if TYPE_CHECKING:
-    from qsfl_flower.privacy.ledger import Ledger
+    import qsfl_flower.privacy.ledger
 
 log = logging.getLogger("qsfl_flower")
 
@@ -35,7 +35,7 @@ class PrivacyBudget:
         The run ends before the round that would go beyond, > 0; None tells epsilon only.
     method : {"rdp", "prv"}
         Which accountant.
-    ledger : Ledger or None
+    ledger : qsfl_flower.privacy.ledger.Ledger or None
         Charged as well, and asked first.
     accounts : sequence of str
         The ledger's accounts whose data the run may use: every client that may take part.
@@ -44,7 +44,7 @@ class PrivacyBudget:
     delta: float = 1e-5
     epsilon: float | None = None
     method: Method = "rdp"
-    ledger: Ledger | None = None
+    ledger: qsfl_flower.privacy.ledger.Ledger | None = None
     accounts: Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -24,6 +24,13 @@ def test_a_plan_tells_what_epsilon_buys():
     assert "noise to signal" in qsfl("plan", "--clients", 10, "--parameters", 10).output
 
 
+def test_a_plan_is_drawn(tmp_path):
+    picture = tmp_path / "plan.png"
+    result = qsfl("plan", "--clients", 1000, "--parameters", 1000, "--plot", picture)
+    assert result.exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_budgets_are_granted_spent_and_listed(tmp_path):
     file = tmp_path / "ledger.db"
     assert qsfl("grant", file, "fed", 1.0).exit_code == 0
