@@ -7,16 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import Context
 from torch.nn import functional
 
 from benchmarks.timing import alternate
-from qsfl_flower.clients.models import mnist_cnn
+from qsfl_flower.clients.bridge import numpy_client_app
+from qsfl_flower.clients.data import Dataset, Normalization
+from qsfl_flower.clients.models import get_arrays, mnist_cnn
+from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.per_example import clipped_gradient_sum
+from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.discrete import discrete_gaussian
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
+from qsfl_flower.simulations.local import LocalGrid
+from qsfl_flower.strategies import CentralDP, Clip, StableFedAvg, Stage
+from qsfl_flower.wire import to_record
 
 NAME = "privacy"
 DESCRIPTION = "DP-SGD step beside Opacus', noise, and accounting round by round"
@@ -26,7 +34,12 @@ Row = dict[str, Any]
 
 def run(quick: bool) -> list[Row]:
     """Return one row per piece of work."""
-    return [*_steps(3 if quick else 30, quick), *_noise(1 if quick else 5, quick), *_rounds(quick)]
+    return [
+        *_steps(3 if quick else 30, quick),
+        *_noise(1 if quick else 5, quick),
+        *_whole_rounds(1 if quick else 7, quick),
+        *_rounds(quick),
+    ]
 
 
 def _steps(repetitions: int, quick: bool) -> list[Row]:
@@ -95,6 +108,44 @@ def _noise(repetitions: int, quick: bool) -> list[Row]:
             row |= {"limit": "<= 1000", "ok": timing.cpu <= 1000}
         rows.append(row)
     return rows
+
+
+def _whole_rounds(repetitions: int, quick: bool) -> list[Row]:
+    """A round in one process: ten clients train the MNIST CNN for an epoch of 600 pictures each."""
+    rng, clients = np.random.default_rng(0), 10
+    x = rng.integers(0, 255, (60 if quick else 600, 1, 28, 28), dtype=np.uint8)
+    y = rng.integers(0, 10, len(x))
+    scale = Normalization((0.13,), (0.31,))
+    data = Dataset("noise", x, y, x[:0], y[:0], (1, 28, 28), 10, None, "random", scale)
+    model = mnist_cnn((1, 28, 28), 10)
+
+    config = TrainConfig(batch_size=64, learning_rate=1e-4)
+
+    def client(context: Context) -> TrainingClient:
+        return TrainingClient(model, data, config, seed=0, client_id=0)
+
+    grid = LocalGrid(numpy_client_app(client, mods=[qsfl_mod]), clients)
+    start = to_record(get_arrays(model))
+
+    def round_with(stages: list[Stage]) -> Callable[[], object]:
+        return lambda: StableFedAvg(
+            fraction_evaluate=0.0, min_available_nodes=clients, stages=stages
+        ).start(grid, start, 1)
+
+    ways = {"without privacy": round_with([]), "clip and noise": round_with(_private(clients))}
+    timings = alternate(ways, repetitions)
+    plain, private = (timings[name].cpu for name in ways)
+    rows: list[Row] = [
+        {"work": f"round of 10 clients, MNIST CNN: {name}", "cpu ms": round(timing.cpu, 1)}
+        for name, timing in timings.items()
+    ]
+    if not quick:
+        rows[-1] |= {"limit": f"<= {1.1 * plain:.1f}", "ok": private <= 1.1 * plain}
+    return rows
+
+
+def _private(clients: int) -> list[Stage]:
+    return [Clip(1.0), CentralDP(1.0, clients)]
 
 
 def _rounds(quick: bool) -> list[Row]:
