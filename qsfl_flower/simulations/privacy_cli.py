@@ -13,8 +13,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qsfl_flower.errors import ConfigError, QSFLError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from qsfl_flower.privacy.optimiser import Proxy
 
 app = typer.Typer(no_args_is_help=True, help="Plan privacy budgets and look into a ledger.")
 _out = Console()
@@ -58,6 +62,67 @@ def plan(
             f"{row['epsilon']:g}", f"{row['noise_multiplier']:.3g}", f"{row['noise_to_signal']:.3g}"
         )
     _out.print(table)
+
+
+@app.command()
+def choose(
+    run: Annotated[Path, typer.Argument(help="Run folder of the proxy: public data, no privacy.")],
+    clients: Annotated[int, typer.Option(min=1, help="Clients of the private federation.")],
+    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Most rounds.")] = 100,
+    rate: Annotated[float, typer.Option(min=1e-9, max=1.0, help="Largest sampling rate.")] = 1.0,
+    epsilon: Annotated[float, typer.Option(min=1e-9, help="Budget of the run.")] = 1.0,
+    delta: Annotated[float, typer.Option(min=1e-30, max=0.5, help="Delta.")] = 1e-5,
+) -> None:
+    """Choose clip norm, rounds, cohort and noise for central noise, and explain the choice.
+
+    The proxy must have measured norms (stage validate with max_norm, or clip) and accuracy.
+    """
+    from qsfl_flower.privacy.optimiser import Limits, choose
+
+    limits = Limits(
+        clients=clients, parameters=parameters, epsilon=epsilon, delta=delta, rounds=rounds,
+        sampling_rate=rate,
+    )  # fmt: skip
+    try:
+        found = choose(_proxy(run), limits)
+    except QSFLError as error:
+        raise typer.BadParameter(str(error)) from None
+    plan = {
+        "clip_norm": found.clip_norm,
+        "sampling_rate": found.sampling_rate,
+        "rounds": found.schedule.rounds,
+        "noise_multiplier": found.schedule.at(1),
+        "last_over_first": found.schedule.last_over_first,
+        "because": found.because,
+    }
+    sys.stdout.write(json.dumps(plan, indent=2) + "\n")
+
+
+def _proxy(folder: Path) -> Proxy:
+    """Read from a run folder what `choose` has to know."""
+    from qsfl_flower.privacy.optimiser import Proxy
+    from qsfl_flower.simulations.runs import Run, number
+
+    run = Run.open(folder)
+    norms: dict[int, list[float]] = {}
+    for row in run.clients():
+        if (norm := number(row.get("norm"))) is not None and norm > 0:
+            norms.setdefault(int(row["round"]), []).append(norm)
+    every, agreement, scores = [], [], []
+    for record in run.metrics:
+        own, whole = norms.get(record["round"]), number(record.get("update_norm"))
+        score = number(record.get("eval_accuracy"))
+        if own and whole and score is not None:
+            every.append(own)
+            agreement.append(min(1.0, whole / (sum(own) / len(own))))
+            scores.append(score)
+    if not every:
+        raise ConfigError(
+            f"{folder}: no round with norms and accuracy; run the proxy with stage clip, or "
+            "validate with max_norm, and strategy fedavg"
+        )
+    return Proxy(norms=every, agreement=agreement, scores=scores)
 
 
 def _picture(rows: list[dict[str, float]], clients: int, title: str) -> bytes:

@@ -42,3 +42,26 @@ def test_budgets_are_granted_spent_and_listed(tmp_path):
     (row,) = map(json.loads, qsfl("history", file, "fed").output.splitlines())
     assert (row["status"], row["run"], row["round"]) == ("committed", "7", 3)
     assert row["event"][0]["noise_multiplier"] == 5.0
+
+
+def test_a_choice_is_made_from_a_released_run_and_explained(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: proxy\n")
+    rounds = range(1, 11)
+    metrics = [{"round": r, "update_norm": 1.0, "eval_accuracy": 1 - 0.8**r} for r in rounds]
+    clients = [{"round": r, "client": str(c), "norm": 2.0 + c} for r in rounds for c in range(5)]
+    for name, rows in (("metrics", metrics), ("clients", clients)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    result = qsfl("choose", tmp_path, "--clients", 5000, "--parameters", 1000)
+    plan = json.loads(result.output)
+    assert 2.0 <= plan["clip_norm"] <= 6.0
+    assert 1 <= plan["rounds"] <= 10
+    assert "clip norm" in " ".join(plan["because"])
+
+
+def test_a_choice_needs_norms(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: proxy\n")
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "eval_accuracy": 0.5}\n')
+    result = qsfl("choose", tmp_path, "--clients", 10, "--parameters", 10)
+    assert result.exit_code == 2
+    assert "norms" in result.output
