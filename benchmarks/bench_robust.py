@@ -155,7 +155,7 @@ def _whole_rounds(quick: bool) -> list[Row]:
         "detect": lambda: [Detect()],
     }
     laps: dict[str, list[dict[str, float]]] = {name: [] for name in chains}
-    for turn in range(1 if quick else 4):
+    for turn in range(1 if quick else 3):
         for name, stages in chains.items():
             seen = _Laps()
             strategy = StableFedAvg(

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+REST = 0.02
+"""Seconds before each call."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -25,11 +28,16 @@ class Timing:
 
 
 def alternate(ways: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Timing]:
-    """Call all ways in turn, so that a slow minute hits all of them; the first turn warms up."""
+    """Call all ways in turn, so that a slow minute hits all of them; the first turn warms up.
+
+    Before each call is a short rest: idle threads of OpenMP and BLAS pools spin for some
+    milliseconds after their work, which would be charged to whoever comes next.
+    """
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repetitions + 1):
         for name, way in ways.items():
+            time.sleep(REST)
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             way()
             if turn:
