@@ -1,12 +1,14 @@
 """The training of an experiment as a plain Flower simulation: Flower's strategy, loop and logs.
 
-Used by the benchmark ``simulation``: it shares data, partition, model and local training with the
-suite, and nothing else.
+It shares data, partition, model and local training with the suite, and nothing else. Prints the
+time at which each round is over, as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,9 +52,15 @@ def main(config: str, overrides: Sequence[str]) -> None:
         del context
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=count, min_available_nodes=count)
         arrays = ArrayRecord({k: Array(v) for k, v in get_arrays(model_of(experiment)).items()})
-        strategy.start(
-            grid, arrays, num_rounds=experiment.rounds, evaluate_fn=evaluator_of(experiment)
-        )
+        evaluate = evaluator_of(experiment)
+
+        def watched(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            metrics = evaluate(server_round, arrays)
+            sys.stdout.write(json.dumps({"round": server_round, "at": time.time()}) + "\n")
+            sys.stdout.flush()
+            return metrics
+
+        strategy.start(grid, arrays, num_rounds=experiment.rounds, evaluate_fn=watched)
 
     run_simulation(
         server_app,
