@@ -23,6 +23,7 @@ from qsfl_flower.compression import Scheme
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
 from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import (
+    POLICIES,
     BufferedAsync,
     CheckpointStore,
     Clip,
@@ -188,6 +189,20 @@ def test_a_target_number_of_clients_is_at_work(fake_grid, trained):
     run(grid, speeds(*range(1, 11)), 20, kind=Watched, buffer_size=3, concurrency=4)
     assert Watched.most == 4
     assert len(grid.pushed) >= 60
+
+
+def test_policies_hear_who_was_asked_and_who_answered(fake_grid, trained):
+    """Ten clients of one speed, two at work: `fair` asks each as often as any other."""
+    grid = fake_grid({n: trained(1.0) for n in range(10)})
+    _, recorder, strategy = run(
+        grid, speeds(*[1] * 10), 10, buffer_size=2, concurrency=2, selection=POLICIES["fair"]()
+    )
+    past = [strategy.sampling.history.of(rank) for rank in range(10)]
+    asked = [p.asked for p in past]
+    assert sum(asked) == len(grid.pushed)
+    assert max(asked) - min(asked) <= 1
+    accepted = [row.client for rows in recorder.rows for row in rows if row.status == "accepted"]
+    assert [p.answered for p in past] == [accepted.count(str(rank)) for rank in range(10)]
 
 
 def test_a_client_has_one_place_in_a_buffer(fake_grid, trained):
