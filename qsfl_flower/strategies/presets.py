@@ -220,7 +220,8 @@ class Research(StableFedAvg):
     -----
     Guarantee: f arbitrary updates move the model no further than the bound of Multi-Krum. Against:
     f clients. Not against: the server, the network, strangers. Who sees what: the server sees every
-    update, and so does whoever reads the traffic. Cost: next to none beside Flower's ``FedAvg``.
+    update, and so does whoever reads the traffic. Cost: distances between all pairs of updates, on
+    the server; see ``python -m benchmarks robust``.
     """
 
     def __init__(

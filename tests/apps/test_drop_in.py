@@ -1,6 +1,6 @@
 """Three apps that know nothing of the suite gain the chain by at most five lines each.
 
-The slow tests run each app before and after its `chain.diff` by ``flwr run``, with the same eight
+The slow tests run apps before and after their `chain.diff` by ``flwr run``, with the same eight
 clients, and take about a minute and a half each. Training in the apps is seeded; which updates
 Multi-Krum selects is determined by these, so that nothing is left to chance but the order in which
 nodes register.
@@ -31,23 +31,52 @@ ROUNDS = {"quickstart_torch": 8}
 POINTS = 0.05
 """How far below the plain app's accuracy the chained one may end."""
 
-pytestmark = pytest.mark.parametrize("name", STAGES)
+every_app = pytest.mark.parametrize("name", STAGES)
 
 
-def chained(name: str, folder: Path) -> Path:
-    app = folder / name
-    shutil.copytree(APPS / name, app, ignore=shutil.ignore_patterns("__pycache__"))
+def chained(app: Path) -> Path:
+    """Apply the app's own diff to it."""
     diff = (app / "chain.diff").read_text()
     subprocess.run(["git", "apply", "-p1", "-"], cwd=app, input=diff, text=True, check=True)
     return app
 
 
+def copied(name: str, folder: Path) -> Path:
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(APPS / name, folder / name, ignore=ignored))
+
+
+@pytest.fixture
+def run(flower, tmp_path):
+    """Run an app with the keys of eight clients; return its last accuracy and what it shows."""
+    keys, neutral = tmp_path / "keys", tmp_path / "neutral"
+    neutral.mkdir()
+    parties = [f"client-{i}" for i in range(CLIENTS)]
+    create_federation(parties, now=int(time.time()), valid_for=DAY).save(keys)
+
+    def start(app: Path, rounds: int = 3) -> tuple[float, str]:
+        secured = "qsfl-keys" in (app / "pyproject.toml").read_text()
+        shown = flower(
+            "run", app, "--stream",
+            "--federation-config", f"num-supernodes={CLIENTS} client-resources-num-cpus=1",
+            "--run-config", f"num-server-rounds={rounds}" + f' qsfl-keys="{keys}"' * secured,
+            cwd=neutral,
+        )  # fmt: skip
+        found = re.findall(r"accuracy (\d\.\d{4})$", shown, re.MULTILINE)
+        assert found, shown
+        return float(found[-1]), shown
+
+    return start
+
+
+@every_app
 def test_the_app_is_complete_and_knows_nothing_of_the_suite(name):
     files = [p for p in (APPS / name).rglob("*") if p.suffix in (".py", ".toml")]
     assert {"pyproject.toml", "client_app.py", "server_app.py"} <= {p.name for p in files}
     assert not [p for p in files if "qsfl" in p.read_text().lower()]
 
 
+@every_app
 def test_at_most_five_lines_are_new_or_changed(name):
     """A changed line is a ``-`` and a ``+`` line, a new one a ``+`` line; none is only removed."""
     lines = (APPS / name / "chain.diff").read_text().splitlines()
@@ -56,34 +85,21 @@ def test_at_most_five_lines_are_new_or_changed(name):
     assert len(old) <= len(new) <= 5
 
 
+@every_app
 def test_the_diff_fits_the_app(name, tmp_path):
-    app = chained(name, tmp_path)
+    app = chained(copied(name, tmp_path))
     for path in app.rglob("*.py"):
         compile(path.read_text(), path, "exec")
     assert "qsfl_flower" in "".join(p.read_text() for p in app.rglob("*.py"))
 
 
+@every_app
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_chained_app_is_about_as_good_and_every_stage_took_part(name, flower, tmp_path):
-    keys, neutral = tmp_path / "keys", tmp_path / "neutral"
-    neutral.mkdir()
-    parties = [f"client-{i}" for i in range(CLIENTS)]
-    create_federation(parties, now=int(time.time()), valid_for=DAY).save(keys)
+def test_the_chained_app_is_about_as_good_and_every_stage_took_part(name, run, tmp_path):
     rounds = ROUNDS.get(name, 3)
-
-    def accuracy(app: Path, settings: str) -> tuple[float, str]:
-        shown = flower(
-            "run", app, "--stream",
-            "--federation-config", f"num-supernodes={CLIENTS} client-resources-num-cpus=1",
-            "--run-config", f"num-server-rounds={rounds} {settings}".strip(), cwd=neutral,
-        )  # fmt: skip
-        found = re.findall(r"accuracy (\d\.\d{4})$", shown, re.MULTILINE)
-        assert found, shown
-        return float(found[-1]), shown
-
-    plain, _ = accuracy(APPS / name, "")
-    secured, shown = accuracy(chained(name, tmp_path), f'qsfl-keys="{keys}"')
+    plain, _ = run(APPS / name, rounds)
+    secured, shown = run(chained(copied(name, tmp_path)), rounds)
     print(f"{name}: {plain:.4f} as it was, {secured:.4f} with the chain")
     assert f"Stages: {STAGES[name]}\n" in shown
     for number in range(1, rounds + 1):
@@ -96,3 +112,20 @@ def test_the_chained_app_is_about_as_good_and_every_stage_took_part(name, flower
     assert len(re.findall(r"authenticate: sessions [78]", shown)) == rounds
     assert plain > 0.85
     assert secured >= plain - POINTS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_liar_ruins_the_app_and_not_the_chained_one(run, tmp_path):
+    """One client of eight turns its model round, and makes it ten times as large."""
+    app = copied("quickstart_sklearn", tmp_path)
+    client = app / "quickstart_sklearn" / "client_app.py"
+    honest = "        model.fit(x, y)\n"
+    assert honest in client.read_text()
+    lie = '    if node["partition-id"] == 3:\n        model.coef_ *= -10\n'
+    client.write_text(client.read_text().replace(honest, honest + lie))
+    plain, _ = run(app)
+    secured, _ = run(chained(app))
+    print(f"with a liar: {plain:.4f} as it was, {secured:.4f} with the chain")
+    assert plain < 0.5
+    assert secured > 0.85

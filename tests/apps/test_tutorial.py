@@ -21,6 +21,18 @@ def commands() -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines()]
 
 
+def test_the_recipe_in_the_readme_is_that_of_the_scikit_learn_app():
+    """Up to the numbers, which are the user's to decide."""
+
+    def new(text: str) -> list[str]:
+        lines = [line for line in text.splitlines() if re.match(r"[+-](?![+-])", line)]
+        return sorted(re.sub(r"\d[\d.]*", "0", line) for line in lines)
+
+    (recipe,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    diff = ROOT / "tests" / "apps" / "quickstart_sklearn" / "chain.diff"
+    assert new(recipe) == new(diff.read_text())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_command_of_the_tutorial(flower, tmp_path):
