@@ -93,14 +93,17 @@ def protection_step(
 def record_dp_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
-    """Send nothing that the app has not trained privately."""
-    difference = RecordPrivacy(**parameters).weaker(update.metrics)
+    """Send nothing that the app has not trained privately, and no metrics of its records."""
+    public = parameters["public_metrics"]
+    required = RecordPrivacy(**{k: v for k, v in parameters.items() if k != "public_metrics"})
+    difference = required.weaker(update.metrics)
     if difference is not None:
         raise QSFLError(
             f"record-dp: the app did not train as the strategy requires: {difference}; use "
             "PrivateTrainingClient, or report the metrics dp-... of your own DP-SGD"
         )
-    return update
+    allowed = {*public, *required.told()}
+    return replace(update, metrics={k: v for k, v in update.metrics.items() if k in allowed})
 
 
 def local_dp_step(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout
-from qsfl_flower.strategies.composition import Argument, refuse
+from qsfl_flower.strategies.composition import Argument, Trait, refuse
 from qsfl_flower.strategies.stages import (
     CohortStage,
     CombineStage,
@@ -73,6 +73,11 @@ class Chain:
     def hides(self) -> bool:
         """Whether single updates are hidden from the server."""
         return self.combiner is not None and self.combiner.hides
+
+    @property
+    def protects_clients(self) -> bool:
+        """Whether noise is to hide from the models' readers what single clients did."""
+        return any(Trait.PROTECTS_CLIENTS in stage.traits for stage in self.stages)
 
     @property
     def needs_norms(self) -> bool:

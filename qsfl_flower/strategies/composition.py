@@ -40,6 +40,7 @@ class Trait(StrEnum):
     NOISES_UPDATES = "adds noise to every update, to hide all of it"
     SHARES_NOISE = "has clients add shares of the noise that their sum needs"
     OPENS_DISTANCES = "opens distances between hidden updates, and selects by them"
+    COVERS_METRICS = "promises that nothing about the clients' data gets out but through its noise"
     TELLS_TRAINING = "has clients tell how they trained"
     OPTIMISES = "treats the step as a gradient of weights"
     SENDS_CONTROLS = "puts control variates beside the weights"
@@ -208,6 +209,11 @@ REFUSALS: tuple[Refusal, ...] = (
         (T.HIDES_UPDATES, T.TELLS_SINGLY),
         "{1}: the clients' evaluation metrics would arrive one by one, while their updates are "
         "hidden by {0}; set it to 0 and evaluate on the server (evaluate_fn)",
+    ),
+    Refusal(
+        (T.COVERS_METRICS, T.TELLS_SINGLY),
+        "{1}: evaluation metrics of clients depend on their data, without the noise of {0}; set it "
+        "to 0 and evaluate on the server (evaluate_fn)",
     ),
     Refusal(
         (T.CHOOSES_CLIENTS, T.DRAWS_CLIENTS),

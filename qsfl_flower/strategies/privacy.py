@@ -354,6 +354,9 @@ class RecordDP(ClientSideDP):
         Delta, limit, accountant, ledger.
     rounds : int
         Rounds that are planned, >= 1; told to the clients.
+    public_metrics : Sequence[str]
+        Metrics that clients may send besides those about their training: nothing that depends on
+        what is in a record. The mod keeps all others on the device.
 
     Notes
     -----
@@ -365,13 +368,19 @@ class RecordDP(ClientSideDP):
     name = "record-dp"
     placement = "record"
     unit = "one record of a client"
-    declares = frozenset({Trait.TELLS_TRAINING})
+    declares = frozenset({Trait.TELLS_TRAINING, Trait.COVERS_METRICS})
 
     def __init__(
-        self, privacy: RecordPrivacy, budget: PrivacyBudget | None = None, *, rounds: int = 1
+        self,
+        privacy: RecordPrivacy,
+        budget: PrivacyBudget | None = None,
+        *,
+        rounds: int = 1,
+        public_metrics: Sequence[str] = ("num-examples",),
     ) -> None:
         super().__init__(budget, rounds)
         self.privacy, self.clip_norm = privacy, privacy.clip_norm
+        self.public_metrics = tuple(public_metrics)
 
     def event(self, size: int) -> Event:
         """Return what the steps of one round cost a record."""
@@ -380,7 +389,8 @@ class RecordDP(ClientSideDP):
     def step(self, context: RoundContext) -> tuple[ClientPhase, PlanItem]:
         """Have the mod compare what the app did with what is required."""
         p = self.privacy
-        required = {
+        required: dict[str, Any] = {
+            "public_metrics": list(self.public_metrics),
             "clip_norm": p.clip_norm,
             "noise_multiplier": p.noise_multiplier,
             "sampling_rate": p.sampling_rate,
@@ -427,7 +437,7 @@ class LocalDP(ClientSideDP):
     name = "local-dp"
     placement = "local"
     unit = "one client with all its data"
-    declares = frozenset({Trait.NOISES_UPDATES, Trait.OUTGROWS_BOUND})
+    declares = frozenset({Trait.NOISES_UPDATES, Trait.OUTGROWS_BOUND, Trait.COVERS_METRICS})
 
     def __init__(
         self,

@@ -186,7 +186,9 @@ def _one_round(
         progress.failed = progress.failed + 1 if outcome.skipped else 0
     record = _finish(record, clock, central, told)
     record = replace(record, stage_seconds=strategy.chain.take_seconds())
-    loss = record.train_loss if record.eval_loss is None else record.eval_loss
+    loss = record.eval_loss
+    if loss is None and not strategy.chain.protects_clients:
+        loss = record.train_loss  # else a reaction would tell what the noise is to hide
     progress.monitor, alarm = strategy.monitor.observe(progress.monitor, loss, record.update_norm)
     if alarm:
         log.warning("round %d: %s", server_round, alarm)

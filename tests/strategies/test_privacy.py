@@ -286,3 +286,37 @@ def test_no_protection_is_refused_as_such(inside_run):
     reply = with_mods(lambda m: pytest.fail("the app was called"), 1, mod, qsfl_mod)(message)
     assert reply.content.config_records["qsfl"]["refused"] == "privacy-no-protection"
     assert not isinstance(next(iter(reply.content.values())), MetricRecord)
+
+
+def test_metrics_of_private_records_stay_on_the_device(fake_grid, trained):
+    """An app of one's own may report its loss; it depends on records without any noise."""
+    privacy = RecordPrivacy(clip_norm=1.0, noise_multiplier=2.0, sampling_rate=0.1, steps=3)
+
+    def told(message):
+        reply = trained(0.1)(message)
+        metrics = {**privacy.told(), "num-examples": 7, "train-loss": 0.123}
+        reply.content["metrics"] = MetricRecord(metrics)
+        return reply
+
+    grid = fake_grid({n: with_mods(told, n, qsfl_mod) for n in (1, 2)})
+    seen = []
+    pull = grid.pull_messages
+
+    def watched(ids):
+        replies = pull(ids)
+        seen.extend(m.content["metrics"] for m in replies)
+        return replies
+
+    grid.pull_messages = watched
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0, min_available_nodes=2, stages=[RecordDP(privacy)]
+    )
+    strategy.start(grid, arrays(size=50), 1, timeout=5)
+    assert [set(m) for m in seen] == [{"num-examples", *privacy.told()}] * 2
+
+
+@pytest.mark.parametrize("stage", [LocalDP(1.0, 1.0), RecordDP(RecordPrivacy(
+    clip_norm=1.0, noise_multiplier=2.0, sampling_rate=0.1, steps=3))])  # fmt: skip
+def test_evaluation_on_private_records_is_refused(stage):
+    with pytest.raises(CompositionError, match="without the noise of"):
+        StableFedAvg(fraction_evaluate=0.5, stages=[stage])
