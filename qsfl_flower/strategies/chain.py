@@ -193,6 +193,11 @@ class Chain:
             states[stage.name] = stage.heard(answered, states[stage.name])
         return entries, states, {gate.name: gate.measure(states[gate.name]) for gate in gates}
 
+    def epsilon(self, states: Mapping[str, State]) -> float | None:
+        """Return the largest loss of privacy that a stage has accounted for, if any does."""
+        spent = [s.spent(states[s.name]) for s in self.stages]
+        return max((epsilon for epsilon in spent if epsilon is not None), default=None)
+
     def on_cohort(
         self, cohort: Cohort, states: Mapping[str, State], context: RoundContext
     ) -> tuple[Cohort, dict[str, State], dict[str, Measurements]]:

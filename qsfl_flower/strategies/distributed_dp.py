@@ -177,6 +177,10 @@ class DistributedDP(VectorStage):
         del layout
         return {"asked": {}, "events": []}
 
+    def spent(self, state: State) -> float:
+        """Return what has been spent."""
+        return self._spending.epsilon(state)
+
     def prepare(self, state: State, context: RoundContext) -> State:
         """Charge the round to those who are asked, or end the run."""
         share = self._share_of(context)

@@ -205,6 +205,10 @@ class CentralDP(VectorStage):
         chosen = source.uniforms(len(clients)) < self.rate
         return [client for client, one in zip(clients, chosen, strict=True) if one]
 
+    def spent(self, state: State) -> float:
+        """Return what has been spent."""
+        return self._spending.epsilon(state)
+
     def prepare(self, state: State, context: RoundContext) -> State:
         """Reserve the round's share of the budget, or end the run."""
         return self._spending.reserve(state, self._event(context), context)
@@ -309,6 +313,10 @@ class ClientSideDP(CohortStage):
         """Start with nobody asked."""
         del layout
         return {"asked": {}, "events": []}
+
+    def spent(self, state: State) -> float:
+        """Return what has been spent."""
+        return self._spending.epsilon(state)
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Charge the round to those who are asked, or end the run."""

@@ -179,9 +179,7 @@ def _one_round(
             update_norm=outcome.update_norm,
             skipped=outcome.skipped,
             stages=outcome.measured,
-            epsilon=max(
-                (m["epsilon"] for m in outcome.measured.values() if "epsilon" in m), default=None
-            ),
+            epsilon=strategy.chain.epsilon(strategy.states),
         )
         progress.failed = progress.failed + 1 if outcome.skipped else 0
     record = _finish(record, clock, central, told)

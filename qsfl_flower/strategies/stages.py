@@ -245,6 +245,11 @@ class Stage(ABC):
         del answered
         return state
 
+    def spent(self, state: State) -> float | None:
+        """Return the epsilon that was paid so far, whatever became of the rounds; None without."""
+        del state
+        return None
+
     def init(self, layout: Layout) -> State:
         """Return the state before the first round."""
         del layout
