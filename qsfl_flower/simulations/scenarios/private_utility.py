@@ -1,12 +1,14 @@
-"""What record-level privacy costs ten silos that trust nobody: MNIST at epsilon = 1.
+"""What privacy costs on MNIST at epsilon = 1: for records of ten silos, and for whole clients.
 
-Every silo computes scattering features, which no data has shaped, draws a Poisson batch, clips
-every record's gradient, adds its share of discrete Gaussian noise on the integer grid, and hands
-the integers to a sum; only the noisy sum is used. That is exactly what a secure sum would reveal;
-the sum itself is plain here: these are the numbers of the protected federation without its cost.
+Records: every silo computes scattering features, which no data has shaped, draws a Poisson batch,
+clips every record's gradient, adds its share of discrete Gaussian noise on the integer grid, and
+hands the integers to a sum; only the noisy sum is used. That is exactly what a secure sum would
+reveal; the sum itself is plain here: these are the numbers of the protected federation without its
+cost.
 
 The same federation without privacy differs in nothing but clipping and noise, and has its own step
-size. All settings were chosen on the last 10,000 training records, which were held out for that.
+size. Whole clients, by their number, are in `client_utility`. All settings were chosen on the last
+10,000 training records, which were held out for that.
 
 References
 ----------
@@ -16,6 +18,7 @@ F. Tramer, D. Boneh, "Differentially private learning needs better features (or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from qsfl_flower.clients.scattering import scattering
 from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.randomness import Keystream
+from qsfl_flower.simulations.scenarios import client_utility
 
 SILOS, EPSILON, DELTA = 10, 1.0, 1e-5
 STEPS, RATE, CLIP, MOMENTUM = 200, 0.2, 1.0, 0.9
@@ -37,20 +41,25 @@ DROPOUTS = 2
 """Silos that may be missing from a sum without weakening it."""
 
 
-def run(folder: Path, *, steps: int = STEPS) -> dict[str, Any]:
-    """Train both federations and return their accuracy on the test set.
+def run(
+    folder: Path, *, steps: int = STEPS, sizes: Sequence[int] = client_utility.SIZES
+) -> dict[str, Any]:
+    """Train all federations and return their accuracy on the test set.
 
     Parameters
     ----------
     folder : Path
         Where the features are kept for the next time (1.1 GB).
     steps : int
-        Noisy sums, >= 1.
+        Noisy sums of the silos, >= 1.
+    sizes : sequence of int
+        Numbers of clients.
 
     Returns
     -------
     dict
-        JSON values: accuracy with and without privacy, the loss in points, epsilon and the noise.
+        JSON values: accuracy with and without privacy, the loss in points, epsilon and the noise,
+        for the records of ten silos and for every number of clients.
     """
     data = load_dataset("mnist")
     train = _features(folder / "scattering-train.npy", data.x_train)
@@ -67,7 +76,7 @@ def run(folder: Path, *, steps: int = STEPS) -> dict[str, Any]:
         for name, w in (("private", private), ("plain", plain))
     }
     events = [replace(share.event(RATE), count=steps)]
-    return {
+    records = {
         "accuracy_private": found["private"],
         "accuracy_without_privacy": found["plain"],
         "points_lost": round(100 * (found["plain"] - found["private"]), 2),
@@ -77,6 +86,8 @@ def run(folder: Path, *, steps: int = STEPS) -> dict[str, Any]:
         "silos": SILOS,
         "steps": steps,
     }
+    clients = client_utility.table(train, labels, test, data.y_test, sizes)
+    return {"records of ten silos": records, "clients": clients}
 
 
 def _features(cache: Path, pictures: Any) -> Tensor:
