@@ -50,6 +50,7 @@ Overrides = Annotated[
 class Scenario(StrEnum):
     """Demonstrations under ``simulations/scenarios``."""
 
+    CHAIN = "chain"
     COMPRESSION = "compression"
     DRIFT = "drift"
     PRIVATE_UTILITY = "private_utility"

@@ -140,9 +140,18 @@ class SharedMask(DecodeStage):
 
     def support(self, state: State, context: RoundContext) -> NDArray[np.int64]:
         """Return the round's coordinates."""
-        leading = state.get("leading", np.empty(0, np.int64))
+        if "leading" not in state:
+            return self.drawn(context.server_round, context.layout.size)
         seed = self._seed(self._first(context.server_round))
-        return self.mask.support(leading, context.layout.size, seed)
+        return self.mask.support(state["leading"], context.layout.size, seed)
+
+    def drawn(self, server_round: int, size: int) -> NDArray[np.int64]:
+        """Return a round's random coordinates of a model of `size`: anybody can work them out.
+
+        A client that knows them can train these alone, and spend no noise on others.
+        """
+        none = np.empty(0, np.int64)
+        return self.mask.support(none, size, self._seed(self._first(server_round)))
 
     def joins(self, state: State, origin: int) -> None:
         """Refuse updates on other coordinates."""
