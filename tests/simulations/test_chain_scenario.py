@@ -95,7 +95,7 @@ def test_the_table_compares_with_the_reference():
     ]
     assert chain.points_lost(rows)["d: FedAvg, sign-flip"] == 80.0
     assert "| d | FedAvg, sign-flip | 10.00% | 80.0 |" in chain.table(rows)
-    assert chain.picture("d", rows).png.startswith(b"\x89PNG")
+    assert chain.picture("d", rows, "sign-flip").png.startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="no run of FedAvg, no attackers on d"):
         chain.table(rows[1:])
 

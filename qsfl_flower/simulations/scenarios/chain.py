@@ -11,7 +11,6 @@ All federations run in this process, with the real strategies, mods and messages
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.robust.attacks import Attack, build_attack
 from qsfl_flower.simulations.local import LocalGrid
-from qsfl_flower.simulations.report.figures import BLUE, GREEN, ORANGE, PINK, Plot, draw, legend
+from qsfl_flower.simulations.report.figures import BLUE, GREEN, ORANGE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
 from qsfl_flower.simulations.scenarios.silos import (
     CLASSES,
@@ -65,7 +64,7 @@ CLIENTS, ATTACKERS = 20, (2, 9, 16)
 DELTA, CLIP = 1e-5, 1.0
 BUFFER, MAX_STALENESS, EPOCH, RATIO = 18, 5, 6, 0.01
 CLIP_UPDATE, STEP = 24.0, 12.0
-_REFERENCE, _CHAIN = "FedAvg, no attackers", "full chain"
+_REFERENCE = "FedAvg, no attackers"
 
 
 @dataclass(frozen=True)
@@ -251,14 +250,14 @@ def run(
     files = [folder / "chain.md"]
     files[0].write_text(table(rows))
     for dataset in sizes:
-        plot = picture(dataset, [row for row in rows if row["dataset"] == dataset])
+        plot = picture(dataset, rows, attacks[0])
         files.append(folder / f"{plot.name}.png")
         files[-1].write_bytes(plot.png)
     return {
         "rows": [{k: v for k, v in row.items() if k != "curve"} for row in rows],
         "points_lost": points_lost(rows),
         "files": [str(file) for file in files],
-        "table": json.loads(json.dumps(table(rows).splitlines())),
+        "table": table(rows).splitlines(),
     }
 
 
@@ -291,10 +290,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
-    """Draw the accuracy by round: the reference, FedAvg and the chain under the first attack."""
-    wanted = {r["federation"]: r for r in rows if not r["federation"].endswith("alie")}
-    colors = dict(zip(wanted, (BLUE, ORANGE, PINK, GREEN), strict=False))
+def picture(dataset: str, rows: Sequence[Mapping[str, Any]], attack: str) -> Plot:
+    """Draw accuracy by round: the reference, and FedAvg and the chain under an attack."""
+    known = {r["federation"]: r for r in rows if r["dataset"] == dataset}
+    labels = (_REFERENCE, f"FedAvg, {attack}", f"full chain, {attack}")
+    wanted = {name: known[name] for name in labels if name in known}
+    colors = dict(zip(labels, (BLUE, ORANGE, GREEN), strict=True))
 
     def paint(axes: Axes) -> None:
         for name, row in wanted.items():
