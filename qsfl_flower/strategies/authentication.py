@@ -41,6 +41,9 @@ SERVER = "server"
 """Name of the server's key folder where all parties' are in one place."""
 
 
+_Lane = tuple[int, str, bool]
+
+
 @dataclass(frozen=True, repr=False)
 class _Told:
     """What a node was told last, and what its answer has to fit."""
@@ -56,7 +59,7 @@ class _Told:
 class _Gate:
     """What the server remembers of the last exchange with each node, and of its clients."""
 
-    told: Mapping[tuple[int, bool], _Told] = field(default_factory=dict)  # (node, inside a round)
+    told: Mapping[_Lane, _Told] = field(default_factory=dict)
     handshakes: int = 0
     seen: ReplayCache = field(default_factory=ReplayCache)
     sessions: Mapping[int, Session] = field(default_factory=dict)
@@ -126,7 +129,7 @@ class Authenticate(MessageStage):
             if id(content) not in signed:
                 signed[id(content)] = self._sign(content, exchange, now)
             covered, last = signed[id(content)]
-            told[node, exchange.inside] = last
+            told[_lane(node, exchange)] = last
             auth = ConfigRecord({INSTRUCTION_KEY: last.signed})
             if node in sessions:
                 auth[TICKET_KEY] = make_ticket(sessions[node], last.digest)
@@ -169,7 +172,7 @@ class Authenticate(MessageStage):
         if not isinstance(signed, bytes):
             raise RejectedUpdate("unsigned", "the reply is not signed; the client needs auth_mod")
         now = int(self._clock())
-        told = gate.told.get((sender.node_id, exchange.inside))
+        told = gate.told.get(_lane(sender.node_id, exchange))
         reply, seen = verify_reply(
             signed,
             digest_of(content),
@@ -219,6 +222,11 @@ class Authenticate(MessageStage):
         session = complete(told.offer, reply, identity.public(keys), now=now)
         sessions = {**gate.sessions, node: session}
         return replace(gate, sessions=sessions, handshakes=gate.handshakes + 1)
+
+
+def _lane(node: int, exchange: Exchange) -> _Lane:
+    """Return what an answer belongs to: one to each may be under way."""
+    return node, exchange.kind, exchange.inside
 
 
 def _usable(sessions: Mapping[int, Session], nodes: set[int], now: int) -> dict[int, Session]:

@@ -485,6 +485,16 @@ def test_replies_to_older_instructions_are_let_in_while_newer_ones_are_out(feder
     assert len(run.strategy.states["authenticate"]["gate"].sessions) == 3
 
 
+def test_what_arrived_for_the_next_buffer_counts_although_its_client_was_asked_to_evaluate(
+    federation,
+):
+    """On the wall clock several answers are there at once, and the buffer holds one."""
+    run = federation(kind=BufferedAsync, buffer_size=1, rounds=4, deadline=60.0)
+    assert [r.rejected for r in run.rounds] == [{}] * 5
+    assert max(row.staleness for rows in run.rows for row in rows) >= 1
+    assert run.result.evaluate_metrics_clientapp[1]["loss"] == 1.0
+
+
 def test_an_old_reply_is_not_let_in_again_while_exchanges_overlap(federation):
     """A device sends its first reply in answer to every later instruction."""
     run = overlapping(federation, attacks={"1": lambda device, content: device.replies[0]})
