@@ -1,5 +1,6 @@
 """``flwr run .`` gives what ``qsfl run`` gives: real daemons, so marked slow (half a minute)."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -66,3 +67,17 @@ def test_the_bundle_holds_the_package_and_the_configurations_only(flower, tmp_pa
     )
     assert "configs/quickstart.yaml" in names
     assert size < 2_000_000
+
+
+@pytest.mark.slow
+def test_flower_runs_the_chain(flower, tmp_path):
+    shown = flower(
+        "run", ".", "--stream",
+        "--federation-config", "num-supernodes=10 client-resources-num-cpus=1",
+        "--run-config", f'set="rounds=2" output="{tmp_path}/flwr"',
+    )  # fmt: skip
+    assert "round 2/2" in shown, shown
+    (metrics,) = (tmp_path / "flwr").glob("*/metrics.jsonl")
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    assert last["stages"]["secure_krum"]["summed"] == 6
+    assert last["epsilon"] > 0
