@@ -214,7 +214,7 @@ class Research(StableFedAvg):
     ratio : float, optional
         As in `FullChain`; None sends everything.
     privacy, stages, **options
-        As in `CrossSilo`.
+        As in `CrossSilo`. With `privacy` nothing is evaluated on the clients.
 
     Notes
     -----
@@ -240,6 +240,8 @@ class Research(StableFedAvg):
             own.append(SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0))
         if privacy is not None:
             own.append(privacy)
+            if len(args) < 2:
+                options = {"fraction_evaluate": 0.0, **options}
         super().__init__(*args, stages=[*own, *stages], **{"seed": 0, **options})
 
 

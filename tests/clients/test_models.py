@@ -112,7 +112,7 @@ def test_bring_your_own() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("mnist-ccn", (1, 28, 28), {}, "allowed are mlp, .* Did you mean 'mnist-cnn'"),
+        ("mnist-ccn", (1, 28, 28), {}, "allowed are linear, mlp, .* Did you mean 'mnist-cnn'"),
         ("resnet", (1, 28, 28), {}, "import path 'package.module:factory'"),
         ("no.such.module:f", (1, 28, 28), {}, "cannot be imported: No module named 'no'"),
         (f"{HERE}:nothing", (1, 28, 28), {}, "cannot be imported: .* 'nothing'"),
