@@ -219,8 +219,8 @@ def run(
     folder : Path
         Where ``chain.md``, ``chain-*.png`` and the features (0.5 GB for MNIST) go.
     datasets : mapping of str to (int, int), optional
-        Rounds of plain FedAvg and of the chain by data set; by default MNIST 25 and 100, CIFAR-10
-        40 and 60.
+        Rounds of plain FedAvg and of the chain by data set; by default MNIST 50 and 100, CIFAR-10
+        50 and 60.
     attacks : sequence of str
         Names of attacks.
     epsilon : float
@@ -233,7 +233,7 @@ def run(
     dict
         JSON values: a row per federation, and the points lost against FedAvg without attackers.
     """
-    sizes = {"mnist": (25, 100), "cifar10": (40, 60)} if datasets is None else datasets
+    sizes = {"mnist": (50, 100), "cifar10": (50, 60)} if datasets is None else datasets
     for dataset in sizes:
         features_of(dataset, folder)  # before there are several processes that would do so
     settings = [

@@ -22,7 +22,7 @@ from qsfl_flower.strategies import SharedMask
 Floats = NDArray[np.float32]
 
 CLASSES = 10
-BATCH, RATE = 64, 0.005
+BATCH, RATE = 64, 0.02
 """Of the training without privacy."""
 
 
