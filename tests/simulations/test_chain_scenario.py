@@ -101,8 +101,11 @@ def test_the_table_compares_with_the_reference():
 
 
 @pytest.mark.slow
-def test_mnist_within_five_points_under_attack(tmp_path):
-    """One attack, a third of the rounds, three times the privacy budget: a smaller size."""
+def test_mnist_under_attack_at_a_smaller_size(tmp_path):
+    """A third of the rounds at epsilon = 3; the whole size stands in docs/full-chain.md.
+
+    6.7 points were lost in one run. Secret noise moves such runs by tenths of a point.
+    """
     try:
         found = chain.run(
             tmp_path, datasets={"mnist": (5, 36)}, attacks=("sign-flip",), epsilon=3.0
