@@ -47,8 +47,8 @@ def bare(room, monkeypatch) -> Room:
 
     def header(self, dealt):
         body = dealt.header
-        parts = tuple(body[i : i + 32] for i in range(40, len(body), 32))
-        return dealing.Header("c0", body[:32], 1, parts[:5], parts[5:])
+        parts = tuple(body[i : i + 32] for i in range(48, len(body), 32))
+        return dealing.Header("c0", body[:32], self.terms.round, 1, parts[:5], parts[5:])
 
     for module in (dealing, committee):
         monkeypatch.setattr(module, "sealing_overhead", lambda kem: 0)
