@@ -19,7 +19,7 @@ from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.files import write_file
 from qsfl_flower.crypto.identity import Identity, KeySet, create_identity
-from qsfl_flower.crypto.keyfile import save_authority_key, save_identity
+from qsfl_flower.crypto.keyfile import load_identity, save_authority_key, save_identity
 from qsfl_flower.crypto.roster import DAY, Roster
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.config import AuthenticateSpec, Experiment
@@ -75,9 +75,15 @@ class _Lawless(Roster):
         return identity.keys[0]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2)
+def _roster(folder: Path) -> Roster:
+    """Check the roster once in a process, not for every client: they share one file here."""
+    return Credentials.load(folder / _SERVER, folder / _ROSTER, folder / _AUTHORITY).roster
+
+
+@lru_cache(maxsize=1024)
 def _load(folder: Path, key: str) -> Credentials:
-    return Credentials.load(folder / key, folder / _ROSTER, folder / _AUTHORITY)
+    return Credentials(load_identity(folder / key), _roster(folder))
 
 
 def _folder(experiment: Experiment) -> Path:
@@ -100,3 +106,4 @@ def _make(folder: Path, count: int, now: int) -> None:
         save_identity(made / f"client-{name}.key", identity)
     made.rename(folder)
     _load.cache_clear()
+    _roster.cache_clear()
