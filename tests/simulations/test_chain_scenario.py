@@ -101,6 +101,7 @@ def test_the_table_compares_with_the_reference():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the features alone take minutes
 def test_mnist_under_attack_at_a_smaller_size(tmp_path):
     """A third of the rounds at epsilon = 3; the whole size stands in docs/full-chain.md.
 
