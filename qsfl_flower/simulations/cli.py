@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,8 @@ def explain(
     with _errors():
         from qsfl_flower.simulations.explain import explain_experiment
 
+        # Flower warns of everything that a strategy does not do.
+        logging.getLogger("flwr").setLevel(logging.ERROR)
         sys.stdout.write(explain_experiment(load_experiment(config, overrides or ())))
 
 

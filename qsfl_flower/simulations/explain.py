@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import textwrap
 import time
@@ -43,7 +42,6 @@ def explain_experiment(experiment: Experiment) -> str:
     CompositionError
         If its chain is refused.
     """
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     with TemporaryDirectory() as folder:
         strategy = strategy_of(experiment, CheckpointStore(Path(folder)), RunObserver())
     chain = " -> ".join(stage.name for stage in strategy.chain.stages)

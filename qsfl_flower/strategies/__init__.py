@@ -4,6 +4,7 @@ from qsfl_flower.strategies.aggregate import Outcome
 from qsfl_flower.strategies.asynchronous import BufferedAsync, FedAsync, FedBuff
 from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.bounds import Clip, Validate
 from qsfl_flower.strategies.broadcast import Broadcast
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
@@ -36,7 +37,6 @@ from qsfl_flower.strategies.spending import PrivacyBudget
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import (
     ClientPhase,
-    Clip,
     CohortStage,
     Combined,
     CombineStage,
@@ -45,7 +45,6 @@ from qsfl_flower.strategies.stages import (
     RoundContext,
     Stage,
     State,
-    Validate,
     VectorStage,
 )
 from qsfl_flower.strategies.stale_step import StaleStep

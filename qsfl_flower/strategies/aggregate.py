@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Layout, Vector, measure
+from qsfl_flower.strategies.bounds import ABSURD_NORM
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.combine import (
     carry,
@@ -19,13 +20,7 @@ from qsfl_flower.strategies.combine import (
     plausible_sum,
     weigh,
 )
-from qsfl_flower.strategies.stages import (
-    ABSURD_NORM,
-    Combined,
-    Measurements,
-    RoundContext,
-    State,
-)
+from qsfl_flower.strategies.stages import Combined, Measurements, RoundContext, State
 from qsfl_flower.strategies.update import Cohort, Update
 
 

@@ -204,15 +204,11 @@ class Chain:
         """Apply the stages that work on single updates."""
         states, measured = dict(states), {}
         for stage in self.stages:
-            if not isinstance(stage, CohortStage):
-                continue
-            if self.hides:
-                measured[stage.name] = stage.measure_blind(states[stage.name])
-                continue
-            with self.timed(stage):
-                cohort, states[stage.name], measured[stage.name] = stage.apply(
-                    cohort, states[stage.name], context
-                )
+            if isinstance(stage, CohortStage) and not self.hides:
+                with self.timed(stage):
+                    cohort, states[stage.name], measured[stage.name] = stage.apply(
+                        cohort, states[stage.name], context
+                    )
         return cohort, states, measured
 
     def on_vector(

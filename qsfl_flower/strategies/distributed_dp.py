@@ -16,6 +16,7 @@ from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.policy import Protection
 from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.secure.pairwise.ring import RingCode
+from qsfl_flower.strategies.bounds import Clip
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.compression import SharedMask
 from qsfl_flower.strategies.explanation import Sentences
@@ -25,7 +26,6 @@ from qsfl_flower.strategies.secure_sum import SecureSum
 from qsfl_flower.strategies.spending import PrivacyBudget, Spending
 from qsfl_flower.strategies.stages import (
     ClientPhase,
-    Clip,
     CombineStage,
     Measurements,
     Phase,

@@ -13,6 +13,7 @@ from typing import Any
 
 from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.strategies.bounds import Clip
 from qsfl_flower.strategies.compression import SharedMask
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.policies import Available
@@ -21,7 +22,7 @@ from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum
 from qsfl_flower.strategies.secure_sum import Committee
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stages import Clip, Stage
+from qsfl_flower.strategies.stages import Stage
 
 COMMITTEE = Committee(members=7, threshold=3, quorum=5)
 """Seven members: two of them together learn nothing, even if the server helps them and lies; two

@@ -22,12 +22,12 @@ from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.privacy.sensitivity import Release, Sensitivity, sensitivity
+from qsfl_flower.strategies.bounds import Clip
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences
 from qsfl_flower.strategies.spending import PrivacyBudget, Spending
 from qsfl_flower.strategies.stages import (
     ClientPhase,
-    Clip,
     CohortStage,
     CombineStage,
     DecodeStage,
@@ -344,11 +344,7 @@ class ClientSideDP(CohortStage):
         self, cohort: Cohort, state: State, context: RoundContext
     ) -> tuple[Cohort, State, Measurements]:
         """Tell what has been spent."""
-        return cohort, state, self.measure_blind(state)
-
-    def measure_blind(self, state: State) -> Measurements:
-        """Tell what has been spent."""
-        return {"epsilon": self._spending.epsilon(state)}
+        return cohort, state, {"epsilon": self.spent(state)}
 
 
 class RecordDP(ClientSideDP):

@@ -25,6 +25,7 @@ from qsfl_flower.strategies.admission import (
 )
 from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
 from qsfl_flower.strategies.assignment import Assignment
+from qsfl_flower.strategies.bounds import Validate
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.checks import arguments_of, check_numbers
@@ -44,7 +45,6 @@ from qsfl_flower.strategies.stages import (
     RoundContext,
     Stage,
     State,
-    Validate,
 )
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record

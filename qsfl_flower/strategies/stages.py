@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -22,11 +22,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError, QSFLError
-from qsfl_flower.numerics import Clip as ClipParameters
-from qsfl_flower.numerics import Layout, Vector, check_finite_and_size, measure
+from qsfl_flower.errors import QSFLError
+from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences, Topic
+from qsfl_flower.strategies.explanation import Sentences
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
 
@@ -36,9 +35,6 @@ State = Mapping[str, Any]
 """A stage's state: names to arrays or JSON values. Stages without state use an empty mapping."""
 
 Measurements = Mapping[str, float]
-
-ABSURD_NORM = 1e15
-"""No honest update has a larger norm: a million coordinates of 1e12 each."""
 
 
 class Phase(IntEnum):
@@ -349,11 +345,6 @@ class CohortStage(Stage):
     ) -> tuple[Cohort, State, Measurements]:
         """Return the changed cohort, the next state and what was measured."""
 
-    def measure_blind(self, state: State) -> Measurements:
-        """Return what there is to tell where the updates are hidden, and `apply` is not called."""
-        del state
-        return {}
-
 
 @dataclass(frozen=True)
 class Combined:
@@ -463,119 +454,3 @@ class VectorStage(Stage):
 
         The vector may be changed in place, and what is returned will be: keep no reference to it.
         """
-
-
-class Validate(CohortStage):
-    """Reject updates with NaN or Inf, or whose size cannot be honest.
-
-    Parameters
-    ----------
-    max_norm : float, optional
-        Largest accepted L2 norm of the difference to the round's model; set it near the norms that
-        your clients really have. Without it only absurd updates are stopped, with norms above
-        1e15, and differences are measured only if some reply looks absurd as it was sent; a robust
-        rule rejects absurd ones itself. With hidden updates, a limit is refused: give their stage
-        a `clip_norm`.
-
-    Notes
-    -----
-    Who sees what: works on each update in the clear, for itself; it needs no other client's data.
-    """
-
-    name = "validate"
-    phase = Phase.ADMIT
-    blind = True
-
-    def __init__(self, max_norm: float | None = None) -> None:
-        if max_norm is not None and not max_norm > 0:
-            raise ConfigError(f"validate: max_norm is {max_norm!r}; it must be greater than 0")
-        self.max_norm = ABSURD_NORM if max_norm is None else max_norm
-        self.needs_norms = max_norm is not None
-
-    @property
-    def traits(self) -> frozenset[Trait]:
-        """A limit on norms has to see them."""
-        return frozenset({Trait.SEES_UPDATES} if self.needs_norms else ())
-
-    def explain(self, layout: Layout, rounds: int) -> Sentences:
-        """Say what cannot harm the model."""
-        return {
-            Topic.LIARS: [
-                "NaN, infinity, wrong shapes and absurd sizes are rejected; claimed numbers of "
-                "examples are bounded"
-            ]
-        }
-
-    def apply(
-        self, cohort: Cohort, state: State, context: RoundContext
-    ) -> tuple[Cohort, State, Measurements]:
-        """Drop what is not finite or larger than `max_norm`."""
-
-        def check(update: Update) -> Update:
-            if update.measure is not None:
-                check_finite_and_size(update.measure, self.max_norm)
-            return update
-
-        return cohort.each(check), state, {}
-
-
-class Clip(CohortStage):
-    r"""Bound the influence of every client on the mean.
-
-    .. math:: \Delta_i \leftarrow \Delta_i \cdot \min(1, C / \lVert \Delta_i \rVert_2)
-
-    The mod clips on the device; the strategy does it again, since a client is not trusted to have
-    done so. Clipping twice changes nothing.
-
-    Parameters
-    ----------
-    clip_norm : float
-        The bound C on the L2 norm over all floating-point arrays together, > 0.
-    per_layer : bool
-        Bound each of the L arrays by C / sqrt(L) instead; the bound on the whole is still C.
-
-    Notes
-    -----
-    Who sees what: the server sees single updates and their norms.
-    """
-
-    name = "clip"
-    phase = Phase.BOUND
-    blind = True
-
-    def __init__(self, clip_norm: float, per_layer: bool = False) -> None:
-        self.parameters = ClipParameters(clip_norm=clip_norm, per_layer=per_layer)
-
-    @property
-    def traits(self) -> frozenset[Trait]:
-        """It may need layers."""
-        return frozenset({Trait.PER_LAYER} if self.parameters.per_layer else ())
-
-    def explain(self, layout: Layout, rounds: int) -> Sentences:
-        """Say how far one client can go."""
-        norm = self.parameters.clip_norm
-        return {
-            Topic.LIARS: [f"no update is longer than {norm:g} (L2 norm), whatever a client sends"]
-        }
-
-    def client_steps(self, state: State, context: RoundContext) -> Steps:
-        """Ask the mod to clip with the same parameters."""
-        p = self.parameters
-        item = PlanItem(self.name, {"clip_norm": p.clip_norm, "per_layer": p.per_layer})
-        return [(ClientPhase.CLIP, item)]
-
-    def apply(
-        self, cohort: Cohort, state: State, context: RoundContext
-    ) -> tuple[Cohort, State, Measurements]:
-        """Set the scale of every update."""
-
-        def clip(update: Update) -> Update:
-            size = update.measured()
-            if self.parameters.per_layer:
-                size = measure(update.vector, update.base(context.model), context.layout)
-            return replace(update, scale=self.parameters.scales(size))
-
-        clipped = cohort.each(clip)
-        changed = sum(bool(np.any(np.asarray(u.scale) < 1.0)) for u in clipped.updates)
-        share = changed / len(clipped.updates) if clipped.updates else 0.0
-        return clipped, state, {"clipped_share": share}

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import pytest
 
+from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.privacy import privacy_mod
 from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.simulations.app import mods_of
 from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
+from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.privacy import record_privacy_of
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.distributed_dp import DistributedDP
+from qsfl_flower.strategies.explanation import Topic, explain
 from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
 
 CLIP = {"stage": "clip", "clip_norm": 1.0}
@@ -115,7 +119,12 @@ def test_experiments_without_a_guarantee_are_refused(stages, sections, why):
         experiment(*stages, **sections)
 
 
-@pytest.mark.parametrize("name", ["dp_central", "dp_record", "dp_distributed"])
-def test_shipped_experiments_calibrate(name):
+@pytest.mark.parametrize("name", ["dp_central", "dp_record", "dp_distributed", "quickstart"])
+def test_shipped_experiments_use_their_budget_and_no_more(name):
+    """Noise that is larger than needed costs accuracy for nothing."""
     exp = load_experiment(name)
-    assert any(getattr(stage, "placement", "central-dp") for stage in stages_of(exp))
+    layout = Layout.of(get_arrays(model_of(exp)))
+    (told,) = explain(Chain(stages_of(exp)), layout, exp.rounds, 1).sentences[Topic.PRIVACY]
+    epsilon = float(told[1 : told.index(",")])
+    (limit,) = {spec.epsilon for spec in exp.strategy.stages if hasattr(spec, "epsilon")}
+    assert 0.98 * limit < epsilon <= limit

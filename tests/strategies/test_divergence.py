@@ -6,14 +6,16 @@ import math
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from qsfl_flower.asynchrony import Constant, Device, VirtualClock
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Monitor, Reaction
 from qsfl_flower.strategies import (
     BufferedAsync,
+    CentralDP,
     CheckpointStore,
+    Clip,
     FedAvgM,
     RunObserver,
     StableFedAvg,
@@ -124,6 +126,23 @@ def test_a_loss_that_is_not_finite_halts_at_once(fake_grid, trained):
     )  # fmt: skip
     assert [r.round for r in rounds if r.reaction] == [3, 4]
     assert rounds[-1].round == 4
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_reactions_do_not_follow_losses_that_central_noise_is_to_hide(fake_grid, private):
+    """Without an evaluation on the server, losses of the clients are all that there is."""
+
+    def lost(message):
+        arrays = {"w": Array(message.content["arrays"]["w"].numpy())}
+        loss = 10.0 ** message.content["config"]["server-round"]
+        metrics = MetricRecord({"num-examples": 10, "train-loss": loss})
+        content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    stages = [Clip(1.0), CentralDP(0.01, 2)] if private else []
+    grid = fake_grid({0: lost, 1: lost})
+    _, rounds, _ = run(grid, 9, (Reaction.LOWER_RATE,), evaluate=None, stages=stages)
+    assert any(r.reaction for r in rounds) == (not private)
 
 
 def test_tightened_staleness_shuts_old_updates_out(fake_grid, trained):

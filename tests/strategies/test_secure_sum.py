@@ -389,6 +389,8 @@ def test_hidden_multi_krum_selects_what_plaintext_multi_krum_selects(federation,
     chosen = [int(n) for n, row in seen.rows[-1].items() if row.status == "accepted"]
     assert chosen == expected
     assert not {2, 5} & set(chosen)
+    weights = [row.weight for _, row in sorted(seen.rows[-1].items())]
+    assert weights == [1 / len(chosen) if n in chosen else 0.0 for n in range(9)]
     encoded = [np.rint(vectors[n].astype(np.float64) * 2.0**24) for n in chosen]
     assert flat(result) == pytest.approx(sum(encoded) / 2.0**24 / len(chosen), abs=1e-8)
 
