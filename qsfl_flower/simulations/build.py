@@ -29,7 +29,7 @@ from qsfl_flower.clients.partition import (
 from qsfl_flower.clients.personal import PersonalClient
 from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.clients.scaffold import ScaffoldClient
-from qsfl_flower.clients.trainer import TrainConfig, TrainingClient, evaluate_model
+from qsfl_flower.clients.trainer import TrainingClient, evaluate_model
 from qsfl_flower.personalization import Personalization
 from qsfl_flower.robust.attacks import build_attack
 from qsfl_flower.simulations.asynchronous import clock_of, kind_of, monitor_of
@@ -41,9 +41,10 @@ from qsfl_flower.simulations.config import (
     ShardsSpec,
     WriterSpec,
 )
-from qsfl_flower.simulations.materials import dataset_of, model_of
+from qsfl_flower.simulations.materials import dataset_of, model_of, training_of
 from qsfl_flower.simulations.phones import PhoneClient, phones_of
 from qsfl_flower.simulations.privacy import record_batch_of, record_privacy_of
+from qsfl_flower.simulations.root import root_rows
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import POLICIES, CheckpointStore, RunObserver, StableFedAvg
 from qsfl_flower.wire import from_record
@@ -62,16 +63,18 @@ Owners = NDArray[np.int32]
 def owners_of(experiment: Experiment) -> Owners:
     """Divide the training examples among the clients; the same in every process."""
     labels = dataset_of(experiment).y_train
-    spec = experiment.data.partition
+    spec, root = experiment.data.partition, root_rows(experiment)
     owners = np.full(len(labels), -1, dtype=np.int32)
     count, seed = experiment.clients.count, experiment.seed
     if isinstance(spec, WriterSpec):
-        root = Path(experiment.data.root) if experiment.data.root else None
-        parts = by_writer(load_writers(root), count, seed)
+        folder = Path(experiment.data.root) if experiment.data.root else None
+        parts = by_writer(load_writers(folder), count, seed)
     else:
-        parts = partition(labels, count, _scheme(spec), seed)
+        free = np.setdiff1d(np.arange(len(labels)), root)
+        parts = [free[rows] for rows in partition(labels[free], count, _scheme(spec), seed)]
     for client, rows in enumerate(parts):
         owners[rows] = client
+    owners[root] = -1
     return owners
 
 
@@ -146,20 +149,7 @@ def client_of(
     """
     torch.set_num_threads(experiment.simulation.threads_per_client)
     spec = experiment.clients
-    config = TrainConfig(
-        epochs=spec.epochs,
-        batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        lr_decay=spec.lr_decay,
-        optimizer=spec.optimizer,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-        grad_clip_norm=spec.grad_clip_norm,
-        augment=spec.augment,
-        warmup_rounds=spec.warmup_rounds,
-        cosine_rounds=spec.cosine_rounds,
-        mixed_precision=spec.mixed_precision,
-    )
+    config = training_of(experiment)
     view = poisoned(
         experiment,
         client,

@@ -1,4 +1,4 @@
-"""Data and model of an experiment."""
+"""Data and model of an experiment, and how it is trained."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from qsfl_flower.clients.data import Dataset, load_dataset
 from qsfl_flower.clients.models import build_model
+from qsfl_flower.clients.training import TrainConfig
 from qsfl_flower.simulations.config import Experiment
 
 
@@ -26,3 +27,22 @@ def model_of(experiment: Experiment) -> torch.nn.Module:
     """Build the experiment's model with its first weights."""
     data = dataset_of(experiment)
     return build_model(experiment.model.name, data.input_shape, data.num_classes, experiment.seed)
+
+
+def training_of(experiment: Experiment) -> TrainConfig:
+    """Return how a client of the experiment trains."""
+    spec = experiment.clients
+    return TrainConfig(
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        lr_decay=spec.lr_decay,
+        optimizer=spec.optimizer,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        grad_clip_norm=spec.grad_clip_norm,
+        augment=spec.augment,
+        warmup_rounds=spec.warmup_rounds,
+        cosine_rounds=spec.cosine_rounds,
+        mixed_precision=spec.mixed_precision,
+    )

@@ -30,6 +30,7 @@ from qsfl_flower.simulations.config import (
 )
 from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
 from qsfl_flower.simulations.federation import authenticates, server_credentials
+from qsfl_flower.simulations.root import root_update_of
 from qsfl_flower.strategies import (
     Authenticate,
     Broadcast,
@@ -93,9 +94,9 @@ def _shared_mask(spec: SharedMaskSpec, experiment: Experiment) -> Stage:
 
 
 def _robust(spec: RobustSpec, experiment: Experiment) -> Stage:
-    del experiment
     rule, before = spec.parts()
-    return Robust(rule, before=before)
+    root_update = root_update_of(experiment) if spec.rule == "fltrust" else None
+    return Robust(rule, before=before, root_update=root_update)
 
 
 def _detect(spec: DetectSpec, experiment: Experiment) -> Stage:

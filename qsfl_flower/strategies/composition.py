@@ -33,6 +33,7 @@ class Trait(StrEnum):
     HIDES_UPDATES = "hides single updates from the server"
     ONE_MODEL = "hides updates that started from one model only"
     NEEDS_EVERYBODY = "hides them under masks that cancel only in the sum over everybody"
+    SETS_LENGTH = "gives the result a length that no bound on the updates limits"
     OUTGROWS_BOUND = "makes updates longer than their bound"
     SPENDS_ON_CLIENTS = "releases something about the clients' norms"
     PROTECTS_CLIENTS = "adds noise on the server that hides a single client"
@@ -183,6 +184,11 @@ REFUSALS: tuple[Refusal, ...] = (
         "stages: {0} and {1}: {1} divides by what the hidden clients claim, not by a fixed number, "
         "and the server would see the sum without noise; use distributed-dp, whose noise is in the "
         "sum before anybody sees it",
+    ),
+    Refusal(
+        (T.PROTECTS_CLIENTS, T.SETS_LENGTH),
+        "stages: {1} gives the result the length of the server's own update, which the clip norm "
+        "of {0} does not bound, so no noise is known to be enough; use record_dp, or another rule",
     ),
     Refusal(
         (T.SHARES_NOISE, T.OPENS_DISTANCES),

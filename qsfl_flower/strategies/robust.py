@@ -50,7 +50,8 @@ class Robust(CombineStage):
     before : Preparation or str, optional
         How updates are mixed first, or its name in `qsfl_flower.robust.PREPARATIONS`.
     root_update : Callable, optional
-        For `FLTrust`: trains on the server's own data and returns the update, shape (d,).
+        For `FLTrust`: trains on the server's own data and returns the update, shape (d,). Of a
+        round that is restricted to public coordinates the rule sees these alone.
 
     Raises
     ------
@@ -90,6 +91,12 @@ class Robust(CombineStage):
         if isinstance(self.rule, FLTrust) != (root_update is not None):
             raise ConfigError("robust: root_update goes with the rule fltrust, which needs it")
 
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """The result of `FLTrust` is as long as the server's own update."""
+        found = super().traits
+        return found | {Trait.SETS_LENGTH} if isinstance(self.rule, FLTrust) else found
+
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say whom the rule withstands."""
         given = getattr(self.rule, "num_byzantine", None)
@@ -109,7 +116,11 @@ class Robust(CombineStage):
         updates = updates_of(counting, context)
         rule, before = self.rule, self.before
         if isinstance(rule, FLTrust) and self.root_update is not None:
-            rule = replace(rule, root=self.root_update(context))
+            root = self.root_update(context)
+            if context.support is not None:
+                whole, root = root, np.zeros_like(root)
+                root[context.support] = whole[context.support]
+            rule = replace(rule, root=root)
         if isinstance(before, Bucketing):
             before = replace(before, seed=before.seed + context.server_round)
         try:

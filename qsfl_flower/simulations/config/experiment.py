@@ -323,6 +323,7 @@ def _too_many_liars(exp: Experiment, trained: int) -> Iterator[Contradiction]:
                 "leave it out or change the rule",
             )
             continue
+        yield from _root(exp, stage, key)
         from qsfl_flower.robust import TooFewUpdates
 
         rule, before = stage.parts()
@@ -334,6 +335,32 @@ def _too_many_liars(exp: Experiment, trained: int) -> Iterator[Contradiction]:
                 f"{error}, and at most {trained} clients train in a round; lower "
                 "num_byzantine, raise the others, or choose another rule",
             )
+
+
+def _root(exp: Experiment, stage: RobustSpec, key: str) -> Iterator[Contradiction]:
+    if (stage.rule == "fltrust") != (stage.root_examples is not None):
+        yield Contradiction(
+            (f"{key}.root_examples", f"{key}.rule"),
+            "rule 'fltrust' needs root_examples, the number of training examples that the server "
+            "keeps for itself; set it"
+            if stage.root_examples is None
+            else f"root_examples goes with rule 'fltrust', not with {stage.rule!r}; leave it out "
+            "or change the rule",
+        )
+    if stage.rule != "fltrust":
+        return
+    if exp.strategy.name == "scaffold":
+        yield Contradiction(
+            (f"{key}.rule", "strategy.name"),
+            "the server's own update has no control variates, which those of strategy 'scaffold' "
+            "have; choose another rule or strategy",
+        )
+    if exp.personalization.method != "none":
+        yield Contradiction(
+            (f"{key}.rule", "personalization.method"),
+            "the server trains the common model, and its update says nothing about personal ones; "
+            "set personalization.method to none or choose another rule",
+        )
 
 
 def _hidden(exp: Experiment) -> Iterator[Contradiction]:
@@ -364,11 +391,18 @@ def _too_few_examples(exp: Experiment) -> Iterator[Contradiction]:
         each, key = partition.min_size, "data.partition.min_size"
     else:
         each, key = partition.shards_per_client, "data.partition.shards_per_client"
-    needed = each * exp.clients.count
+    root = {
+        f"strategy.stages.{index}.root_examples": stage.root_examples
+        for index, stage in enumerate(exp.strategy.stages)
+        if isinstance(stage, RobustSpec) and stage.root_examples
+    }
+    needed = each * exp.clients.count + sum(root.values())
     if size is not None and needed > size:
+        kept = f" and the server's {sum(root.values())}" if root else ""
+        lower = [*root, *([key] if each > 1 else []), "clients.count"]
         yield Contradiction(
-            (key, "clients.count", "data.dataset"),
-            f"clients.count {exp.clients.count} with at least {each} each need {needed} examples, "
-            f"but data.dataset {exp.data.dataset!r} has {size} to train on; "
-            f"lower {f'{key} or clients.count' if each > 1 else 'clients.count'}",
+            (*root, key, "clients.count", "data.dataset"),
+            f"clients.count {exp.clients.count} with at least {each} each{kept} need {needed} "
+            f"examples, but data.dataset {exp.data.dataset!r} has {size} to train on; "
+            f"lower {' or '.join(lower)}",
         )

@@ -108,6 +108,7 @@ class RobustSpec(Section):
         "mda",
         "cge",
         "norm_bounded",
+        "fltrust",
         "mean",
     ] = Field(default="multi_krum", description="Name of the rule; docs/robustness.md compares.")
     num_byzantine: int | None = Field(
@@ -122,6 +123,13 @@ class RobustSpec(Section):
         ge=1,
         le=100_000,
         description="For multi_krum: how many updates are averaged; null: all but num_byzantine.",
+    )
+    root_examples: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="For fltrust, which needs it: how many training examples, drawn at random, "
+        "belong to the server and to no client (examples).",
     )
     before: Literal["nnm", "bucketing"] | None = Field(
         default=None,
