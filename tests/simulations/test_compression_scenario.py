@@ -2,26 +2,68 @@ from __future__ import annotations
 
 import pytest
 
+from qsfl_flower.compression import Scheme
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.simulations.scenarios.compression import SCHEMES, compare, federate
+from qsfl_flower.simulations.scenarios import compression
+from qsfl_flower.simulations.scenarios.compression import (
+    SCHEMES,
+    Setting,
+    Way,
+    compare,
+    federate,
+)
+from qsfl_flower.strategies import Compress, FedAvgM, StableFedAvg
 
 
 def a_run(values, bytes_up):
     return {"accuracy": {4 * i: v for i, v in enumerate(values)}, "bytes_up": bytes_up}
 
 
-def test_rows_compare_with_the_dense_run():
-    rows = compare(
-        {
-            "dense": a_run([0.1, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9], 1000.0),
-            "late": a_run([0.1, 0.5, 0.8, 0.89, 0.895, 0.895, 0.896], 5.0),
-            "never": a_run([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3], 5.0),
-        }
-    )
-    dense, late, never = rows
+def test_rows_compare_with_the_dense_run_of_the_same_momentum():
+    runs = {
+        "dense": a_run([0.1, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9], 1000.0),
+        "late": a_run([0.1, 0.5, 0.8, 0.89, 0.895, 0.895, 0.896], 5.0),
+        "never": a_run([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3], 5.0),
+        "fast dense": a_run([0.1, 0.94, 0.95, 0.95, 0.95, 0.95, 0.95], 2000.0),
+        "fast": a_run([0.1, 0.9, 0.93, 0.945, 0.945, 0.945, 0.945], 5.0),
+    }
+    names = {"fast dense": "fast dense", "fast": "fast dense"}
+    rows = compare(runs, {name: names.get(name, "dense") for name in runs})
+    dense, late, never, faster, fast = rows
     assert (dense["points_lost"], dense["rounds"], dense["more_rounds"]) == (0, 8, 0)
     assert (late["points_lost"], late["rounds"], late["more_rounds"]) == (2.48, 12, 0.5)
     assert (never["rounds"], never["more_rounds"], never["share_of_dense"]) == (None, None, 0.005)
+    assert (faster["points_lost"], faster["rounds"], faster["share_of_dense"]) == (0, 4, 1)
+    assert (fast["against"], fast["points_lost"], fast["share_of_dense"]) == (
+        "fast dense",
+        0.8,
+        0.0025,
+    )
+    assert (fast["rounds"], fast["more_rounds"]) == (12, 2)
+
+
+def test_every_scheme_is_judged_against_a_dense_federation_with_its_momentum():
+    for way in SCHEMES.values():
+        dense = SCHEMES[way.against]
+        corrected = 0.0 if way.scheme is None else way.scheme.momentum
+        assert dense.scheme is None
+        assert dense.momentum == way.momentum + corrected
+
+
+def test_the_servers_momentum_takes_part(monkeypatch):
+    stages = []
+
+    class Seen(StableFedAvg):
+        def __init__(self, **options):
+            stages.extend(type(stage) for stage in options["stages"])
+            raise InterruptedError
+
+    monkeypatch.setattr(compression, "StableFedAvg", Seen)
+    monkeypatch.setitem(compression.SETTINGS, "digits", Setting("plain", 4, 0.05, 0.0))
+    for way in (Way(), Way(momentum=0.5), Way(Scheme())):
+        with pytest.raises(InterruptedError):
+            federate("digits", way)
+    assert stages == [FedAvgM, Compress]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What compression costs in accuracy and rounds: every scheme against the same dense federation.
+"""What compression costs in accuracy and rounds, against dense federations.
 
 Ten clients with uneven classes (Dirichlet 0.5), real pictures, the real strategy, mods, messages
 and records, in one process. A round is short, so that rounds can be compared to within a few
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,16 @@ from qsfl_flower.simulations.build import evaluator_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.simulations.materials import dataset_of, model_of
-from qsfl_flower.simulations.report.figures import Plot, draw, legend
+from qsfl_flower.simulations.report.figures import CYCLE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
-from qsfl_flower.strategies import Compress, RoundRecord, RunObserver, StableFedAvg
+from qsfl_flower.strategies import (
+    Compress,
+    FedAvgM,
+    RoundRecord,
+    RunObserver,
+    StableFedAvg,
+    Stage,
+)
 from qsfl_flower.wire import to_record
 
 if TYPE_CHECKING:
@@ -43,6 +50,8 @@ PICTURES = 160
 BATCH = 32
 EVERY = 4
 """Rounds between two evaluations."""
+STYLES = {"no feedback": "--", "momentum 0.5": ":", "warm-up": "-."}
+"""Lines of one colour have the same share of the coordinates."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +68,39 @@ SETTINGS = {
     "mnist": Setting("mnist", rounds=200, learning_rate=0.05, momentum=0.0),
     "cifar10": Setting("cifar10", rounds=120, learning_rate=0.02, momentum=0.9),
 }
-SCHEMES: dict[str, Scheme | None] = {
-    "dense": None,
-    "1 %": Scheme(ratio=0.01),
-    "1 %, no feedback": Scheme(ratio=0.01, feedback=False),
-    "0.1 %": Scheme(ratio=0.001),
-    "0.1 %, no feedback": Scheme(ratio=0.001, feedback=False),
-    "10 %": Scheme(ratio=0.1),
-    "10 %, no feedback": Scheme(ratio=0.1, feedback=False),
-    "1 %, momentum 0.5": Scheme(ratio=0.01, momentum=0.5),
+
+
+@dataclass(frozen=True)
+class Way:
+    """What clients send, what the server does with it, and which run it is compared with.
+
+    Parameters
+    ----------
+    scheme : Scheme or None
+        What clients send; None: everything in float32.
+    momentum : float
+        Momentum of the server (`FedAvgM`).
+    against : str
+        The dense one of `SCHEMES` with the same momentum, on the server or corrected on clients.
+    """
+
+    scheme: Scheme | None = None
+    momentum: float = 0.0
+    against: str = "dense"
+
+
+SCHEMES = {
+    "dense": Way(),
+    "1 %": Way(Scheme(ratio=0.01)),
+    "1 %, no feedback": Way(Scheme(ratio=0.01, feedback=False)),
+    "0.1 %": Way(Scheme(ratio=0.001)),
+    "0.1 %, no feedback": Way(Scheme(ratio=0.001, feedback=False)),
+    "10 %": Way(Scheme(ratio=0.1)),
+    "10 %, no feedback": Way(Scheme(ratio=0.1, feedback=False)),
+    "1 %, warm-up": Way(Scheme(ratio=0.01, warmup_rounds=10)),
+    "3 %, 2 bits": Way(Scheme(ratio=0.03, values="int2")),
+    "dense, momentum 0.5": Way(momentum=0.5, against="dense, momentum 0.5"),
+    "1 %, momentum 0.5": Way(Scheme(ratio=0.01, momentum=0.5), against="dense, momentum 0.5"),
 }
 
 
@@ -91,17 +124,15 @@ class _Watch(RunObserver):
         self.records.append(record)
 
 
-def federate(
-    name: str, scheme: Scheme | None, rounds: int | None = None, seed: int = 42
-) -> dict[str, Any]:
+def federate(name: str, way: Way, rounds: int | None = None, seed: int = 42) -> dict[str, Any]:
     """Run one federation.
 
     Parameters
     ----------
     name : str
         One of `SETTINGS`.
-    scheme : Scheme or None
-        What clients send; None: everything in float32.
+    way : Way
+        One of `SCHEMES`, say.
     rounds : int, optional
         By default those of the setting.
     seed : int
@@ -129,11 +160,14 @@ def federate(
         accuracy[server_round] = float(found["accuracy"])  # type: ignore[arg-type]
         return found
 
+    stages: list[Stage] = [] if way.scheme is None else [Compress(way.scheme, seed=seed)]
+    if way.momentum:
+        stages.append(FedAvgM(server_momentum=way.momentum))
     watch = _Watch()
     strategy = StableFedAvg(
         fraction_evaluate=0,
         min_available_nodes=CLIENTS,
-        stages=[] if scheme is None else [Compress(scheme, seed=seed)],
+        stages=stages,
         seed=seed,
         observer=watch,
     )
@@ -174,33 +208,35 @@ def _clients(experiment: Experiment, setting: Setting) -> Callable[[Context], Nu
     return client_of
 
 
-def compare(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per scheme.
+def compare(runs: Mapping[str, dict[str, Any]], against: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return one row per run, compared with the dense run that `against` names.
 
     ``accuracy`` is the mean of the last five evaluations. ``rounds`` is the first evaluated round
     that reaches the dense accuracy minus one point; ``more_rounds`` compares it with the dense run.
     """
     final = {name: fmean(list(run["accuracy"].values())[-5:]) for name, run in runs.items()}
-    target = final["dense"] - 0.01
-    reached = {
-        name: next((r for r, value in run["accuracy"].items() if value >= target), None)
-        for name, run in runs.items()
-    }
     rows = []
     for name, run in runs.items():
-        mine, dense = reached[name], reached["dense"]
+        dense = against[name]
+        target = final[dense] - 0.01
+        mine, its = (_reached(runs[one]["accuracy"], target) for one in (name, dense))
         rows.append(
             {
                 "scheme": name,
+                "against": dense,
                 "accuracy": round(final[name], 4),
-                "points_lost": round(100 * (final["dense"] - final[name]), 2),
+                "points_lost": round(100 * (final[dense] - final[name]), 2),
                 "rounds": mine,
-                "more_rounds": None if not mine or not dense else round(mine / dense - 1, 3),
+                "more_rounds": None if not mine or not its else round(mine / its - 1, 3),
                 "reply_bytes": round(run["bytes_up"]),
-                "share_of_dense": round(run["bytes_up"] / runs["dense"]["bytes_up"], 5),
+                "share_of_dense": round(run["bytes_up"] / runs[dense]["bytes_up"], 5),
             }
         )
     return rows
+
+
+def _reached(accuracy: Mapping[int, float], target: float) -> int | None:
+    return next((r for r, value in accuracy.items() if value >= target), None)
 
 
 def run(
@@ -241,7 +277,7 @@ def run(
         plot = _plot(name, runs)
         picture = folder / f"{plot.name}.png"
         picture.write_bytes(plot.png)
-        tables[name] = compare(runs)
+        tables[name] = compare(runs, {title: SCHEMES[title].against for title in runs})
         tables["files"] += [str(kept), str(picture)]
     return tables
 
@@ -250,13 +286,17 @@ def _plot(name: str, runs: dict[str, dict[str, Any]]) -> Plot:
     ends = {title: f"{list(r['accuracy'].values())[-1]:.3f}" for title, r in runs.items()}
 
     def paint(axes: Axes) -> None:
+        colours: dict[str, str] = {}
         for title, one in runs.items():
-            style = "--" if "no feedback" in title else "-"
-            rounds, values = list(one["accuracy"]), list(one["accuracy"].values())
-            axes.plot(rounds, values, linewidth=1.4, linestyle=style, label=title)
+            share, _, rest = title.partition(", ")
+            colour = colours.setdefault(share, CYCLE[len(colours)])
+            style = STYLES.get(rest, "-")
+            rounds, errors = zip(*((r, 1 - v) for r, v in one["accuracy"].items()), strict=True)
+            axes.plot(rounds, errors, linewidth=1.2, linestyle=style, color=colour, label=title)
+        axes.set_yscale("log")
         axes.set_xlabel("round")
-        axes.set_ylabel("accuracy")
+        axes.set_ylabel("error")
         legend(axes, columns=2)
 
-    alt = f"Accuracy by round; at the end {ends}."
+    alt = f"Error by round on a logarithmic axis; accuracy at the end {ends}."
     return draw(f"compression-{name}", f"Compression on {name}", alt, paint, height=3.6)
