@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from qsfl_flower.compression import Scheme
@@ -7,6 +9,7 @@ from qsfl_flower.errors import QSFLError
 from qsfl_flower.simulations.scenarios import compression
 from qsfl_flower.simulations.scenarios.compression import (
     SCHEMES,
+    SETTINGS,
     Setting,
     Way,
     compare,
@@ -50,6 +53,35 @@ def test_every_scheme_is_judged_against_a_dense_federation_with_its_momentum():
         assert dense.momentum == way.momentum + corrected
 
 
+def test_every_setting_compares_its_schemes_with_dense_federations_of_its_own():
+    for setting in SETTINGS.values():
+        assert {SCHEMES[title].against for title in setting.schemes} <= set(setting.schemes)
+
+
+def test_a_setting_says_which_schemes_run_how_long_and_when_models_are_evaluated(
+    monkeypatch, tmp_path
+):
+    short = Setting("plain", 4, 0.05, pictures=32, every=2, schemes=("dense", "10 %"))
+    monkeypatch.setitem(compression.SETTINGS, "digits", short)
+    monkeypatch.setattr(compression, "in_processes", lambda tasks: enumerate(t() for t in tasks))
+    examples = []
+    fit = compression.TrainingClient.fit
+
+    def seen(self, parameters, config):
+        found = fit(self, parameters, config)
+        examples.append(found[1])
+        return found
+
+    monkeypatch.setattr(compression.TrainingClient, "fit", seen)
+    tables = compression.run(tmp_path, settings=["digits"])
+    assert examples == [32] * 2 * 4 * compression.CLIENTS
+    assert [row["scheme"] for row in tables["digits"]] == ["dense", "10 %"]
+    kept = json.loads((tmp_path / "compression-digits.json").read_text())
+    assert [list(run["accuracy"]) for run in kept.values()] == [["0", "2", "4"]] * 2
+    assert compression.run(tmp_path, settings=["digits"]) == tables
+    assert len(examples) == 2 * 4 * compression.CLIENTS
+
+
 def test_the_servers_momentum_takes_part(monkeypatch):
     stages = []
 
@@ -59,7 +91,7 @@ def test_the_servers_momentum_takes_part(monkeypatch):
             raise InterruptedError
 
     monkeypatch.setattr(compression, "StableFedAvg", Seen)
-    monkeypatch.setitem(compression.SETTINGS, "digits", Setting("plain", 4, 0.05, 0.0))
+    monkeypatch.setitem(compression.SETTINGS, "digits", Setting("plain", 4, 0.05))
     for way in (Way(), Way(momentum=0.5), Way(Scheme())):
         with pytest.raises(InterruptedError):
             federate("digits", way)

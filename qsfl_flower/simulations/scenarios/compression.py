@@ -2,7 +2,7 @@
 
 Ten clients with uneven classes (Dirichlet 0.5), real pictures, the real strategy, mods, messages
 and records, in one process. A round is short, so that rounds can be compared to within a few
-percent: each client takes five steps on 160 of its pictures, drawn anew in every round.
+percent: each client takes one step or five on pictures of its own, drawn anew in every round.
 """
 
 from __future__ import annotations
@@ -32,42 +32,16 @@ from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.simulations.materials import dataset_of, model_of
 from qsfl_flower.simulations.report.figures import CYCLE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
-from qsfl_flower.strategies import (
-    Compress,
-    FedAvgM,
-    RoundRecord,
-    RunObserver,
-    StableFedAvg,
-    Stage,
-)
+from qsfl_flower.strategies import Compress, FedAvgM, RoundRecord, RunObserver, StableFedAvg, Stage
 from qsfl_flower.wire import to_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLIENTS = 10
-PICTURES = 160
 BATCH = 32
-EVERY = 4
-"""Rounds between two evaluations."""
 STYLES = {"no feedback": "--", "momentum 0.5": ":", "warm-up": "-."}
 """Lines of one colour have the same share of the coordinates."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A data set with its model, and how its clients train."""
-
-    config: str
-    rounds: int
-    learning_rate: float
-    momentum: float
-
-
-SETTINGS = {
-    "mnist": Setting("mnist", rounds=200, learning_rate=0.05, momentum=0.0),
-    "cifar10": Setting("cifar10", rounds=120, learning_rate=0.02, momentum=0.9),
-}
 
 
 @dataclass(frozen=True)
@@ -104,15 +78,46 @@ SCHEMES = {
 }
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A data set with its model, how its clients train, and which of `SCHEMES` are compared.
+
+    A client trains on ``pictures`` of its own in a round, `BATCH` a step; every ``every`` rounds
+    the model is evaluated.
+    """
+
+    config: str
+    rounds: int
+    learning_rate: float
+    momentum: float = 0.0
+    pictures: int = 5 * BATCH
+    every: int = 4
+    schemes: Sequence[str] = tuple(SCHEMES)
+
+
+SETTINGS = {
+    "mnist": Setting("mnist", rounds=200, learning_rate=0.05),
+    "mnist-long": Setting(
+        "mnist",
+        rounds=2000,
+        learning_rate=0.025,
+        pictures=BATCH,
+        every=10,
+        schemes=("dense", "1 %", "1 %, no feedback", "1 %, warm-up", "3 %, 2 bits"),
+    ),
+    "cifar10": Setting("cifar10", rounds=120, learning_rate=0.02, momentum=0.9),
+}
+
+
+@dataclass
 class _Sampling(NumPyClient):
     """Trains on a few of the client's pictures, drawn from its number and the round."""
 
-    def __init__(self, train: Callable[[NDArrays, dict[str, Scalar]], Any]) -> None:
-        self._train = train
+    train: Callable[[NDArrays, dict[str, Scalar]], Any]
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> Any:
         """Train as `TrainingClient` does."""
-        return self._train(parameters, config)
+        return self.train(parameters, config)
 
 
 @dataclass
@@ -145,7 +150,6 @@ def federate(name: str, way: Way, rounds: int | None = None, seed: int = 42) -> 
     """
     logging.getLogger("flwr").setLevel(logging.ERROR)
     setting = SETTINGS[name]
-    rounds = rounds or setting.rounds
     experiment = load_experiment(
         setting.config,
         [f"clients.count={CLIENTS}", "data.partition.alpha=0.5", f"seed={seed}"],
@@ -154,7 +158,7 @@ def federate(name: str, way: Way, rounds: int | None = None, seed: int = 42) -> 
     evaluate = evaluator_of(experiment)
 
     def look(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round % EVERY:
+        if server_round % setting.every:
             return None
         found = evaluate(server_round, arrays)
         accuracy[server_round] = float(found["accuracy"])  # type: ignore[arg-type]
@@ -173,7 +177,7 @@ def federate(name: str, way: Way, rounds: int | None = None, seed: int = 42) -> 
     )
     grid = LocalGrid(numpy_client_app(_clients(experiment, setting)), CLIENTS)
     start = to_record(get_arrays(model_of(experiment)))
-    strategy.start(grid, start, num_rounds=rounds, evaluate_fn=look)
+    strategy.start(grid, start, num_rounds=rounds or setting.rounds, evaluate_fn=look)
     replies = sum(r.replies for r in watch.records)
     return {
         "accuracy": accuracy,
@@ -185,7 +189,6 @@ def federate(name: str, way: Way, rounds: int | None = None, seed: int = 42) -> 
 def _clients(experiment: Experiment, setting: Setting) -> Callable[[Context], NumPyClient]:
     torch.set_num_threads(1)
     data, model, owners = dataset_of(experiment), model_of(experiment), owners_of(experiment)
-    rows = [np.flatnonzero(owners == client) for client in range(CLIENTS)]
     config = TrainConfig(
         batch_size=BATCH,
         learning_rate=setting.learning_rate,
@@ -194,11 +197,11 @@ def _clients(experiment: Experiment, setting: Setting) -> Callable[[Context], Nu
 
     def client_of(context: Context) -> NumPyClient:
         client = int(context.node_config["partition-id"])
+        mine = np.flatnonzero(owners == client)
 
         def train(parameters: NDArrays, told: dict[str, Scalar]) -> Any:
             drawn = np.random.default_rng((experiment.seed, client, int(told["server-round"])))
-            mine = rows[client]
-            chosen = np.sort(drawn.choice(mine, min(PICTURES, mine.size), replace=False))
+            chosen = np.sort(drawn.choice(mine, min(setting.pictures, mine.size), replace=False))
             view = data.client_view(chosen, chosen[:0])
             trainer = TrainingClient(model, view, config, seed=experiment.seed, client_id=client)
             return trainer.fit(parameters, told)
@@ -219,7 +222,10 @@ def compare(runs: Mapping[str, dict[str, Any]], against: Mapping[str, str]) -> l
     for name, run in runs.items():
         dense = against[name]
         target = final[dense] - 0.01
-        mine, its = (_reached(runs[one]["accuracy"], target) for one in (name, dense))
+        mine, its = (
+            next((r for r, value in runs[one]["accuracy"].items() if value >= target), None)
+            for one in (name, dense)
+        )
         rows.append(
             {
                 "scheme": name,
@@ -235,14 +241,8 @@ def compare(runs: Mapping[str, dict[str, Any]], against: Mapping[str, str]) -> l
     return rows
 
 
-def _reached(accuracy: Mapping[int, float], target: float) -> int | None:
-    return next((r for r, value in accuracy.items() if value >= target), None)
-
-
-def run(
-    folder: Path, *, settings: Sequence[str] = tuple(SETTINGS), rounds: int | None = None
-) -> dict[str, Any]:
-    """Run all schemes on all data sets, write pictures, and return the tables.
+def run(folder: Path, *, settings: Sequence[str] = tuple(SETTINGS)) -> dict[str, Any]:
+    """Run the schemes of all settings, write pictures, and return the tables.
 
     Every finished federation is kept in ``compression-SETTING.json`` in `folder`, so that an
     interrupted comparison goes on where it was.
@@ -253,25 +253,23 @@ def run(
         Where pictures and results go.
     settings : sequence of str
         Some of `SETTINGS`.
-    rounds : int, optional
-        Fewer or more rounds than the settings say.
 
     Returns
     -------
     dict
-        JSON values: for each data set the rows of `compare`, and the files.
+        JSON values: for each setting the rows of `compare`, and the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables: dict[str, Any] = {"files": []}
     for name in settings:
         kept = folder / f"compression-{name}.json"
         runs: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-        missing = [title for title in SCHEMES if title not in runs]
-        tasks = [partial(federate, name, SCHEMES[title], rounds) for title in missing]
+        missing = [title for title in SETTINGS[name].schemes if title not in runs]
+        tasks = [partial(federate, name, SCHEMES[title]) for title in missing]
         for index, found in in_processes(tasks):
             runs[missing[index]] = found
             kept.write_text(json.dumps(runs))
-        runs = {title: json.loads(kept.read_text())[title] for title in SCHEMES}
+        runs = {title: json.loads(kept.read_text())[title] for title in SETTINGS[name].schemes}
         for one in runs.values():
             one["accuracy"] = {int(r): value for r, value in one["accuracy"].items()}
         plot = _plot(name, runs)
