@@ -53,6 +53,12 @@ class SparseVector(Vector):
         out.fill(0.0)
         out[self.indices[first:last] - lo] = self.values[first:last]
 
+    def spans(self, lo: int, hi: int) -> list[NDArray[Any]]:
+        """Return the coordinates ``lo <= i < hi`` as one new array."""
+        out = np.empty(hi - lo)
+        self.read(lo, hi, out)
+        return [out]
+
     def view(self, lo: int, hi: int, spare: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the coordinates ``lo <= i < hi``, read into `spare`."""
         self.read(lo, hi, spare)

@@ -66,12 +66,22 @@ class Vector:
         if len(self._pieces) == 1:  # with thousands of vectors the search below would show
             out[:] = self._pieces[0][lo:hi]
             return
-        position, index = lo, bisect_right(self._starts, lo) - 1
-        while position < hi:
+        position = 0
+        for span in self.spans(lo, hi):
+            out[position : position + span.size] = span
+            position += span.size
+
+    def spans(self, lo: int, hi: int) -> list[NDArray[Any]]:
+        """Return the coordinates ``lo <= i < hi`` as views, one of each array that holds some."""
+        if len(self._pieces) == 1:
+            return [self._pieces[0][lo:hi]]
+        found, index = [], bisect_right(self._starts, lo) - 1
+        while lo < hi:
             piece, start = self._pieces[index], self._starts[index]
             stop = min(hi, start + piece.size)
-            out[position - lo : stop - lo] = piece[position - start : stop - start]
-            position, index = stop, index + 1
+            found.append(piece[lo - start : stop - start])
+            lo, index = stop, index + 1
+        return found
 
     def view(self, lo: int, hi: int, spare: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the coordinates ``lo <= i < hi``, not to be written to.

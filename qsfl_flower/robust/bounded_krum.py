@@ -196,14 +196,11 @@ def _smallest(values: Floats, m: int) -> Floats:
 
 def _apply(updates: Updates, vectors: Floats, threads: int | None) -> Floats:
     """Multiply the inner products of all pairs with a few vectors, without computing them."""
-    count, width = updates.count, updates.width()
     parts: dict[int, Floats] = {}
 
     def work(part: int, lo: int, hi: int) -> None:
-        rows, total = np.empty((count, min(width, hi - lo))), np.zeros(vectors.shape)
-        for start in range(lo, hi, width):
-            block = rows[:, : min(width, hi - start)]
-            updates.read(start, start + block.shape[1], block)
+        total = np.zeros(vectors.shape)
+        for _, _, block in updates.blocks(lo, hi):
             total += block @ (block.T @ vectors)
         parts[part] = total
 
@@ -216,14 +213,11 @@ def _scores(
     updates: Updates, chosen: NDArray[np.intp], m: int, threads: int | None
 ) -> Floats | None:
     """Return the scores of some rows, or None if their distances cancel."""
-    count, width = updates.count, updates.width()
     parts: dict[int, Floats] = {}
 
     def work(part: int, lo: int, hi: int) -> None:
-        rows, total = np.empty((count, min(width, hi - lo))), np.zeros((len(chosen), count))
-        for start in range(lo, hi, width):
-            block = rows[:, : min(width, hi - start)]
-            updates.read(start, start + block.shape[1], block)
+        total = np.zeros((len(chosen), updates.count))
+        for _, _, block in updates.blocks(lo, hi):
             total += block[chosen] @ block.T
         parts[part] = total
 

@@ -27,7 +27,7 @@ from qsfl_flower.numerics.blas import one_blas_thread
 from qsfl_flower.numerics.blocks import Floats
 from qsfl_flower.robust.geometry import Geometry
 from qsfl_flower.robust.rule import Aggregate, NotFinite, Rule
-from qsfl_flower.robust.updates import each_part
+from qsfl_flower.robust.updates import Updates, each_part
 
 
 class CoordinateRule(Rule):
@@ -46,22 +46,14 @@ class CoordinateRule(Rule):
         count, width = updates.count, updates.width()
         out = np.empty(updates.size)
         dtype = np.float32 if sent else np.float64
-        # An odd number of cache lines per row: a power of two would map all rows onto a few sets.
-        stride = width + (16 if width % 32 == 0 else 0)
+        source = Updates(updates.vectors) if sent else updates
 
         def work(part: int, lo: int, hi: int) -> None:
             del part
-            scratch = np.empty((count, stride), dtype)
             turned = np.empty((width, count), dtype)
             shift = np.empty(0 if base is None else width)
-            for start in range(lo, hi, width):
-                stop = min(start + width, hi)
-                block, ascending = scratch[:, : stop - start], turned[: stop - start]
-                if sent:
-                    for vector, row in zip(updates.vectors, block, strict=True):
-                        vector.read(start, stop, row)
-                else:
-                    updates.read(start, stop, block)
+            for start, stop, block in source.blocks(lo, hi, dtype):
+                ascending = turned[: stop - start]
                 np.copyto(ascending, block.T)
                 ascending.sort(axis=1)
                 # NaN is sorted to the end.

@@ -49,16 +49,13 @@ def gram(updates: Updates, *, origin: int | None = None, threads: int | None = N
     ndarray of float64, shape (n, n)
         Symmetric. Rows and columns of vectors that are not finite are not finite.
     """
-    count, width = updates.count, updates.width()
+    count = updates.count
     parts: dict[int, Floats] = {}
 
     def work(part: int, lo: int, hi: int) -> None:
-        rows, product = np.empty((count, min(width, hi - lo))), np.empty((count, count))
-        total = np.zeros((count, count))
+        product, total = np.empty((count, count)), np.zeros((count, count))
         with np.errstate(all="ignore"):
-            for start in range(lo, hi, width):
-                block = rows[:, : min(width, hi - start)]
-                updates.read(start, start + block.shape[1], block)
+            for _, _, block in updates.blocks(lo, hi):
                 if origin is not None:
                     np.subtract(block, block[origin].copy(), out=block)
                 np.add(total, np.matmul(block, block.T, out=product), out=total)
@@ -89,16 +86,13 @@ def dots(updates: Updates, other: Floats | None = None, *, threads: int | None =
     -------
     ndarray of float64, shape (n,)
     """
-    count, width = updates.count, updates.width()
+    count = updates.count
     parts: dict[int, Floats] = {}
 
     def work(part: int, lo: int, hi: int) -> None:
-        rows, total = np.empty((count, min(width, hi - lo))), np.zeros(count)
+        total = np.zeros(count)
         with np.errstate(all="ignore"):
-            for start in range(lo, hi, width):
-                stop = min(start + width, hi)
-                block = rows[:, : stop - start]
-                updates.read(start, stop, block)
+            for start, stop, block in updates.blocks(lo, hi):
                 total += np.vecdot(block, block if other is None else other[start:stop])
         parts[part] = total
 
