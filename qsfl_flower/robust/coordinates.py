@@ -1,9 +1,9 @@
 """Rules that look at every coordinate by itself: medians and trimmed means.
 
-Blocks of coordinates are transposed, so that the n values of one coordinate lie side by side, and
-sorted there by NumPy's vectorised sort. Models of float32 are sorted as they were sent: subtracting
-the same number from all values does not change their order, so the global model is subtracted from
-the result.
+Blocks of many rows are transposed, so that the n values of one coordinate lie side by side, and
+sorted there by NumPy's vectorised sort; few rows are sorted as they are, by a network of minima and
+maxima of two rows. Models of float32 are sorted as they were sent: subtracting the same number from
+all values does not change their order, so the global model is subtracted from the result.
 
 References
 ----------
@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from qsfl_flower.robust.geometry import Geometry
 from qsfl_flower.robust.rule import Aggregate, NotFinite, Rule
 from qsfl_flower.robust.updates import Updates, each_part
 
+SMALL = 12
+"""Up to so many rows are sorted by a network of minima and maxima."""
+
 
 class CoordinateRule(Rule):
     """A rule of which each coordinate of the result depends on that coordinate of the updates."""
@@ -36,8 +40,8 @@ class CoordinateRule(Rule):
     lazy = True
 
     @abstractmethod
-    def combine(self, ascending: NDArray[Any], f: int) -> Floats:
-        """Return one number per row of `ascending`, shape (coordinates, n), sorted in each row."""
+    def combine(self, ranks: NDArray[Any], f: int) -> Floats:
+        """Return one number per column of `ranks`, shape (n, coordinates), each sorted."""
 
     def aggregate(self, geometry: Geometry, f: int) -> Aggregate:
         """Sort and combine block by block."""
@@ -50,16 +54,14 @@ class CoordinateRule(Rule):
 
         def work(part: int, lo: int, hi: int) -> None:
             del part
-            turned = np.empty((width, count), dtype)
+            spare = np.empty(width * (count + 1), dtype)
             shift = np.empty(0 if base is None else width)
             for start, stop, block in source.blocks(lo, hi, dtype):
-                ascending = turned[: stop - start]
-                np.copyto(ascending, block.T)
-                ascending.sort(axis=1)
-                # NaN is sorted to the end.
-                if not (np.isfinite(ascending[:, 0]) & np.isfinite(ascending[:, -1])).all():
+                ranks = sort_columns(block, spare)
+                # NaN is sorted to the end, or spreads through the network to both ends.
+                if not (np.isfinite(ranks[0]) & np.isfinite(ranks[-1])).all():
                     raise NotFinite("an update holds NaN or infinity")
-                result = self.combine(ascending, f)
+                result = self.combine(ranks, f)
                 if base is not None:
                     result = result - base.view(start, stop, shift[: stop - start])
                 np.add(result, 0.0, out=out[start:stop])  # turns -0 into 0
@@ -76,13 +78,11 @@ class Median(CoordinateRule):
 
     name = "median"
 
-    def combine(self, ascending: NDArray[Any], f: int) -> Floats:
+    def combine(self, ranks: NDArray[Any], f: int) -> Floats:
         """Take the middle."""
         del f
-        count = ascending.shape[1]
-        low, high = (
-            ascending[:, rank].astype(np.float64) for rank in ((count - 1) // 2, count // 2)
-        )
+        count = len(ranks)
+        low, high = (ranks[rank].astype(np.float64) for rank in ((count - 1) // 2, count // 2))
         return np.asarray((low + high) / 2)
 
 
@@ -109,10 +109,10 @@ class TrimmedMean(CoordinateRule):
         """Return f, rounded down where a share is given."""
         return super().liars(count, rows) if self.share is None else int(self.share * rows)
 
-    def combine(self, ascending: NDArray[Any], f: int) -> Floats:
+    def combine(self, ranks: NDArray[Any], f: int) -> Floats:
         """Add up the middle."""
-        count: int = ascending.shape[1]
-        return row_sums(ascending[:, f : count - f]) / (count - 2 * f)
+        count = len(ranks)
+        return sums(ranks[f : count - f]) / (count - 2 * f)
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class MeaMed(CoordinateRule):
 
     name = "meamed"
 
-    def combine(self, ascending: NDArray[Any], f: int) -> Floats:
+    def combine(self, ranks: NDArray[Any], f: int) -> Floats:
         """Average around the median."""
-        return around_median(ascending, ascending.shape[1] - f)
+        return around_median(ranks, len(ranks) - f)
 
 
 @dataclass(frozen=True)
@@ -134,28 +134,71 @@ class Around(CoordinateRule):
 
     name = "around_median"
 
-    def combine(self, ascending: NDArray[Any], f: int) -> Floats:
+    def combine(self, ranks: NDArray[Any], f: int) -> Floats:
         """Average around the median."""
         del f
-        return around_median(ascending, self.m)
+        return around_median(ranks, self.m)
 
 
-def around_median(ascending: NDArray[Any], m: int) -> Floats:
-    r"""Return the mean of the m values closest to the median in each row of sorted values.
+def around_median(ranks: NDArray[Any], m: int) -> Floats:
+    r"""Return the mean of the m values closest to the median in each column of sorted values.
 
     They are neighbours in the order: those from rank s on, where s is the number of ranks r with
     :math:`\mu - x_r > x_{r+m} - \mu`. Of two equally distant values the lower one counts.
     """
-    rest = ascending.shape[1] - m
-    middle = Median().combine(ascending, 0)[:, np.newaxis]
-    chosen = ascending[:, :m].astype(np.float64)
+    rest = len(ranks) - m
+    middle = Median().combine(ranks, 0)
+    chosen = ranks[:m].astype(np.float64)
     for start in range(0, rest, m):
-        low = ascending[:, start : min(start + m, rest)]
-        high = ascending[:, start + m : min(start + m, rest) + m]
-        np.copyto(chosen[:, : low.shape[1]], high, where=middle - low > high - middle)
-    return row_sums(chosen) / m
+        low = ranks[start : min(start + m, rest)]
+        high = ranks[start + m : min(start + m, rest) + m]
+        np.copyto(chosen[: len(low)], high, where=middle - low > high - middle)
+    return sums(chosen) / m
 
 
-def row_sums(values: NDArray[Any]) -> Floats:
-    """Add up each row in float64."""
-    return np.asarray(np.einsum("ij->i", values, dtype=np.float64, casting="safe"))
+def sums(values: NDArray[Any]) -> Floats:
+    """Add up each column in float64."""
+    return np.asarray(np.einsum("ij->j", values, dtype=np.float64, casting="safe"))
+
+
+def sort_columns(block: NDArray[Any], spare: NDArray[Any]) -> NDArray[Any]:
+    """Return `block`, shape (n, coordinates), with every column sorted.
+
+    The result lies in `spare`, which has room for it and one row more; `block` is written over.
+    """
+    count, length = block.shape
+    if count > SMALL:
+        turned = spare[: block.size].reshape(length, count)
+        np.copyto(turned, block.T)
+        turned.sort(axis=1)
+        return turned.T
+    rows, free = list(block), spare[block.size : block.size + length]
+    for i, j in network(count):
+        low, high = rows[i], rows[j]
+        np.minimum(low, high, out=free)
+        np.maximum(low, high, out=high)
+        rows[i], free = free, low
+    ranks = spare[: block.size].reshape(count, length)
+    return np.stack(rows, out=ranks)
+
+
+@cache
+def network(count: int) -> list[tuple[int, int]]:
+    """Return which two of `count` values to put in order, one after the other, to sort them all.
+
+    References
+    ----------
+    K. E. Batcher, "Sorting networks and their applications", AFIPS 1968 (odd-even merging; any
+    number of values as by D. E. Knuth, "The art of computer programming", volume 3, 1973).
+    """
+    pairs, run = [], 1
+    while run < count:
+        apart = run
+        while apart:
+            for start in range(apart % run, count - apart, 2 * apart):
+                for i in range(start, min(start + apart, count - apart)):
+                    if i // (2 * run) == (i + apart) // (2 * run):
+                        pairs.append((i, i + apart))
+            apart //= 2
+        run *= 2
+    return pairs
