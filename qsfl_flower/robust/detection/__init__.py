@@ -6,6 +6,7 @@ from qsfl_flower.robust.detection.forest import Forest, explain, path_contributi
 from qsfl_flower.robust.detection.groups import coordinated
 from qsfl_flower.robust.detection.inspect import Detection, Finding, Memory, counted, inspect
 from qsfl_flower.robust.detection.kinds import kind_of
+from qsfl_flower.robust.detection.opposed import opposed
 from qsfl_flower.robust.detection.registry import DETECTORS
 from qsfl_flower.robust.detection.reputation import Reputation, Standing
 
@@ -28,5 +29,6 @@ __all__ = [
     "extract",
     "inspect",
     "kind_of",
+    "opposed",
     "path_contributions",
 ]

@@ -79,12 +79,15 @@ class Table:
         - ``density``: L1 norm by L2 norm, by the root of d; small if few coordinates hold all.
     likeness : ndarray of float64, shape (n, n)
         Cosines between the updates' differences to the centre; 1 on the diagonal.
+    cosines : ndarray of float64, shape (n, n)
+        Cosines between the updates themselves; 0 for updates that are 0.
     trusted : ndarray of bool, shape (n,)
         The rows that the medians are taken over.
     """
 
     values: Floats
     likeness: Floats
+    cosines: Floats
     trusted: NDArray[np.bool_]
 
 
@@ -146,6 +149,7 @@ class _Sums:
         self.with_centre = np.zeros((layers, count))
         self.centre = np.zeros(layers)
         self.gram = np.zeros((count, count))
+        self.products = np.zeros((count, count))
         self.with_last = np.zeros(count)
         self.last = 0.0
         self.agree = np.zeros(count)
@@ -166,6 +170,7 @@ class _Sums:
         self.absolute += np.abs(block).sum(axis=1)
         away = block - centre  # so that the Gram matrix does not cancel
         self.gram += away @ away.T
+        self.products += block @ block.T
 
     def table(self, size: int) -> Table:
         squares = self.squares.sum(axis=0)
@@ -196,7 +201,9 @@ class _Sums:
         lengths = np.sqrt(apart)
         likeness = _ratio(self.gram, np.outer(lengths, lengths))
         np.fill_diagonal(likeness, 1.0)
-        return Table(np.stack([columns[name] for name in NAMES], axis=1), likeness, self.trusted)
+        values = np.stack([columns[name] for name in NAMES], axis=1)
+        cosines = _ratio(self.products, np.outer(norms, norms))
+        return Table(values, likeness, cosines, self.trusted)
 
     def _relative(self, sizes: Floats, least: float = 0.0) -> Floats:
         """Return logarithms of the ratio to the median; equal sizes give 0, also if all are 0."""

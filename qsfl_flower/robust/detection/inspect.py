@@ -15,6 +15,7 @@ from qsfl_flower.robust.detection.detector import Floats
 from qsfl_flower.robust.detection.features import NAMES, Table, describe, extract
 from qsfl_flower.robust.detection.groups import coordinated
 from qsfl_flower.robust.detection.kinds import kind_of
+from qsfl_flower.robust.detection.opposed import opposed
 from qsfl_flower.robust.detection.registry import DETECTORS
 from qsfl_flower.robust.detection.reputation import Reputation, Standing
 from qsfl_flower.robust.updates import Updates
@@ -196,16 +197,20 @@ def inspect(
     judgement = DETECTORS[how.detector].judge(full, memory.reference, seed)
     scores, reasons = judgement.scores, _folded(judgement.reasons, rows)
     groups = {row: n for n, group in enumerate(coordinated(table.likeness)) for row in group}
+    against, along = opposed(table.cosines, table.trusted)
     findings = []
     for row, client in enumerate(clients):
         before = memory.standings.get(client, Standing())
-        flagged = bool(scores[row] > how.threshold) or row in groups
-        score = max(float(scores[row]), 0.75) if row in groups else float(scores[row])
+        seen = row in groups or bool(against[row])
+        flagged = seen or bool(scores[row] > how.threshold)
+        score = max(float(scores[row]), 0.75 if seen else 0.0)
         after = how.reputation.step(before, score, flagged, server_round)
         why = _why(table.values[row], reasons[row], rows[row]) if flagged else ""
         kind = kind_of(table.values[row], deviations[row]) if flagged else ""
         if kind:
             why = f"looks like {kind}; {why}"
+        if against[row]:
+            why = f"moves against the others, cosine to their axis {along[row]:.2f}; {why}"
         if row in groups:
             size = sum(number == groups[row] for number in groups.values())
             why = f"moves together with {size - 1} other{'s' if size > 2 else ''}; {why}"
