@@ -80,7 +80,7 @@ class Table:
     likeness : ndarray of float64, shape (n, n)
         Cosines between the updates' differences to the centre; 1 on the diagonal.
     cosines : ndarray of float64, shape (n, n)
-        Cosines between the updates themselves; 0 for updates that are 0.
+        Cosines between the updates themselves; 0 for updates whose square is 0 or overflows.
     trusted : ndarray of bool, shape (n,)
         The rows that the medians are taken over.
     """
@@ -203,6 +203,7 @@ class _Sums:
         np.fill_diagonal(likeness, 1.0)
         values = np.stack([columns[name] for name in NAMES], axis=1)
         cosines = _ratio(self.products, np.outer(norms, norms))
+        cosines = np.nan_to_num(cosines, posinf=0.0, neginf=0.0)  # where squares overflow
         return Table(values, likeness, cosines, self.trusted)
 
     def _relative(self, sizes: Floats, least: float = 0.0) -> Floats:

@@ -197,11 +197,11 @@ def inspect(
     judgement = DETECTORS[how.detector].judge(full, memory.reference, seed)
     scores, reasons = judgement.scores, _folded(judgement.reasons, rows)
     groups = {row: n for n, group in enumerate(coordinated(table.likeness)) for row in group}
-    against, along = opposed(table.cosines, table.trusted)
+    against = opposed(table)
     findings = []
     for row, client in enumerate(clients):
         before = memory.standings.get(client, Standing())
-        seen = row in groups or bool(against[row])
+        seen = row in groups or row in against
         flagged = seen or bool(scores[row] > how.threshold)
         score = max(float(scores[row]), 0.75 if seen else 0.0)
         after = how.reputation.step(before, score, flagged, server_round)
@@ -209,8 +209,8 @@ def inspect(
         kind = kind_of(table.values[row], deviations[row]) if flagged else ""
         if kind:
             why = f"looks like {kind}; {why}"
-        if against[row]:
-            why = f"moves against the others, cosine to their axis {along[row]:.2f}; {why}"
+        if row in against:
+            why = f"{against[row]}; {why}"
         if row in groups:
             size = sum(number == groups[row] for number in groups.values())
             why = f"moves together with {size - 1} other{'s' if size > 2 else ''}; {why}"

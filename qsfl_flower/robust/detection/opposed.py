@@ -7,77 +7,104 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from qsfl_flower.robust.detection.detector import Floats
+from qsfl_flower.robust.detection.features import NAMES, Table
+
 ALPHA = 0.01
 """Share of rounds in which a cohort without a common direction is said to have opponents."""
 
-CLEARLY = -0.1
-"""Mean cosine to the axis below which opponents point against it rather than at right angles."""
+CLEARLY = -0.05
+"""Mean cosine below which opponents point against a direction; an update of normal noise comes that
+low once in twenty times among 1,000 coordinates, and never among 10,000."""
 
 LINE = 0.99
-"""Updates whose mean squared cosine to the axis is above this lie on a line."""
+"""Updates whose squared cosines to a direction have a mean above this lie on a line."""
 
 _COHORTS, _DIMENSIONS, _MOST = 4000, 8, 100
 
 
-def opposed(
-    cosines: NDArray[np.float64], trusted: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    r"""Find the minority that moves against the others.
+def opposed(table: Table) -> dict[int, str]:
+    """Find the minority that moves against the others.
 
-    The axis is the leading eigenvector of the trusted clients' cosines, turned to where most of
-    them point. Turning an update round leaves the axis as it is, so that opponents cannot bend it
-    by their number as they bend a median. Let :math:`a_i` be the cosines to the axis. Those below
-    0 are opponents if they are fewer than half, if their mean is below -0.1, and if
+    There are two directions to move against: the axis of the round, which is the leading
+    eigenvector of the trusted clients' cosines, turned to where most of them point, and the last
+    step of the global model. Turning an update round leaves the axis as it is, so that opponents
+    cannot bend it by their number as they bend a median. The last step shows them when the model
+    has converged and updates share little within a round.
+
+    Parameters
+    ----------
+    table : Table
+        The features of n updates.
+
+    Returns
+    -------
+    dict of int to str
+        The rows of the opponents, and what they do, in words.
+    """
+    directions = {
+        "the axis of the round": _axis(table),
+        "the last step": table.values[:, NAMES.index("last_cosine")],
+    }
+    told: dict[int, str] = {}
+    for name, along in directions.items():
+        for row in np.flatnonzero(minority(along)).tolist():
+            told.setdefault(row, f"moves against the others; cosine to {name} {along[row]:.2f}")
+    return told
+
+
+def minority(along: Floats) -> NDArray[np.bool_]:
+    r"""Find those whose cosines are on the other side of 0, if they stand apart.
+
+    Negative cosines :math:`a_i` stand apart if they are fewer than half, if their mean is below
+    -0.05, and if
 
     .. math:: \frac{\sum_i (a_i - \bar a)^2}{\sum_i (a_i - \bar a_{\text{side of } i})^2}
 
     exceeds what cohorts without any common direction reach in one round of a hundred. Honest
     clients of a converged model are such a cohort: half of them point against any axis, but all
-    the way from -1 to 1; the made-up ones have random directions in eight dimensions, about as
-    spread as with ten classes shared unevenly. For 20 clients the limit is about 8.
+    the way from -1 to 1. The limit is what made-up cohorts with random directions in eight
+    dimensions reach along their leading axis: 8 for 20 clients, 18 for 10, 200 for 5.
 
-    Nobody is an opponent where updates lie on a line, as those of a model with one parameter:
-    honest clients on both sides of their mean look exactly like attackers there.
+    Nobody stands apart where updates lie on a line, as those of a model with one parameter: honest
+    clients on both sides of their mean look exactly like attackers there.
 
     Parameters
     ----------
-    cosines : ndarray of float64, shape (n, n)
-        Between whole updates, see `qsfl_flower.robust.detection.Table`.
-    trusted : ndarray of bool, shape (n,)
-        Which clients make the axis, at least one.
+    along : ndarray of float64, shape (n,)
+        Cosines to a direction.
 
     Returns
     -------
-    against : ndarray of bool, shape (n,)
-        The opponents.
-    along : ndarray of float64, shape (n,)
-        Cosines to the axis.
+    ndarray of bool, shape (n,)
+        Who stands apart.
     """
-    values, vectors = np.linalg.eigh(cosines[np.ix_(trusted, trusted)])
-    along = cosines[:, trusted] @ vectors[:, -1] / max(float(values[-1]), 1e-300) ** 0.5
-    if np.median(along[trusted]) < 0:
-        along = -along
-    against = along < 0
-    if (
-        _contrast(along[None])[0] <= _limit(min(len(along), _MOST))
-        or along[against].mean() > CLEARLY
-        or values[-1] > LINE * trusted.sum()
-    ):
-        against = np.zeros(len(along), dtype=np.bool_)
-    return against, along
+    low = along < 0
+    apart = bool(
+        _contrast(along[None])[0] > _limit(min(len(along), _MOST))
+        and along[low].mean() < CLEARLY
+        and (along**2).mean() <= LINE
+    )
+    return low if apart else np.zeros_like(low)
 
 
-def _contrast(along: NDArray[np.float64]) -> NDArray[np.float64]:
+def _axis(table: Table) -> Floats:
+    """Return the cosines to the trusted clients' leading axis, most of them positive."""
+    among = table.cosines[:, table.trusted]
+    values, vectors = np.linalg.eigh(among[table.trusted])
+    along: Floats = among @ vectors[:, -1] / max(float(values[-1]), 1e-300) ** 0.5
+    return -along if np.median(along[table.trusted]) < 0 else along
+
+
+def _contrast(along: Floats) -> Floats:
     """Return total by remaining variation when each row is split at 0; 0 without a minority."""
     low = along < 0
     count, size = low.sum(axis=1), along.shape[1]
-    means = [
-        np.where(side, along, 0.0).sum(axis=1) / np.maximum(side.sum(axis=1), 1)
-        for side in (low, ~low)
-    ]
-    rest = along - np.where(low, means[0][:, None], means[1][:, None])
-    total = size * along.var(axis=1)
-    ratio = total / np.maximum(np.vecdot(rest, rest), 1e-300)
+    rest = along.copy()
+    for side in (low, ~low):
+        means = np.where(side, along, 0.0).sum(axis=1) / np.maximum(side.sum(axis=1), 1)
+        rest -= np.where(side, means[:, None], 0.0)
+    ratio = size * along.var(axis=1) / np.maximum(np.vecdot(rest, rest), 1e-300)
     return np.where((count > 0) & (2 * count < size), ratio, 0.0)
 
 

@@ -52,6 +52,8 @@ def test_features_equal_the_obvious_computation(cohort, layout, clients):
     size = np.linalg.norm(away, axis=1)
     expected = away @ away.T / size[:, None] / size[None]
     assert table.likeness == pytest.approx(expected, abs=1e-9)
+    norms = np.linalg.norm(x, axis=1)
+    assert table.cosines == pytest.approx(x @ x.T / norms[:, None] / norms[None], abs=1e-9)
 
 
 def test_a_base_is_subtracted_and_blocks_make_no_difference(layout):
@@ -73,6 +75,7 @@ def test_features_of_equal_updates_are_finite(layout, x):
     table = extract(Updates.of(x), layout)
     assert np.isfinite(table.values).all()
     assert np.isfinite(table.likeness).all()
+    assert np.isfinite(table.cosines).all()
 
 
 def test_features_of_wild_updates_are_bounded(cohort, layout):
