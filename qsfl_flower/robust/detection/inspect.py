@@ -80,7 +80,8 @@ class Finding:
     score : float
         From 0, as usual as anything seen before, to 1.
     flagged : bool
-        Whether the score is above the threshold or the client belongs to a group.
+        Whether the score is above the threshold, or the client belongs to a group or moves against
+        the others.
     group : int or None
         Number of the coordinated group it belongs to.
     why : str
