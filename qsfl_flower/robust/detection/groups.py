@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-LOWEST, HIGHEST = 0.8, 0.9
+LOWEST, HIGHEST = 0.9, 0.95
 """The limit on cosines lies between these, whatever the cohort looks like.
 
 Below the first, honest clients with the same few classes come out alike. A large group bends the
@@ -23,9 +23,9 @@ def coordinated(likeness: NDArray[np.float64], alpha: float = 0.01) -> list[tupl
 
     .. math:: m + z_{1 - \alpha / P} \cdot 1.4826\, \mathrm{MAD}
 
-    over all P pairs, within 0.8 to 0.9; so the limit rises where honest clients are alike, and with
-    the number of pairs. Groups are connected clients; one of more than half of all is not
-    an outlier but the majority, and is left alone. There are no groups either where most pairs
+    over all P pairs, within 0.9 to 0.95; so the limit rises where honest clients are alike, and
+    with the number of pairs. Groups are connected clients; one of more than half of all is not an
+    outlier but the majority, and is left alone. There are no groups either where most pairs
     point the same or the opposite way: updates on one line, as those of a model with one parameter,
     make two camps of honest clients.
 

@@ -29,8 +29,11 @@ WINDOW = 512
 
 _COHORTS, _CLIENTS, _SIZE = 16, 20, 256
 _WIDEST = 20.0
-_FINEST = 0.02
-"""Differences below 2 % in size or 0.02 in a cosine are never unusual."""
+_SIZES = ("norm", "distance", "neighbours", "twin", "layer_high", "layer_low")
+_FINEST = np.where([name in _SIZES for name in NAMES], 0.1, 0.02)
+_FINEST_MADE_UP = np.float64(0.02)
+"""Deviations count as at least this, so that 10 % in size or 0.02 in a cosine are never unusual.
+Made-up cohorts, which only teach how features vary together, are closer still."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class Memory:
         for _ in range(_COHORTS):
             common, last = rng.standard_normal((2, _SIZE))
             updates = common + rng.standard_normal((_CLIENTS, _SIZE))
-            rows.append(standardise(extract(Updates.of(updates), layout, common + last)))
+            table = extract(Updates.of(updates), layout, common + last)
+            rows.append(standardise(table, _FINEST_MADE_UP))
         return cls(_with_sizes(np.vstack(rows)), {}, {})
 
     def trusted(self, clients: Sequence[str], server_round: int) -> NDArray[np.bool_]:
@@ -249,11 +253,14 @@ def counted(findings: Sequence[Finding], norms: Floats, server_round: int) -> Fl
     return np.where(away, 0.0, np.where(~flagged, 1.0, np.where(heard, bounded, 0.0)))
 
 
-def standardise(table: Table) -> Floats:
-    """Return how many robust deviations each value is from the trusted median, within 20."""
+def standardise(table: Table, finest: Floats | np.float64 = _FINEST) -> Floats:
+    """Return how many robust deviations each value is from the trusted median, within 20.
+
+    A deviation counts as `finest` at least.
+    """
     away = table.values - np.median(table.values[table.trusted], axis=0)
     spread = 1.4826 * np.median(np.abs(away[table.trusted]), axis=0)
-    return np.clip(away / np.maximum(spread, _FINEST), -_WIDEST, _WIDEST)
+    return np.clip(away / np.maximum(spread, finest), -_WIDEST, _WIDEST)
 
 
 def _smooth(

@@ -45,3 +45,10 @@ def test_where_everybody_moves_on_one_line_nobody_stands_out():
     likeness = np.outer(side, side)
     np.fill_diagonal(likeness, 1.0)
     assert coordinated(likeness) == []
+
+
+@pytest.mark.parametrize(("cosine", "groups"), [(0.88, []), (0.97, [(2, 5)])])
+def test_honest_clients_with_the_same_few_classes_are_no_group(cosine, groups):
+    likeness = np.eye(20)
+    likeness[2, 5] = likeness[5, 2] = cosine
+    assert coordinated(likeness) == groups

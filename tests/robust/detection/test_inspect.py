@@ -17,6 +17,8 @@ from qsfl_flower.robust.detection import (
     extract,
     inspect,
 )
+from qsfl_flower.robust.detection.features import NAMES
+from qsfl_flower.robust.detection.inspect import standardise
 
 FAST = Detection("robust-z")
 
@@ -162,3 +164,13 @@ def test_equal_updates_are_not_suspicious(layout, value):
     table = extract(Updates.of(np.full((10, layout.size), value)), layout)
     findings, _ = inspect(table, names, Memory.new(0), Detection(), 1)
     assert not any(f.flagged for f in findings)
+
+
+def test_small_differences_are_not_unusual_where_clients_are_nearly_alike(layout):
+    x = np.tile(np.random.default_rng(0).standard_normal(layout.size), (20, 1))
+    x[7] *= 1.05
+    x[9] *= 3
+    deviations = standardise(extract(Updates.of(x), layout))
+    norms = deviations[:, NAMES.index("norm")]
+    assert norms[7] == pytest.approx(np.log(1.05) / 0.1)
+    assert norms[9] == pytest.approx(np.log(3) / 0.1)
