@@ -181,18 +181,14 @@ class Updates:
                 chosen.append(-float(sum(factors[i] for i in rows if self.bases[i] is base)))
         return vectors, np.array(chosen)
 
-    def threads_for(self, tasks: int, threads: int | None) -> int:
-        """Return how many threads to start; by default none more for each million numbers."""
-        useful = self.count * self.size >> 20
-        return threads_for(min(tasks, useful) if threads is None else tasks, threads)
-
     def width(self) -> int:
         """Return how many coordinates of all rows to look at together.
 
         An odd number of cache lines: rows a power of two apart would share a few sets of the cache.
         """
-        fitting = min(_SCRATCH // max(self.count, len(self.vectors)), self.size // 48)
-        return max(1024, min(4096, fitting)) // 32 * 32 + 16
+        share = max(2048, self.size // 96)
+        fitting = min(_SCRATCH // max(self.count, len(self.vectors)), share)
+        return max(1024, min(16384, fitting)) // 32 * 32 + 16
 
 
 def each_part(
@@ -203,7 +199,8 @@ def each_part(
 ) -> None:
     """Call ``work(part, lo, hi)`` on at most `PARTS` runs of coordinates, all or those `within`.
 
-    Their borders depend only on the shape of the updates.
+    Their borders depend only on the shape of the updates. By default there is one thread where
+    blocks are small: NumPy's work on one is over before threads have agreed on whose turn it is.
     """
     first, end = (0, updates.size) if within is None else (within.start, within.stop)
     width = updates.width()
@@ -211,8 +208,9 @@ def each_part(
     count = max(1, min(PARTS, blocks))
     borders = [min(end, first + width * (blocks * part // count)) for part in range(count)]
     borders.append(end)
+    small = threads is None and updates.count * width < _SCRATCH // 2
     map_threads(
         lambda part: work(part, borders[part], borders[part + 1]),
         range(count),
-        updates.threads_for(count, threads),
+        threads_for(1 if small else count, threads),
     )
