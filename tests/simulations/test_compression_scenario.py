@@ -43,6 +43,23 @@ def test_rows_compare_with_the_dense_run_of_the_same_momentum():
         0.0025,
     )
     assert (fast["rounds"], fast["more_rounds"]) == (12, 2)
+    assert (dense["rounds_to"]["0.5"], dense["rounds_to"]["0.9"], never["rounds_to"]["0.3"]) == (
+        4,
+        8,
+        8,
+    )
+    assert late["rounds_to"]["0.9"] is None
+
+
+def test_rounds_of_means_are_not_won_by_one_lucky_evaluation():
+    runs = {
+        "dense": a_run([0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 1.0),
+        "lucky": a_run([0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9], 1.0),
+    }
+    dense, lucky = compare(runs, dict.fromkeys(runs, "dense"))
+    assert (lucky["rounds"], dense["rounds"]) == (0, 4)
+    assert (lucky["rounds_of_means"], dense["rounds_of_means"]) == (24, 20)
+    assert lucky["more_rounds_of_means"] == 0.2
 
 
 def test_every_scheme_is_judged_against_a_dense_federation_with_its_momentum():

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 CLIENTS = 10
 BATCH = 32
+LEVELS = (0.3, 0.4, 0.5, 0.9, 0.95, 0.96, 0.97, 0.975, 0.98)
+"""Accuracies that runs are timed to."""
 STYLES = {"no feedback": "--", "momentum 0.5": ":", "warm-up": "-."}
 """Lines of one colour have the same share of the coordinates."""
 
@@ -215,15 +217,17 @@ def compare(runs: Mapping[str, dict[str, Any]], against: Mapping[str, str]) -> l
     """Return one row per run, compared with the dense run that `against` names.
 
     ``accuracy`` is the mean of the last five evaluations. ``rounds`` is the first evaluated round
-    that reaches the dense accuracy minus one point; ``more_rounds`` compares it with the dense run.
+    that reaches the dense accuracy minus one point, ``rounds_of_means`` the first where the mean of
+    five evaluations does, ``rounds_to`` the first that reaches some other accuracies;
+    ``more_rounds`` compares with the dense run.
     """
     final = {name: fmean(list(run["accuracy"].values())[-5:]) for name, run in runs.items()}
     rows = []
     for name, run in runs.items():
         dense = against[name]
         target = final[dense] - 0.01
-        mine, its = (
-            next((r for r, value in runs[one]["accuracy"].items() if value >= target), None)
+        (mine, smooth), (its, its_smooth) = (
+            [_reached(runs[one]["accuracy"], target, over) for over in (1, 5)]
             for one in (name, dense)
         )
         rows.append(
@@ -233,12 +237,26 @@ def compare(runs: Mapping[str, dict[str, Any]], against: Mapping[str, str]) -> l
                 "accuracy": round(final[name], 4),
                 "points_lost": round(100 * (final[dense] - final[name]), 2),
                 "rounds": mine,
-                "more_rounds": None if not mine or not its else round(mine / its - 1, 3),
+                "more_rounds": _more(mine, its),
+                "rounds_of_means": smooth,
+                "more_rounds_of_means": _more(smooth, its_smooth),
+                "rounds_to": {str(level): _reached(run["accuracy"], level, 1) for level in LEVELS},
                 "reply_bytes": round(run["bytes_up"]),
                 "share_of_dense": round(run["bytes_up"] / runs[dense]["bytes_up"], 5),
             }
         )
     return rows
+
+
+def _reached(accuracy: Mapping[int, float], target: float, over: int) -> int | None:
+    """Return the first round where the mean of so many evaluations reaches the target."""
+    rounds, values = list(accuracy), list(accuracy.values())
+    ends = range(over, len(values) + 1)
+    return next((rounds[i - 1] for i in ends if fmean(values[i - over : i]) >= target), None)
+
+
+def _more(mine: int | None, its: int | None) -> float | None:
+    return None if not mine or not its else round(mine / its - 1, 3)
 
 
 def run(folder: Path, *, settings: Sequence[str] = tuple(SETTINGS)) -> dict[str, Any]:
