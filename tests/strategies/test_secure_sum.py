@@ -450,7 +450,11 @@ def everything_in(message) -> tuple[bytes, list[float], list[str]]:
 
 
 def leaks(pushed_replies, numbers) -> list[str]:
-    """Return what of the clients' updates, norms, counts and metrics can be found in replies."""
+    """Return what of the clients' updates, norms, counts and metrics can be found in replies.
+
+    Everything looked for has eight bytes, so that ciphertexts hold it by chance once in 1e11 runs;
+    four bytes were once found in a few megabytes of them.
+    """
     found = []
     for number in numbers:
         update = update_of(number)
@@ -462,7 +466,7 @@ def leaks(pushed_replies, numbers) -> list[str]:
         }
         encoded = np.rint(update.astype(np.float64) * 2.0**24).astype(np.int64) % P
         needles = {
-            "update": [struct.pack("<f", update[0]), struct.pack("<d", float(update[0]))]
+            "update": [update[:2].astype("<f4").tobytes(), struct.pack("<d", float(update[0]))]
             + [struct.pack("<q", int(e)) for e in encoded],
             "norm": [struct.pack("<d", float(np.linalg.norm(update.astype(np.float64))))],
             "loss": [struct.pack("<d", loss_of(number))],
