@@ -86,6 +86,25 @@ def test_a_small_table_is_written_with_pictures(tmp_path, monkeypatch):
     assert (tmp_path / "robustness-iid-6.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_interrupted_table_goes_on_where_it_was(tmp_path, monkeypatch):
+    computed = []
+
+    def once(tasks):
+        for index, task in enumerate(tasks[:1]):
+            computed.append(task)
+            yield index, task()
+
+    monkeypatch.setattr(robustness, "in_processes", once)
+    shape = {"rounds": 1, "schemes": ["IID"], "liars": [3], "dataset": "digits"}
+    chosen = {"only_defences": ["mean (no defence)", "median"], "only_attacks": ["none"]}
+    with pytest.raises(KeyError):
+        robustness.run(tmp_path, **shape, **chosen)
+    found = robustness.run(tmp_path, **shape, **chosen)
+    assert (len(computed), found["cells"]) == (2, 2)
+    robustness.run(tmp_path, **shape, **chosen)
+    assert len(computed) == 2
+
+
 def test_counts_of_detection():
     flagged = np.array([[1, 0, 0], [0, 0, 1]], dtype=bool)
     away = np.array([[0, 0, 0], [1, 0, 0]], dtype=bool)
@@ -112,10 +131,11 @@ def mnist():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", list(robustness.SCHEMES))
 @pytest.mark.parametrize("attackers", [3, 6])
-def test_attacks_that_do_not_hide_are_kept_out(mnist, attackers):
+def test_attacks_that_do_not_hide_are_kept_out(mnist, scheme, attackers):
     rows = [
-        robustness.cell("mnist", "IID", attackers, "detection + mean", attack, 20, seed=2)
+        robustness.cell("mnist", scheme, attackers, "detection + mean", attack, 20, seed=2)
         for attack in detection.PLAIN
     ]
     found = detection.rates(rows)

@@ -170,7 +170,7 @@ class _Sums:
         self.absolute += np.abs(block).sum(axis=1)
         away = block - centre  # so that the Gram matrix does not cancel
         self.gram += away @ away.T
-        self.products += block @ block.T
+        self.products += block @ block.T  # from `gram`, those of short updates would cancel
 
     def table(self, size: int) -> Table:
         squares = self.squares.sum(axis=0)

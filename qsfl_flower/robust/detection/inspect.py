@@ -31,7 +31,7 @@ _COHORTS, _CLIENTS, _SIZE = 16, 20, 256
 _WIDEST = 20.0
 _SIZES = ("norm", "distance", "neighbours", "twin", "layer_high", "layer_low")
 _FINEST = np.where([name in _SIZES for name in NAMES], 0.1, 0.02)
-_FINEST_MADE_UP = np.float64(0.02)
+_FINEST_MADE_UP = 0.02
 """Deviations count as at least this, so that 10 % in size or 0.02 in a cosine are never unusual.
 Made-up cohorts, which only teach how features vary together, are closer still."""
 
@@ -253,7 +253,7 @@ def counted(findings: Sequence[Finding], norms: Floats, server_round: int) -> Fl
     return np.where(away, 0.0, np.where(~flagged, 1.0, np.where(heard, bounded, 0.0)))
 
 
-def standardise(table: Table, finest: Floats | np.float64 = _FINEST) -> Floats:
+def standardise(table: Table, finest: Floats | float = _FINEST) -> Floats:
     """Return how many robust deviations each value is from the trusted median, within 20.
 
     A deviation counts as `finest` at least.

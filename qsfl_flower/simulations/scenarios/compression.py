@@ -33,6 +33,7 @@ from qsfl_flower.simulations.materials import dataset_of, model_of
 from qsfl_flower.simulations.report.figures import CYCLE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
 from qsfl_flower.strategies import Compress, FedAvgM, RoundRecord, RunObserver, StableFedAvg, Stage
+from qsfl_flower.strategies.checkpoint import write_atomically
 from qsfl_flower.wire import to_record
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def run(folder: Path, *, settings: Sequence[str] = tuple(SETTINGS)) -> dict[str,
         tasks = [partial(federate, name, SCHEMES[title]) for title in missing]
         for index, found in in_processes(tasks):
             runs[missing[index]] = found
-            kept.write_text(json.dumps(runs))
+            write_atomically(kept, json.dumps(runs).encode())
         runs = {title: json.loads(kept.read_text())[title] for title in SETTINGS[name].schemes}
         for one in runs.values():
             one["accuracy"] = {int(r): value for r, value in one["accuracy"].items()}

@@ -6,6 +6,7 @@ import pytest
 from qsfl_flower.numerics import Layout
 from qsfl_flower.robust import Updates
 from qsfl_flower.robust.detection import Detection, Memory, extract, inspect, opposed
+from qsfl_flower.robust.detection.opposed import _limit
 
 
 def against(x: np.ndarray, last: np.ndarray | None = None, **more: np.ndarray) -> list[int]:
@@ -74,6 +75,12 @@ def test_clients_with_a_common_direction_are_never_opposed(cohort, clients):
 def test_without_a_common_direction_one_round_in_a_hundred_is_a_false_alarm(clients, size):
     """Of 400 cohorts more than 13 with probability below 1e-4 at one in a hundred."""
     assert sum(bool(against(aimless(seed, clients, size))) for seed in range(400)) <= 13
+
+
+@pytest.mark.parametrize(("clients", "limit"), [(5, 201), (10, 18), (20, 8.4)])
+def test_the_limit_is_what_made_up_cohorts_reach(clients, limit):
+    """The figures of the documentation; LAPACKs differ in the last bits only."""
+    assert _limit(clients) == pytest.approx(limit, rel=0.03)
 
 
 def test_order_makes_no_difference(cohort):
