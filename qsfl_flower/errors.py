@@ -39,6 +39,64 @@ class RejectedUpdate(QSFLError):
         return type(self), (self.reason, self.detail)
 
 
+REFUSALS = frozenset(
+    {
+        "device-battery-low",
+        "device-busy",
+        "device-in-use",
+        "device-metered",
+        "device-offline",
+        "device-too-small",
+        "device-unknown",
+        "privacy-delta-too-large",
+        "privacy-epsilon-too-large",
+        "privacy-no-protection",
+        "privacy-not-carried-out",
+        "privacy-placement-not-accepted",
+        "privacy-too-many-releases",
+        "policy-bits",
+        "policy-cohort",
+        "policy-committee",
+        "policy-in-the-clear",
+        "policy-message-type",
+        "policy-openings",
+        "policy-plan",
+        "policy-releases",
+        "policy-second-answer",
+        "policy-server",
+        "policy-terms",
+        "policy-threshold",
+        "policy-unknown-step",
+        "policy-weights",
+    }
+)
+"""The reasons that a device may give for refusing what it was asked; any other is malformed."""
+
+
+class Refusal(QSFLError):
+    """A device refuses what it was asked; the server counts the reason and goes on without it.
+
+    Parameters
+    ----------
+    reason : str
+        One of `REFUSALS`.
+    detail : str
+        One sentence for a person: what was asked, what is allowed here. It must not depend on the
+        device's data.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in REFUSALS:
+            raise ValueError(f"{reason!r} is not one of REFUSALS")
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:
+        """Let the error travel between processes."""
+        return type(self), (self.reason, self.detail)
+
+
 class CompositionError(ConfigError):
     """Two stages cannot be combined with their guarantees intact."""
 

@@ -8,19 +8,23 @@ instruction that names a task is answered without the app. Both are plain functi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, RecordDict
 from numpy.typing import NDArray
 
+from qsfl_flower.clients.memory import Facts, facts_of
+from qsfl_flower.clients.policy import NodePolicy, policy_of
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.identity import KeySet
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Clip, Layout, Vector, measure
+from qsfl_flower.wire.content import instruction_digest
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,6 +101,20 @@ class StepContext:
     context: Context
     content: RecordDict
     model: Vector
+
+    @cached_property
+    def instruction(self) -> bytes:
+        """Return the digest of what this client was asked to do: model, configuration, plan."""
+        return instruction_digest(self.content)
+
+    @property
+    def policy(self) -> NodePolicy:
+        """Return what this node insists on."""
+        return policy_of(self.context)
+
+    def facts(self) -> AbstractContextManager[Facts]:
+        """Read and change what this node must not forget; see `facts_of`."""
+        return facts_of(self.context)
 
     @property
     def party(self) -> Party:

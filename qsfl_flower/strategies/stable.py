@@ -48,6 +48,7 @@ from qsfl_flower.strategies.stages import (
 )
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record
+from qsfl_flower.wire.content import instruction_digest
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
@@ -227,6 +228,7 @@ class StableFedAvg(FedAvg):
         self._training: Assignment | None = None
         self._evaluation: Assignment | None = None
         self._sent: list[Message] = []
+        self._instructions: dict[int, bytes] = {}
         self._enough = 0
         self._spans: Mapping[int, tuple[float, float]] = {}
         self._cut = False
@@ -466,6 +468,7 @@ class StableFedAvg(FedAvg):
             tuple(Sender(n, rank, f"node {rank}") for n, rank in ranks.items()),
             self.weighting,
             partial(self._ask, grid, exchange),
+            instructions=self._instructions,
         )
         if kind == "train":
             self.states = self._with_gates(self.chain.prepare(self.states, context))
@@ -480,6 +483,8 @@ class StableFedAvg(FedAvg):
         contents, exchange = dict.fromkeys(nodes, assignment.content), assignment.exchange
         if self.client_api == "message":
             contents, self.states = self.chain.address(contents, self.states, exchange)
+        if self.chain.hides and exchange.kind == "train" and contents:
+            self._remember_instruction(assignment, next(iter(contents.values())))
         contents, self.states = self.chain.instruct(contents, self.states, exchange)
         ttl = max(self.timeout, 1.0)
         return [Message(c, node, exchange.kind, ttl=ttl) for node, c in contents.items()]
@@ -504,6 +509,14 @@ class StableFedAvg(FedAvg):
             sender.node_id: content if isinstance(content, Rejection) else (sender, content)
             for sender, content in entries
         }
+
+    def _remember_instruction(self, assignment: Assignment, addressed: RecordDict) -> None:
+        """Keep the digest of what the clients of a round are asked, as long as it may be needed."""
+        key, server_round = self.arrayrecord_key, assignment.exchange.server_round
+        whole = RecordDict({**addressed, key: assignment.content[key]})
+        self._instructions[server_round] = instruction_digest(whole)
+        for old in [r for r in self._instructions if r < server_round - self.window]:
+            del self._instructions[old]
 
     def _with_gates(self, states: Mapping[str, State]) -> dict[str, State]:
         """Return the states, keeping what `ask` has meanwhile done to those of the gates."""

@@ -28,6 +28,7 @@ from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
+from qsfl_flower.wire import ClientPhase as ClientPhase
 
 Record = ArrayRecord | ConfigRecord
 
@@ -50,16 +51,6 @@ class Phase(IntEnum):
     UPDATE = 80
     GUARD = 90
     RELEASE = 95
-
-
-class ClientPhase(IntEnum):
-    """Where among the steps of a client a stage's half stands."""
-
-    CORRECT = 10
-    SPARSIFY = 20
-    CLIP = 30
-    NOISE = 40
-    ENCODE = 50
 
 
 Steps = Sequence[tuple[ClientPhase, PlanItem]]
@@ -128,6 +119,9 @@ class RoundContext:
         Mean staleness of the updates that are combined; 0 in synchronous rounds.
     states : Mapping[str, State]
         For a `VectorStage`: the states of all stages as far as the round has come, by name.
+    instructions : Mapping[int, bytes]
+        Where updates are hidden: digest of what the clients were asked to do, by round; see
+        `qsfl_flower.wire.content.instruction_digest`.
     """
 
     server_round: int
@@ -140,6 +134,7 @@ class RoundContext:
     support: NDArray[np.int64] | None = None
     staleness: float = 0.0
     states: Mapping[str, State] = field(default_factory=dict)
+    instructions: Mapping[int, bytes] = field(default_factory=dict)
 
 
 def task_content(task: str, **records: Record) -> RecordDict:

@@ -33,7 +33,8 @@ from qsfl_flower.wire.keys import (
     TASK_KEY,
     Form,
 )
-from qsfl_flower.wire.plan import Plan, PlanItem
+from qsfl_flower.wire.kinds import Kind, kind_of
+from qsfl_flower.wire.plan import ClientPhase, Plan, PlanItem
 from qsfl_flower.wire.tell import change_records, with_keys
 
 __all__ = [
@@ -54,13 +55,16 @@ __all__ = [
     "REFUSED_KEY",
     "RELEASED_KEY",
     "TASK_KEY",
+    "ClientPhase",
     "Form",
+    "Kind",
     "Plan",
     "PlanItem",
     "change_records",
     "content_bytes",
     "from_blob",
     "from_record",
+    "kind_of",
     "numbers_only",
     "records_of",
     "refusal",

@@ -7,10 +7,20 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.constant import SType
 
 from qsfl_flower.crypto.digest import Item, content_digest
 from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.wire.arrays import from_record
+from qsfl_flower.wire.keys import (
+    BASE_KEY,
+    BROADCAST_KEY,
+    ENCRYPT_KEY,
+    QSFL_RECORD,
+    RELEASED_KEY,
+)
 
 AUTH_RECORD = "qsfl-auth"
 """ConfigRecord with signed messages; everything else in a message is covered by them."""
@@ -29,6 +39,27 @@ def digest_of(content: RecordDict) -> bytes:
     record count in their own order, since many apps use them by position.
     """
     return content_digest(_items(content))
+
+
+def instruction_digest(content: RecordDict) -> bytes:
+    """Return 32 bytes that stand for all that clients of a round are asked to do alike.
+
+    Model, configuration and plan are covered. What differs between clients that are asked for the
+    same is not: how the model travels (`Broadcast`), signatures and encryption. Arrays count by
+    values, names, shapes and dtypes, whatever bytes carried them.
+
+    Parameters
+    ----------
+    content : RecordDict
+        The instruction with the whole model.
+    """
+    shared = RecordDict({k: v for k, v in content.items() if k != QSFL_RECORD})
+    if isinstance(told := content.get(QSFL_RECORD), ConfigRecord):
+        shared[QSFL_RECORD] = ConfigRecord({k: v for k, v in told.items() if k not in _OWN})
+    return content_digest(_items(shared, by_value=True))
+
+
+_OWN = frozenset({BASE_KEY, BROADCAST_KEY, ENCRYPT_KEY, RELEASED_KEY})
 
 
 def pack_arrays(record: ArrayRecord) -> bytes:
@@ -80,7 +111,7 @@ def frame_of(record: ArrayRecord) -> bytes | None:
     )
 
 
-def _items(content: RecordDict) -> Iterator[Item]:
+def _items(content: RecordDict, by_value: bool = False) -> Iterator[Item]:
     for name in sorted(content):
         if name == AUTH_RECORD:
             continue
@@ -88,7 +119,11 @@ def _items(content: RecordDict) -> Iterator[Item]:
         yield Item("record", name, type(record).__name__, (len(record),), b"")
         for key, value in record.items():
             place = f"{len(name)}:{name}/{key}"
-            if isinstance(value, Array):
+            if by_value and isinstance(value, Array) and value.stype == SType.NUMPY:
+                ((_, array),) = from_record({key: value}).items()
+                data = np.ascontiguousarray(array).data
+                yield Item("array", place, array.dtype.str, array.shape, data)
+            elif isinstance(value, Array):
                 dtype = f"{value.stype}:{value.dtype}"
                 yield Item("array", place, dtype, tuple(value.shape), value.data)
             else:

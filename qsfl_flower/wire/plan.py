@@ -10,9 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from qsfl_flower.errors import QSFLError
+
+
+class ClientPhase(IntEnum):
+    """Where among the steps of a client a stage's half stands."""
+
+    CORRECT = 10
+    SPARSIFY = 20
+    CLIP = 30
+    NOISE = 40
+    ENCODE = 50
+
 
 PLAN_VERSION = 1
 _MAX_BYTES = 64 * 1024

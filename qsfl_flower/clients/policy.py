@@ -1,0 +1,259 @@
+"""What a node insists on, whatever a server asks: one file on the node, checked on the node.
+
+The file is TOML, named by ``qsfl-policy`` in the SuperNode's ``--node-config``::
+
+    least_cohort = 5            # no sum of fewer clients
+    hidden_only = true          # updates leave under a secure sum, or not at all
+    openings = ["sum"]          # nothing but sums is opened of what this node sends
+
+    [privacy]
+    epsilon = 2.0
+    placements = ["record", "distributed"]
+
+Without a file the defaults of `NodePolicy` hold.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+
+from qsfl_flower.errors import ConfigError, Refusal
+from qsfl_flower.privacy.policy import MinimumPolicy
+from qsfl_flower.secure.pairwise.terms import Policy as MaskPolicy
+from qsfl_flower.secure.terms import Terms
+
+POLICY_FILE = "qsfl-policy"
+"""Entry of the node's configuration that names the policy file."""
+
+OPENINGS = ("sum", "norms", "distances")
+"""What a committee may open of hidden updates."""
+
+_MAX_FILE = 64 * 1024
+_NODE_CONFIG = {
+    "qsfl-min-cohort": ("least_cohort", int),
+    "qsfl-min-threshold": ("least_threshold", int),
+    "qsfl-max-colluding": ("colluding", float),
+}
+"""Single settings in the node's configuration; they count before those of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePolicy:
+    """The least that a node accepts.
+
+    Parameters
+    ----------
+    privacy : MinimumPolicy, optional
+        The least differential privacy; without it none is demanded.
+    hidden_only : bool
+        Whether updates may leave under a secure sum only. Evaluation and queries, whose answers
+        nothing hides, are refused then.
+    openings : tuple of str
+        What a committee may open besides nothing, out of `OPENINGS`.
+    least_cohort : int
+        Fewest clients in a sum, and in every part of it that counts with one weight, >= 2.
+    least_threshold : int
+        Fewest committee members that together can open a sum, >= 2.
+    least_bits : int
+        Fewest fractional bits of a sum, in [1, 61].
+    weights : bool
+        Whether a sum may give public weights that differ, as asynchronous rounds do by staleness.
+    colluding : float
+        Share of the clients that may help the server under pairwise masks, in [0, 1).
+    servers, members : tuple of str
+        Names that may give instructions, and that may serve on a committee; empty: every server,
+        and every client, of the roster.
+    releases : int, optional
+        Most training replies in `days`, over all runs, >= 1.
+    days : float
+        Length of the period, > 0; also that over which `privacy` is summed up if `releases` is set.
+    code : tuple of str
+        SHA-256 digests of app bundles that may run. Enforced by the executor that starts the app,
+        not by the mods, which are part of the app.
+    """
+
+    privacy: MinimumPolicy | None = None
+    hidden_only: bool = False
+    openings: tuple[str, ...] = OPENINGS
+    least_cohort: int = 3
+    least_threshold: int = 2
+    least_bits: int = 16
+    weights: bool = False
+    colluding: float = 0.1
+    servers: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+    releases: int | None = None
+    days: float = 30.0
+    code: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.openings) - set(OPENINGS))
+        rules = (
+            ("openings", not unknown, f"a list out of {', '.join(OPENINGS)}"),
+            ("least_cohort", self.least_cohort >= 2, "an integer >= 2"),
+            ("least_threshold", self.least_threshold >= 2, "an integer >= 2"),
+            ("least_bits", 1 <= self.least_bits <= 61, "an integer from 1 to 61"),
+            ("colluding", 0 <= self.colluding < 1, "a number in [0, 1)"),
+            ("releases", self.releases is None or self.releases >= 1, "an integer >= 1"),
+            ("days", self.days > 0, "a number > 0"),
+        )
+        for name, valid, allowed in rules:
+            if not valid:
+                raise ConfigError(
+                    f"node policy: {name} is {getattr(self, name)!r}; it must be {allowed}"
+                )
+
+    @classmethod
+    def load(cls, path: Path) -> NodePolicy:
+        """Read a policy file strictly.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot be read, or has an unknown key or a value that is not allowed.
+        """
+        try:
+            with path.open("rb") as file:
+                text = file.read(_MAX_FILE + 1)
+            if len(text) > _MAX_FILE:
+                raise ConfigError(f"node policy {path}: longer than {_MAX_FILE} bytes")
+            values = tomllib.loads(text.decode())
+        except OSError as error:
+            raise ConfigError(f"node policy {path} cannot be read: {error.strerror}") from None
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            raise ConfigError(f"node policy {path} is not TOML: {error}") from None
+        try:
+            privacy = values.pop("privacy", None)
+            if privacy is not None:
+                privacy = MinimumPolicy(**_typed(MinimumPolicy, privacy, "privacy."))
+            return cls(privacy=privacy, **_typed(cls, values, ""))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def masks(self, least: int) -> MaskPolicy:
+        """Return what this node insists on under pairwise masks, for a sum of `least` or more."""
+        return MaskPolicy(self.colluding, max(self.least_cohort, least))
+
+    def check_server(self, name: str) -> None:
+        """Refuse instructions of a server that is not accepted here."""
+        if self.servers and name not in self.servers:
+            raise Refusal(
+                "policy-server", f"{name} may not instruct this node; {', '.join(self.servers)} may"
+            )
+
+    def check_terms(self, terms: Terms, *, noisy: bool = False) -> None:
+        """Refuse the terms of a committee's sum that protect less than this policy.
+
+        Clients check before they deal, members before they open anything.
+
+        Parameters
+        ----------
+        terms : qsfl_flower.secure.terms.Terms
+            What is proposed.
+        noisy : bool
+            Whether clients add shares of a noise that protects nothing but the sum.
+
+        Raises
+        ------
+        Refusal
+            ``policy-openings``, ``policy-cohort``, ``policy-threshold``, ``policy-bits``,
+            ``policy-weights`` or ``policy-committee``.
+        """
+        opened = ["sum", *(n for n in ("norms", "distances") if getattr(terms, n))]
+        if noisy and len(opened) > 1:
+            raise Refusal(
+                "policy-openings",
+                f"the terms open {', '.join(opened)}; shares of noise protect the sum alone",
+            )
+        if extra := [name for name in opened if name not in self.openings]:
+            raise Refusal(
+                "policy-openings",
+                f"the terms open {', '.join(extra)}; this node allows {', '.join(self.openings)}",
+            )
+        for reason, what, found, least in (
+            ("policy-cohort", "min_clients", terms.min_clients, self.least_cohort),
+            ("policy-threshold", "threshold", terms.threshold, self.least_threshold),
+            ("policy-bits", "bits", terms.bits, self.least_bits),
+        ):
+            if found < least:
+                raise Refusal(reason, f"the terms say {what} {found}; this node asks for {least}")
+        if len(set(terms.weights)) > 1 and not self.weights:
+            raise Refusal(
+                "policy-weights",
+                f"the terms weigh updates by {terms.weights}; this node asks for equal weights",
+            )
+        if strangers := sorted(set(terms.members) - set(self.members) if self.members else ()):
+            raise Refusal(
+                "policy-committee", f"{', '.join(strangers)} may not serve on a committee here"
+            )
+
+
+_ACTING: ContextVar[NodePolicy | None] = ContextVar("qsfl_policy", default=None)
+
+
+@contextmanager
+def insisting(policy: NodePolicy) -> Iterator[None]:
+    """Let a policy count for the message that is handled, instead of the node's file."""
+    before = _ACTING.set(policy)
+    try:
+        yield
+    finally:
+        _ACTING.reset(before)
+
+
+def policy_of(context: Context) -> NodePolicy:
+    """Return what counts for a node now: the policy in force, its file, or the defaults.
+
+    Raises
+    ------
+    ConfigError
+        If the file or a setting of the node's configuration is not usable.
+    """
+    config, policy = context.node_config, _ACTING.get()
+    if policy is None:
+        path = config.get(POLICY_FILE)
+        if path is not None and not (isinstance(path, str) and Path(path).is_absolute()):
+            raise ConfigError(f"node config: {POLICY_FILE} is {path!r}; give an absolute path")
+        policy = NodePolicy() if path is None else NodePolicy.load(Path(path))
+    single: dict[str, Any] = {}
+    for key, (name, kind) in _NODE_CONFIG.items():
+        if key not in config:
+            continue
+        value = config[key]
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+            raise ConfigError(f"node config: {key} is {value!r}; it must be a {kind.__name__}")
+        single[name] = kind(value)
+    return replace(policy, **single) if single else policy
+
+
+def _typed(kind: type, values: object, prefix: str) -> dict[str, Any]:
+    """Return the values of a table by the types of a dataclass's fields."""
+    known = {f.name: str(f.type) for f in fields(kind)}
+    known.pop("privacy", None)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"node policy: {prefix.rstrip('.')} must be a table")
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(
+                f"node policy: unknown key {prefix}{name!s:.60}; allowed are {', '.join(known)}"
+            )
+        wanted = known[name].removesuffix(" | None")
+        if wanted.startswith("tuple"):
+            if not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+                raise ConfigError(f"node policy: {prefix}{name} must be a list of texts")
+            value = tuple(value)
+        elif wanted == "float" and type(value) is int:
+            value = float(value)
+        elif type(value).__name__ != wanted:
+            raise ConfigError(f"node policy: {prefix}{name} is {value!r:.60}; it must be {wanted}")
+        read[name] = value
+    return read
