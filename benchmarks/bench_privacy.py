@@ -22,8 +22,8 @@ from qsfl_flower.privacy.discrete import discrete_gaussian
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import CentralDP, Clip, StableFedAvg, Stage
+from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 
 NAME = "privacy"

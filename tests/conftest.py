@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from qsfl_flower import testing
 
 # A busy machine is no failure: time limits are pytest's.
 settings.register_profile("suite", deadline=None)
@@ -27,57 +26,16 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-@dataclass
-class FakeGrid:
-    """Answers every message with the node's client function; replies arrive in random order."""
-
-    clients: dict[int, Callable]
-    seed: int = 0
-    ranks: list[int] | None = None
-    pushed: list = field(default_factory=list)
-    _ready: dict = field(default_factory=dict)
-    _count: int = 0
-    run = SimpleNamespace(run_id=1)
-
-    def get_nodes(self):
-        order = self.ranks or list(self.clients)
-        return [
-            SimpleNamespace(node_id=n, registered_at=f"2026-01-01T00:00:{order.index(n):02d}")
-            for n in self.clients
-        ]
-
-    def get_node_ids(self):
-        return list(self.clients)
-
-    def push_messages(self, messages: Iterable) -> list[str]:
-        ids = []
-        for message in messages:
-            self._count += 1
-            message.metadata.__dict__["_message_id"] = f"m{self._count}"
-            self.pushed.append(message)
-            reply = self.clients[message.metadata.dst_node_id](message)
-            if reply is not None:
-                self._ready[message.metadata.message_id] = reply
-            ids.append(message.metadata.message_id)
-        return ids
-
-    def pull_messages(self, ids: Iterable[str]) -> list:
-        found = [i for i in ids if i in self._ready]
-        random.Random(self.seed).shuffle(found)
-        return [self._ready.pop(i) for i in found]
-
-
 @pytest.fixture
 def inside_run():
     """Flower's messages can only be built inside a run."""
-    from flwr.supercore.task_identity import TaskIdentity
-
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    testing.inside_run()
 
 
 @pytest.fixture
 def fake_grid(inside_run):
-    return FakeGrid
+    """Make a grid of scripted clients; replies arrive in random order."""
+    return partial(testing.NodeGrid, seed=0)
 
 
 @pytest.fixture

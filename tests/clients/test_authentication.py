@@ -98,13 +98,15 @@ def roster(keys):
 def federation(fake_grid, keys, roster):
     """Run a federation of three devices, some of which attack."""
 
-    def run(rounds=2, attacks=None, devices=None, encrypt=False, clock=lambda: NOW, **arguments):
+    def run(
+        rounds=2, attacks=None, devices=None, encrypt=False, clock=lambda: NOW, run=1, **arguments
+    ):
         attacks = attacks or {}
         devices = devices or {
             100 + int(n): Device(n, 100 + int(n), keys.clients[n], roster, attacks.get(n))
             for n in NAMES
         }
-        grid = fake_grid(devices)
+        grid = fake_grid(devices, run=run)
         recorder = Recorder()
         gate = Authenticate(
             Credentials(keys.server, arguments.pop("server_roster", roster)), encrypt, clock
@@ -303,19 +305,14 @@ def test_two_nodes_with_one_identity_count_once(federation, keys, roster):
     assert run.rounds[-1].rejected == {"wrong-node": 1}
 
 
-def test_a_reply_of_another_run_is_refused(federation, fake_grid, keys, roster):
+def test_a_reply_of_another_run_is_refused(federation, keys, roster):
     other = federation(rounds=1, fraction_evaluate=0.0)
     old = other.devices[101].replies[0]
-    keep = fake_grid.run
-    fake_grid.run = SimpleNamespace(run_id=7)
-    try:
-        devices = {100 + int(n): Device(n, 100 + int(n), keys.clients[n], roster) for n in NAMES}
-        for device in devices.values():
-            device.context.run_id = 7
-        devices[101].attack = lambda device, content: old
-        run = federation(devices=devices, rounds=1, fraction_evaluate=0.0)
-    finally:
-        fake_grid.run = keep
+    devices = {100 + int(n): Device(n, 100 + int(n), keys.clients[n], roster) for n in NAMES}
+    for device in devices.values():
+        device.context.run_id = 7
+    devices[101].attack = lambda device, content: old
+    run = federation(devices=devices, rounds=1, run=7, fraction_evaluate=0.0)
     assert run.rounds[-1].rejected == {"wrong-run": 1}
 
 
@@ -377,7 +374,7 @@ def test_a_client_cannot_play_the_server(fake_grid, keys, roster):
     device = Device("1", 101, keys.clients["1"], roster)
     grid = fake_grid({101: device})
     grid.push_messages(strategy.configure_train(1, to_record(MODEL), ConfigRecord(), grid))
-    (reply,) = grid.pull_messages(["m1"])
+    (reply,) = grid.pull_messages(list(grid.ready))
     assert reply.has_error()
     assert "0 is a client" in reply.error.reason or "wrong-key" in reply.error.reason
 

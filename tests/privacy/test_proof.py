@@ -15,9 +15,9 @@ from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.clients.models import build_model
 from qsfl_flower.clients.per_example import clipped_gradient_sum
 from qsfl_flower.compression import Mask, Scheme
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import Clip, Compress, Robust, SharedMask, StableFedAvg
 from qsfl_flower.strategies.privacy import CentralDP
+from qsfl_flower.testing import LocalGrid
 
 CLIENTS, SIZE, C = 4, 4, 1.0
 SILENT = 1e-6

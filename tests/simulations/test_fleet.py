@@ -107,7 +107,7 @@ def test_a_host_gets_one_message_at_a_time(fake_grid, inside_run):
     assert len(silent.pushed) == 2
     assert grid.pull_messages([first, second]) == []
     done = silent.pushed[0]
-    silent._ready[done.metadata.message_id] = Message(Error(8, "died"), reply_to=done)
+    silent.ready[done.metadata.message_id] = Message(Error(8, "died"), reply_to=done)
     (reply,) = grid.pull_messages([first, second])
     assert reply.error.reason == "died"
     assert reply.metadata.reply_to_message_id == first

@@ -18,13 +18,13 @@ from qsfl_flower.simulations.build import (
     strategy_of,
 )
 from qsfl_flower.simulations.config import experiment_from_dict
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.simulations.materials import dataset_of, model_of, training_of
 from qsfl_flower.simulations.root import root_rows, root_update_of
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import CheckpointStore, RunObserver
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.stages import RoundContext
+from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 
 FLTRUST = {"stage": "robust", "rule": "fltrust", "root_examples": 100}

@@ -21,7 +21,6 @@ from qsfl_flower.asynchrony import (
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.compression import Scheme
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import (
     POLICIES,
     BufferedAsync,
@@ -38,6 +37,7 @@ from qsfl_flower.strategies import (
     StableFedAvg,
 )
 from qsfl_flower.strategies.privacy import CentralDP
+from qsfl_flower.testing import LocalGrid
 
 
 class Recorder(RunObserver):

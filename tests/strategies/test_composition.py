@@ -16,9 +16,9 @@ from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import CompositionError
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import BufferedAsync, StableFedAvg
 from qsfl_flower.strategies.composition import REFUSALS, Argument, Refusal, Trait, refuse
+from qsfl_flower.testing import LocalGrid
 from tests.strategies.support import (
     ASYNCHRONOUS,
     CAPABILITIES,

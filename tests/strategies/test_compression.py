@@ -16,7 +16,6 @@ from qsfl_flower.clients.steps import STEPS
 from qsfl_flower.compression import Mask, Memory, Scheme, decode_record, derive_seed
 from qsfl_flower.errors import CompositionError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import (
     Chain,
     ClientPhase,
@@ -32,6 +31,7 @@ from qsfl_flower.strategies import (
     Update,
 )
 from qsfl_flower.strategies.privacy import CentralDP, LocalDP
+from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import Form, PlanItem, content_bytes, from_record, to_blobs, to_record
 
 SHAPES = {"a.weight": (40, 25), "a.bias": (40,)}

@@ -17,7 +17,6 @@ from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.errors import CompositionError
 from qsfl_flower.privacy.calibration import noise_multiplier_for
 from qsfl_flower.privacy.record import RecordPrivacy
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.strategies import (
     Committee,
     CrossDevice,
@@ -30,6 +29,7 @@ from qsfl_flower.strategies import (
     RunObserver,
     Validate,
 )
+from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import from_record, to_record
 
 CLIENTS = 9

@@ -98,7 +98,7 @@ def _ordered(grid):
     """Flower samples in random order, and the last choices of Bulyan are often ties."""
 
     def pull(ids):
-        replies = [grid._ready.pop(i) for i in ids if i in grid._ready]
+        replies = [grid.ready.pop(i) for i in ids if i in grid.ready]
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     grid.pull_messages = pull

@@ -28,12 +28,12 @@ from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.compression import Scheme
 from qsfl_flower.simulations.build import evaluator_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
-from qsfl_flower.simulations.local import LocalGrid
 from qsfl_flower.simulations.materials import dataset_of, model_of
 from qsfl_flower.simulations.report.figures import CYCLE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
 from qsfl_flower.strategies import Compress, FedAvgM, RoundRecord, RunObserver, StableFedAvg, Stage
 from qsfl_flower.strategies.checkpoint import write_atomically
+from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 
 if TYPE_CHECKING:

@@ -1,0 +1,154 @@
+"""A Flower grid in one process: every node is a function, and answers as soon as it is asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from qsfl_flower.errors import QSFLError
+
+App = Callable[[Message, Context], Message]
+"""A ClientApp, or a mod with the app inside it."""
+
+Answer = Callable[[Message], Message | None]
+"""What a node does with a message; None is silence."""
+
+_CLIENT_ERROR = 2
+
+
+def inside_run(run: int = 1) -> None:
+    """Make this process count as one of the run: Flower makes messages only inside a run."""
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = run
+
+
+def context_of(node: int, partition: int, partitions: int, run: int = 1) -> Context:
+    """Return the context of a node that has not been asked yet."""
+    config: UserConfig = {"partition-id": partition, "num-partitions": partitions}
+    return Context(run, node, config, RecordDict(), {})
+
+
+class AppNode:
+    """A node that runs an app; what the app raises becomes an error reply, as in Flower.
+
+    Parameters
+    ----------
+    app : App
+        The ClientApp.
+    context : Context
+        Its configuration and state, which stay here between messages.
+    """
+
+    def __init__(self, app: App, context: Context) -> None:
+        self.app, self.context = app, context
+
+    def __call__(self, message: Message) -> Message:
+        """Let the app answer."""
+        try:
+            return self.app(message, self.context)
+        except Exception as error:
+            return Message(Error(_CLIENT_ERROR, str(error)), reply_to=message)
+
+
+class NodeGrid(Grid):
+    """Hands every message to the function of its node.
+
+    Parameters
+    ----------
+    clients : Mapping[int, Answer]
+        The nodes by id.
+    seed : int, optional
+        Of the order in which replies arrive; None keeps the order in which they were asked for.
+    ranks : Sequence[int], optional
+        The node ids in order of registration; that of `clients` by default.
+    run : int
+        Run id, >= 1.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[int, Answer],
+        seed: int | None = None,
+        ranks: Sequence[int] | None = None,
+        run: int = 1,
+    ) -> None:
+        inside_run(run)
+        self.clients = dict(clients)
+        self.seed, self.ranks, self._run = seed, ranks, Run.create_empty(run)
+        self.pushed: list[Message] = []
+        self.ready: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Do nothing: there is one run."""
+
+    @property
+    def run(self) -> Run:
+        """Return the run."""
+        return self._run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes."""
+        return list(self.clients)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return all nodes with their order of registration."""
+        order = {node: rank for rank, node in enumerate(self.ranks or self.clients)}
+        return [NodeInfo(node_id=n, registered_at=f"{order[n]:012d}") for n in self.clients]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the nodes answer."""
+        ids = []
+        for message in messages:
+            self.pushed.append(message)
+            name = f"local-{len(self.pushed)}"
+            message.metadata.__dict__["_message_id"] = name
+            reply = self.clients[message.metadata.dst_node_id](message)
+            if reply is not None:
+                self.ready[name] = reply
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        found = [i for i in message_ids if i in self.ready]
+        if self.seed is not None:
+            random.Random(self.seed).shuffle(found)
+        return [self.ready.pop(i) for i in found]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Refuse: strategies of this suite push and pull."""
+        raise QSFLError("a local grid has no send_and_receive; use push and pull_messages")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message as Flower's grids do."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class LocalGrid(NodeGrid):
+    """Runs one ClientApp on every node, one after the other.
+
+    Parameters
+    ----------
+    app : App
+        The ClientApp.
+    clients : int
+        Number of nodes; node i + 1 has partition i, and a client state of its own.
+    """
+
+    def __init__(self, app: App, clients: int) -> None:
+        self.contexts = [context_of(n + 1, n, clients) for n in range(clients)]
+        super().__init__({c.node_id: AppNode(app, c) for c in self.contexts})
