@@ -80,6 +80,10 @@ class Clock(ABC):
     def forget(self, tasks: Collection[int]) -> None:
         """Wait for these answers no longer; they may still be released if they come."""
 
+    @abstractmethod
+    def void(self, tasks: Collection[int]) -> None:
+        """Whatever is answered to these tasks counts for nothing."""
+
     def online(self, devices: Sequence[int]) -> list[int]:
         """Return those of the connected devices that can be asked now, in the same order."""
         return list(devices)
@@ -93,8 +97,8 @@ class Clock(ABC):
         return None
 
     @abstractmethod
-    def restore(self, values: Mapping[str, Any]) -> None:
-        """Go on from what `to_dict` returned."""
+    def restore(self, values: Mapping[str, Any], void: Collection[int] = ()) -> None:
+        """Go on from what `to_dict` returned; `void` are the tasks that count for nothing."""
 
 
 class WallClock(Clock):
@@ -140,7 +144,10 @@ class WallClock(Clock):
         for task in tasks:
             self._open.pop(task, None)
 
-    def restore(self, values: Mapping[str, Any]) -> None:
+    def void(self, tasks: Collection[int]) -> None:
+        """Change nothing: what comes, comes."""
+
+    def restore(self, values: Mapping[str, Any], void: Collection[int] = ()) -> None:
         """Refuse: real time has no state.
 
         Raises

@@ -1,4 +1,4 @@
-"""The models that tasks under way started from, and no others."""
+"""The models that tasks under way started from and may still count, and no others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class Versions(Generic[Model]):
-    """Models by version, at most `capacity` of them.
+    """Models of the newest `capacity` versions.
 
     An old model is kept only while a task under way started from it: the difference between its
     answer and that model is the update. Models are referred to, not copied.
@@ -22,8 +22,8 @@ class Versions(Generic[Model]):
     Parameters
     ----------
     capacity : int
-        How many models are held at most, >= 1; beyond it the oldest is dropped, and answers that
-        needed it are too stale.
+        How many versions may be held, the newest included, >= 1. A version that is `capacity` or
+        more behind the newest is dropped: answers that started from it are too stale.
     held : Mapping[int, Model]
         Models by version, the oldest first.
     """
@@ -38,5 +38,6 @@ class Versions(Generic[Model]):
     def add(self, version: int, model: Model, needed: Collection[int]) -> Versions[Model]:
         """Return the store with a new model, and of the old ones only those that are needed."""
         kept = {v: m for v, m in self.held.items() if v in needed} | {version: model}
-        newest = sorted(kept)[-self.capacity :]
-        return replace(self, held=MappingProxyType({v: kept[v] for v in newest}))
+        oldest = max(kept) - self.capacity + 1
+        held = {v: kept[v] for v in sorted(kept) if v >= oldest}
+        return replace(self, held=MappingProxyType(held))

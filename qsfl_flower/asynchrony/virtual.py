@@ -107,6 +107,11 @@ class VirtualClock(Clock):
     def forget(self, tasks: Collection[int]) -> None:
         """Change nothing: a late answer arrives when it arrives."""
 
+    def void(self, tasks: Collection[int]) -> None:
+        """Upload nothing for these tasks; an upload that has begun goes on to its end."""
+        for task in self._answers.keys() & tasks:
+            self._answers[task] = replace(self._answers[task], size=0)
+
     def online(self, devices: Sequence[int]) -> list[int]:
         """Return those that are within reach now."""
         if not self._absent:
@@ -124,20 +129,30 @@ class VirtualClock(Clock):
         return {
             "now": self._now,
             "asked": [[device, times] for device, times in self._asked.items()],
-            "events": [[event.task, event.trained_at, event.device] for event in self._events],
+            "events": [
+                [event.task, event.trained_at, event.device, event.at if event.uploaded else None]
+                for event in self._events
+            ],
         }
 
-    def restore(self, values: Mapping[str, Any]) -> None:
-        """Go on from a saved state; the tasks under way have to be sent again over the network."""
+    def restore(self, values: Mapping[str, Any], void: Collection[int] = ()) -> None:
+        """Go on from a saved state; tasks under way that may count have to be sent again."""
+        self._answers, self._expected, events = {}, set(), []
         try:
             self._now = float(values["now"])
             self._asked = {int(device): int(times) for device, times in values["asked"]}
-            rows = [(int(task), float(at), int(device)) for task, at, device in values["events"]]
+            for number, end, place, arrival in values["events"]:
+                task, trained_at, device = int(number), float(end), int(place)
+                if task in void and arrival is not None:
+                    events.append(_Event(float(arrival), task, device, trained_at, uploaded=True))
+                    self._answers[task] = Delivery(task, None)
+                else:
+                    events.append(_Event(trained_at, task, device, trained_at))
+                    self._expected.add(task)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the state of the clock is damaged: {error!r}") from None
-        self._events = [_Event(at, task, device, at) for task, at, device in rows]
+        self._events = events
         heapq.heapify(self._events)
-        self._answers, self._expected = {}, {task for task, *_ in rows}
 
     def _wait(self, task: int, fetch: Fetch, pause: Pause) -> bool:
         """Wait in real time until the answer is there; False after `patience` seconds."""

@@ -22,7 +22,7 @@ from qsfl_flower.asynchrony import (
     integer_weights,
     staleness_of,
 )
-from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.errors import CheckpointError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Vector
 from qsfl_flower.strategies.admission import Asked, outcome_of
 from qsfl_flower.strategies.assignment import Assignment
@@ -178,6 +178,7 @@ class BufferedAsync(StableFedAvg):
             tell(min(len(buffer.updates), self.buffer_size), self.buffer_size)
         lap("clients")
         model, metrics = self._combine(training, buffer.cohort(), buffer.admitted, buffer.contents)
+        self._void_stale(server_round)
         lap("aggregate")
         return Trained(sent, buffer.replies, model, metrics, self.outcome)
 
@@ -185,10 +186,12 @@ class BufferedAsync(StableFedAvg):
         """Add the models of tasks under way, if these survive a restart."""
         states, under_way = super().to_save()
         if under_way is not None:
+            needed = {task.version for task in self.post.awaited()}
             states[_VERSIONS] = {
                 f"{version}/{name}": array
-                for version in sorted(self.post.ledger.versions())
-                for name, array in self._assignments.held[version].model.arrays.items()
+                for version, assignment in self._assignments.held.items()
+                if version in needed
+                for name, array in assignment.model.arrays.items()
             }
         return states, under_way
 
@@ -197,10 +200,15 @@ class BufferedAsync(StableFedAvg):
         states = dict(snapshot.states)
         held = states.pop(_VERSIONS, {})
         super().restore(replace(snapshot, states=states))
-        versions = sorted(self.post.ledger.versions())
-        self._to_resend = {
-            v: to_record({name: held[f"{v}/{name}"] for name in snapshot.arrays}) for v in versions
-        }
+        try:
+            self._to_resend = {
+                version: to_record({name: held[f"{version}/{name}"] for name in snapshot.arrays})
+                for version in sorted({task.version for task in self.post.awaited()})
+            }
+        except KeyError as error:
+            raise CheckpointError(
+                f"the checkpoint lacks {error.args[0]}, a model that a task under way started from"
+            ) from None
 
     def _open(self, job: Job, version: int, arrays: ArrayRecord) -> Assignment:
         """Make what the clients are told that start from a version."""
@@ -211,12 +219,18 @@ class BufferedAsync(StableFedAvg):
         self._assignments = self._assignments.add(version, training, needed)
         return training
 
+    def _void_stale(self, version: int) -> None:
+        """In simulated time, expect nothing from tasks that are too old for the next version."""
+        if self.post.clock.simulated:
+            oldest = version - self.limit.maximum
+            self.post.void([t.number for t in self.post.awaited() if t.version < oldest])
+
     def _resend(self, job: Job) -> list[Message]:
         """After a restart, ask again for the answers that are still to come."""
         sent = []
         for version, arrays in self._to_resend.items():
             training = self._open(job, version, arrays)
-            tasks = [t for t in self.post.ledger.open.values() if t.version == version]
+            tasks = [t for t in self.post.awaited() if t.version == version]
             messages = self._address(training, [self.sampling.nodes[t.client] for t in tasks])
             taken = self.post.push(job.grid, list(zip(tasks, messages, strict=True)))
             sent += [message for _, message in taken]
@@ -285,10 +299,10 @@ class BufferedAsync(StableFedAvg):
         task, node = arrival.task, self.sampling.nodes[arrival.task.client]
         asked = Asked({}, self.sampling.ranks, {task.client: (task.sent_at, arrival.at)})
         sender, content = outcome_of(asked, node, arrival.message)
-        if arrival.message is not None:
+        if arrival.message is not None and not arrival.void:
             buffer.replies.append(arrival.message)
         buffer.heard.add(task.client)
-        if isinstance(content, Rejection):
+        if isinstance(content, Rejection) and not arrival.void:
             buffer.rejections.append(content)
             return
         try:
@@ -304,7 +318,9 @@ class BufferedAsync(StableFedAvg):
             content = self._translate(training, content)
             update = self._read(training, sender, content)
         except RejectedUpdate as error:
-            size = 0 if isinstance(content, Rejection) else content_bytes(content)
+            size = 0
+            if not arrival.void and not isinstance(content, Rejection):
+                size = content_bytes(content)
             buffer.rejections.append(Rejection(sender, error.reason, error.detail, size))
             return
         if staleness:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -31,11 +31,14 @@ class Arrival:
         When it ended, in seconds of the clock.
     message : Message or None
         The answer, which may be one of Flower's errors.
+    void : bool
+        Whether the task had become too old to count before its answer came.
     """
 
     task: Task
     at: float
     message: Message | None = None
+    void: bool = False
 
 
 class Post:
@@ -120,13 +123,16 @@ class Post:
             self.ledger, task, verdict = self.ledger.settle(delivery.task)
             self._numbers.pop(self._ids.pop(delivery.task, ""), None)
             self._here.discard(delivery.task)
+            void = delivery.task in self._void
+            self._void.discard(delivery.task)
             if task is None:
                 continue
             self.latencies = self.latencies.observe(task.client, self.clock.now - task.sent_at)
             if verdict is Verdict.COUNTS:
-                arrivals.append(Arrival(task, self.clock.now, delivery.answer))
+                arrivals.append(Arrival(task, self.clock.now, delivery.answer, void))
         if not found:
             self.ledger, missed = self.ledger.expire(self.clock.now)
+            self.void([task.number for task in missed])
             arrivals += [Arrival(task, self.clock.now) for task in missed]
             self._forget_silent()
         return arrivals
@@ -172,7 +178,21 @@ class Post:
                 good += arrival.message.has_content()
             on_reply(len(answers), total)
         self.ledger, _ = self.ledger.give_up(waiting, self.clock.now)
+        self.void(waiting)
         return answers
+
+    def void(self, tasks: Collection[int]) -> None:
+        """Expect nothing more from these tasks, whose answers cannot count any more.
+
+        Their clients stay busy until they have answered. In simulated time nothing is uploaded for
+        such a task, so that a restart, which does not ask for it again, changes nothing.
+        """
+        self._void.update(tasks)
+        self.clock.void(tasks)
+
+    def awaited(self) -> list[Task]:
+        """Return the open tasks whose answers may count."""
+        return [task for task in self.ledger.open.values() if task.number not in self._void]
 
     def quiet(self, grid: Grid, clients: Collection[int], patience: float) -> set[int]:
         """Wait until clients have nothing to do any more, and return those that have not.
@@ -212,18 +232,24 @@ class Post:
         if (clock := self.clock.to_dict()) is None:
             return None
         latencies = [[client, list(seen)] for client, seen in self.latencies.seen.items()]
-        return {"clock": clock, "ledger": self.ledger.to_dict(), "latencies": latencies}
+        return {
+            "clock": clock,
+            "ledger": self.ledger.to_dict(),
+            "latencies": latencies,
+            "void": sorted(self._void),
+        }
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Open tasks have to be pushed again before the next `receive`.
+        """Go on from a saved state.
 
-        Answers that would not count any more come without content when their time has come.
+        Open tasks that are not void have to be pushed again before the next `receive`; the others
+        end without content when their time has come.
         """
-        self.clock.restore(values["clock"])
+        self._void = {int(number) for number in values["void"]}
+        self.clock.restore(values["clock"], self._void)
         self.ledger = Ledger.from_dict(values["ledger"])
         seen = {int(client): tuple(seconds) for client, seconds in values["latencies"]}
         self.latencies = Latencies(MappingProxyType(seen))
-        self._void = set(self.ledger.overdue)
 
     def _forget_silent(self) -> None:
         known = self.ledger.open.keys() | self.ledger.overdue.keys()
@@ -237,7 +263,7 @@ class Post:
     def _fetch(self, grid: Grid, tasks: Sequence[int]) -> list[Delivery]:
         ids = self._ids
         names = [ids[task] for task in tasks if task in ids]
-        found = {t: Delivery(t, None) for t in tasks if t in self._void} if self._void else {}
+        found = {t: Delivery(t, None) for t in self._void.intersection(tasks) if t not in ids}
         found |= {t: self._held.pop(t) for t in tasks if t in self._held}
         names = [name for name in names if self._numbers[name] not in self._here]
         for message in grid.pull_messages(names):
@@ -246,7 +272,7 @@ class Post:
                 size = content_bytes(message.content) if message.has_content() else 0
                 found[number] = Delivery(number, message, size)
                 self._here.add(number)
-        return list(found.values())
+        return [replace(d, size=0) if t in self._void else d for t, d in found.items()]
 
     def _pause(self, seconds: float) -> None:
         if self._stop():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qsfl_flower.asynchrony import (
     Availability,
@@ -319,6 +321,49 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert [r.clock_s for r in rest_rows.rounds] == [
         r.clock_s for r in whole_rows.rounds[interrupted_after + 1 :]
     ]
+
+
+def resumed_after_every_round(fake_grid, trained, folder, rounds, buffer_size, max_staleness):
+    """Ten fast devices and two so slow that the versions they start from are long forgotten."""
+    devices = [Device(1 + n % 4, jitter=0.4, upload=50.0, dropout=0.1) for n in range(10)]
+    devices += [Device(30.0, upload=5.0), Device(45.0, upload=2.0)]
+    options = {
+        "buffer_size": buffer_size, "max_staleness": max_staleness, "deadline": 60.0,
+        "server_momentum": 0.5,
+    }  # fmt: skip
+
+    def grid(seed):
+        return fake_grid(noisy(trained, np.random.default_rng(1)), seed=seed)
+
+    store = CheckpointStore(folder, keep=rounds)
+    whole, whole_rows, _ = run(grid(0), devices, rounds, checkpoints=store, **options)
+    saved = sorted(folder.glob("round-*.json"))
+    assert len(saved) == rounds
+    for path in saved:
+        snapshot = store._load(path)
+        rest, rest_rows, _ = run(grid(2), devices, rounds, resume=snapshot, **options)
+        assert rest.tobytes() == whole.tobytes()
+        assert rest_rows.rows == whole_rows.rows[snapshot.server_round + 1 :]
+        clocks = [r.clock_s for r in whole_rows.rounds[snapshot.server_round + 1 :]]
+        assert [r.clock_s for r in rest_rows.rounds] == clocks
+    return {row.status for rows in whole_rows.rows for row in rows}
+
+
+def test_tasks_whose_model_is_forgotten_survive_a_checkpoint(fake_grid, trained, tmp_path):
+    """Resuming after any round ends alike, whatever is under way."""
+    seen = resumed_after_every_round(fake_grid, trained, tmp_path, 24, 2, 3)
+    assert {"accepted", "too-stale"} <= seen
+
+
+@given(rounds=st.integers(1, 20), buffer_size=st.integers(1, 6), max_staleness=st.integers(0, 12))
+@settings(
+    max_examples=8, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_buffer_and_staleness_can_be_resumed(
+    fake_grid, trained, tmp_path_factory, rounds, buffer_size, max_staleness
+):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    resumed_after_every_round(fake_grid, trained, folder, rounds, buffer_size, max_staleness)
 
 
 def test_evaluation_asks_clients_that_are_idle(fake_grid, trained):
