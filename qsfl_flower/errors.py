@@ -1,9 +1,35 @@
 """The exceptions of the suite: one base class, one class per kind of trouble.
 
-Every message says what was wrong, where, and what is allowed.
+Every message says what was wrong, where, and what is allowed. Text that comes from outside goes
+through `plain` where it enters.
 """
 
 from __future__ import annotations
+
+_LONGEST_DETAIL = 600
+
+INTERNAL = "internal"
+"""Reason of a rejection that a fault of ours caused, and not the reply."""
+
+
+def plain(text: object, most: int = 300) -> str:
+    """Return text from outside as it may stand in a log, a report or a terminal: one short line.
+
+    Control characters, escape sequences, line breaks and what changes the direction of writing
+    become ``?`` or a space; nothing else in the text changes.
+
+    Parameters
+    ----------
+    text : object
+        Anything; what is no text is shown as its ``str``.
+    most : int
+        Longest result in characters, >= 0.
+    """
+    try:
+        shown = str(text)[:most]
+    except Exception:  # an object that cannot even be shown, such as an integer of 5,000 digits
+        shown = f"<{type(text).__name__}>"[:most]
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in shown)
 
 
 class QSFLError(Exception):
@@ -26,10 +52,11 @@ class RejectedUpdate(QSFLError):
     reason : str
         Short machine-readable name, counted in the metrics (``"not-finite"``).
     detail : str
-        One sentence for a person: what was found, where, what is allowed.
+        One sentence for a person: what was found, where, what is allowed. It goes through `plain`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
+        detail = plain(detail, _LONGEST_DETAIL)
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -71,6 +98,9 @@ REFUSALS = frozenset(
     }
 )
 """The reasons that a device may give for refusing what it was asked; any other is malformed."""
+
+COMPLAINTS = REFUSALS | {"bad-packet", "refused", "second-mask", "second-release"}
+"""Those that a device may give inside a masked sum."""
 
 
 class Refusal(QSFLError):

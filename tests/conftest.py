@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -24,6 +25,29 @@ settings.load_profile("suite")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+class _Faults(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.told = []
+
+    def emit(self, record):
+        self.told.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def internal_faults(request):
+    """Collect what was counted as ``internal``; fail the test unless it is marked to expect it."""
+    log, faults = logging.getLogger("qsfl_flower.internal"), _Faults()
+    level = log.level
+    log.addHandler(faults)
+    log.setLevel(logging.ERROR)
+    yield faults.told
+    log.removeHandler(faults)
+    log.setLevel(level)
+    if faults.told and request.node.get_closest_marker("expects_internal") is None:
+        pytest.fail("a fault of the suite was hidden by the barrier:\n" + faults.told[0])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Party, StepContext, Task
 from qsfl_flower.crypto.hybrid import derive
-from qsfl_flower.errors import ConfigError, CryptoError, RejectedUpdate
+from qsfl_flower.errors import COMPLAINTS, ConfigError, CryptoError, RejectedUpdate
 from qsfl_flower.secure.pairwise.client import BadPacket, Client, deal, mask, release
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, encode_scalars
@@ -113,7 +113,9 @@ def _named(task: Task) -> Task:
             return task(context)
         except RejectedUpdate as error:
             about = error.dealer if isinstance(error, BadPacket) else ""
-            return _answer({"refused": error.reason, "detail": error.detail, "about": about})
+            known = error.reason in COMPLAINTS
+            reason, detail = (error.reason, error.detail) if known else ("refused", str(error))
+            return _answer({"refused": reason, "detail": detail, "about": about})
 
     return answer
 

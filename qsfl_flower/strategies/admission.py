@@ -7,18 +7,19 @@ the model's layout. What does not fit is rejected with a name and a sentence, an
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.errors import REFUSALS, RejectedUpdate, plain
 from qsfl_flower.numerics import Layout, Vector, example_count
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.wire import (
     CLIENT_KEY,
     DETAIL_KEY,
@@ -37,7 +38,6 @@ T = TypeVar("T")
 
 _MAX_METRICS = 64
 _MAX_NAME = 64
-_REFUSAL = re.compile("(device|privacy)-[a-z-]{1,32}")
 _ERROR_REASONS = {
     0: "client-crashed",
     1: "client-not-loaded",
@@ -160,7 +160,11 @@ def match(replies: Iterable[Message], asked: Asked) -> list[tuple[Sender, Record
         node = asked.nodes.get(reply.metadata.reply_to_message_id)
         if node is not None:
             answers.setdefault(node, reply)
-    return [outcome_of(asked, node, answers.get(node)) for node in asked.in_order()]
+    outcomes = []
+    for node in asked.in_order():
+        found = catch(asked.sender(node), partial(outcome_of, asked, node, answers.get(node)))
+        outcomes.append((found.sender, found) if isinstance(found, Rejection) else found)
+    return outcomes
 
 
 def admit(
@@ -174,19 +178,14 @@ def admit(
     matched : Sequence[tuple[Sender, RecordDict or Rejection]]
         See `match`.
     read : Callable[[Sender, RecordDict], Update]
-        Reads one reply or raises `RejectedUpdate`, see `ReplyReader.read`.
+        Reads one reply or raises `RejectedUpdate`, see `ReplyReader.read`; called through `catch`.
     """
-
-    def one(pair: tuple[Sender, RecordDict | Rejection]) -> Update | Rejection:
-        sender, content = pair
-        if isinstance(content, Rejection):
-            return content
-        try:
-            return read(sender, content)
-        except RejectedUpdate as error:
-            return Rejection(sender, error.reason, error.detail, content_bytes(content))
-
-    outcomes = [one(pair) for pair in matched]
+    outcomes = [
+        content
+        if isinstance(content, Rejection)
+        else catch(sender, partial(read, sender, content), content)
+        for sender, content in matched
+    ]
     return Cohort(
         tuple(o for o in outcomes if isinstance(o, Update)),
         tuple(o for o in outcomes if isinstance(o, Rejection)),
@@ -197,9 +196,11 @@ def finite_metrics(metrics: Mapping[str, object], leave_out: str) -> dict[str, f
     """Return the finite scalar metrics of a reply, at most 64 of them with names of sane length."""
     kept: dict[str, float] = {}
     for name, value in metrics.items():
-        if name == leave_out or len(name) > _MAX_NAME or isinstance(value, bool):
+        sane = name.isprintable() and len(name) <= _MAX_NAME and len(kept) < _MAX_METRICS
+        if name == leave_out or not sane or isinstance(value, bool):
             continue
-        if isinstance(value, int | float) and math.isfinite(value) and len(kept) < _MAX_METRICS:
+        # An integer of any size can be compared with a float, but not turned into one.
+        if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
             kept[name] = float(value)
     return kept
 
@@ -237,10 +238,23 @@ def check_willing(content: RecordDict) -> None:
     record = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
     if REFUSED_KEY not in record:
         return
-    reason, detail = str(record[REFUSED_KEY]), str(record.get(DETAIL_KEY, ""))
-    if not _REFUSAL.fullmatch(reason):
-        raise RejectedUpdate("malformed", f"the client refuses with {reason!r:.40}")
-    raise RejectedUpdate(reason, "".join(c for c in detail[:300] if c.isprintable()))
+    raise declined(record[REFUSED_KEY], record.get(DETAIL_KEY, ""), REFUSALS)
+
+
+def declined(reason: object, detail: object, known: frozenset[str]) -> RejectedUpdate:
+    """Return the rejection with which a client declines to do something.
+
+    Parameters
+    ----------
+    reason, detail : object
+        What the client says.
+    known : frozenset of str
+        The reasons that it may give; any other becomes ``malformed``, so that nobody can invent a
+        reason, or claim one that the server finds by itself.
+    """
+    if not isinstance(reason, str) or reason not in known:
+        return RejectedUpdate("malformed", f"the client refuses with {plain(reason, 40)!r}")
+    return RejectedUpdate(reason, plain(detail))
 
 
 def _form(content: RecordDict, encoding: str) -> Form:
@@ -283,13 +297,13 @@ def outcome_of(
 
 def _name(content: RecordDict) -> str | None:
     name = (records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()).get(CLIENT_KEY)
-    if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable():
-        return name
-    return None
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+        return None
+    return None if name.startswith("node ") else name  # what nodes without a name are called
 
 
 def _cause(text: str) -> str:
     """Return the exception's own words out of the layers that Flower wraps around it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = re.sub(r"^<class '[^']*'>:<'", "", (lines or [text])[-1])
-    return last.rpartition("Message: ")[2].removesuffix("'>")[:300]
+    return plain(last.rpartition("Message: ")[2].removesuffix("'>"))

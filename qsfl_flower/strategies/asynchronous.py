@@ -34,8 +34,8 @@ from qsfl_flower.strategies.rounds import Job, Trained
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import Exchange, Measurements, State
 from qsfl_flower.strategies.stale_step import StaleStep
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
-from qsfl_flower.wire import Form, content_bytes, to_record
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, catch
+from qsfl_flower.wire import Form, to_record
 
 _LOOK_FOR_NODES = 2.0  # seconds of real time between two looks at who is connected
 _PATIENT_ROUNDS = 10  # a round of simulated time ends after so many deadlines in any case
@@ -298,36 +298,46 @@ class BufferedAsync(StableFedAvg):
         """Put an answer into the buffer, or the reason why it cannot be used."""
         task, node = arrival.task, self.sampling.nodes[arrival.task.client]
         asked = Asked({}, self.sampling.ranks, {task.client: (task.sent_at, arrival.at)})
-        sender, content = outcome_of(asked, node, arrival.message)
+        answer = catch(asked.sender(node), partial(outcome_of, asked, node, arrival.message))
+        sender, content = (answer.sender, answer) if isinstance(answer, Rejection) else answer
         if arrival.message is not None and not arrival.void:
             buffer.replies.append(arrival.message)
         buffer.heard.add(task.client)
         if isinstance(content, Rejection) and not arrival.void:
             buffer.rejections.append(content)
             return
-        try:
-            staleness = self._staleness(task, version)
-            self.chain.check_origin(self.states, task.version + 1)
-            training = self._assignments.held[task.version]
-            ((sender, content),), self.states, buffer.admitted = self.chain.admit(
-                [(sender, content)], self.states, training.exchange
-            )
-            if isinstance(content, Rejection):
-                buffer.rejections.append(content)
-                return
-            content = self._translate(training, content)
-            update = self._read(training, sender, content)
-        except RejectedUpdate as error:
-            size = 0
-            if not arrival.void and not isinstance(content, Rejection):
-                size = content_bytes(content)
-            buffer.rejections.append(Rejection(sender, error.reason, error.detail, size))
-            return
+        read = partial(self._admit, task, sender, content, version, buffer)
+        sent = None if arrival.void or isinstance(content, Rejection) else content
+        found = catch(sender, read, sent)
+        if isinstance(found, Rejection):
+            buffer.rejections.append(found)
+        else:
+            update, buffer.contents[node] = found
+            buffer.updates.append(update)
+
+    def _admit(
+        self,
+        task: Task,
+        sender: Sender,
+        content: RecordDict | Rejection,
+        version: int,
+        buffer: _Buffer,
+    ) -> tuple[Update, RecordDict] | Rejection:
+        """Read an answer, as its client was told to make it."""
+        staleness = self._staleness(task, version)
+        self.chain.check_origin(self.states, task.version + 1)
+        training = self._assignments.held[task.version]
+        ((sender, admitted),), self.states, buffer.admitted = self.chain.admit(
+            [(sender, content)], self.states, training.exchange
+        )
+        if isinstance(admitted, Rejection):
+            return admitted
+        content = self._translate(training, admitted)
+        update = self._read(training, sender, content)
         if staleness:
             update = _difference(update, training.model.vector)
         weight = self._weight(staleness, version)
-        buffer.updates.append(replace(update, staleness=staleness, damping=weight))
-        buffer.contents[node] = content
+        return replace(update, staleness=staleness, damping=weight), content
 
     def _weight(self, staleness: int, version: int) -> float:
         """Return how much an update counts."""

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import CompositionError, ConfigError, RejectedUpdate
+from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout
 from qsfl_flower.strategies.composition import Argument, Trait, refuse
 from qsfl_flower.strategies.stages import (
@@ -21,13 +22,14 @@ from qsfl_flower.strategies.stages import (
     Exchange,
     Measurements,
     MessageStage,
+    Phase,
     RoundContext,
     Stage,
     State,
     VectorStage,
 )
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender
-from qsfl_flower.wire import Plan, content_bytes
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, catch
+from qsfl_flower.wire import Plan
 
 
 class Chain:
@@ -78,6 +80,14 @@ class Chain:
     def protects_clients(self) -> bool:
         """Whether noise is to hide from the models' readers what single clients did."""
         return any(Trait.PROTECTS_CLIENTS in stage.traits for stage in self.stages)
+
+    @property
+    def bounds_clients(self) -> bool:
+        """Whether some stage limits what one client can do to the model."""
+        return any(
+            stage.phase is Phase.BOUND or Trait.WITHSTANDS_LIARS in stage.traits
+            for stage in self.stages
+        )
 
     @property
     def needs_norms(self) -> bool:
@@ -177,17 +187,18 @@ class Chain:
             for index, (sender, content) in enumerate(entries):
                 if isinstance(content, Rejection):
                     continue
-                try:
-                    with self.timed(gate):
-                        sender, content, states[gate.name] = gate.admit(
-                            sender, content, states[gate.name], exchange
-                        )
-                except RejectedUpdate as error:
-                    # The name in a reply that was not let in is anybody's; the node is certain.
-                    sender = replace(sender, name=f"node {sender.rank}")
-                    size = content_bytes(content)
-                    content = Rejection(sender, error.reason, error.detail, size)
-                entries[index] = sender, content
+                # The name in a reply that is not let in is anybody's; the node is certain.
+                node = replace(sender, name=f"node {sender.rank}")
+                state = states[gate.name]
+                with self.timed(gate):
+                    found = catch(
+                        node, partial(gate.admit, sender, content, state, exchange), content
+                    )
+                if isinstance(found, Rejection):
+                    entries[index] = node, found
+                else:
+                    sender, content, states[gate.name] = found
+                    entries[index] = sender, content
         answered = {sender.node_id: isinstance(c, RecordDict) for sender, c in entries}
         for stage in self.stages:
             states[stage.name] = stage.heard(answered, states[stage.name])

@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, RejectedUpdate, plain
 from qsfl_flower.secure.field import Elements, is_canonical
 from qsfl_flower.secure.krum import pairs
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import Check
 from qsfl_flower.strategies.stages import RoundContext, task_content
-from qsfl_flower.strategies.update import Rejection, Update
+from qsfl_flower.strategies.update import Rejection, Update, catch
 from qsfl_flower.wire import content_bytes, from_record, records_of
 from qsfl_flower.wire.keys import (
     HELLO_TASK,
@@ -29,6 +30,8 @@ from qsfl_flower.wire.keys import (
 )
 
 T = TypeVar("T")
+
+_LONGEST_COMPLAINT = 40
 
 
 @dataclass(frozen=True)
@@ -193,12 +196,14 @@ class Session:
                 continue
             sender, content = answer
             self.traffic += content_bytes(content)
-            try:
-                if sender.name != name:
-                    raise RejectedUpdate("wrong-node", f"{sender.name} answers in its place")
-                found[member] = read(content)
-            except RejectedUpdate as error:
-                self.lost[member] = str(error)
+            if sender.name != name:
+                self.lost[member] = f"wrong-node: {sender.name} answers in its place"
+                continue
+            told = catch(sender, partial(read, content))
+            if isinstance(told, Rejection):
+                self.lost[member] = f"{told.reason}: {told.detail}"
+            else:
+                found[member] = told
         return found
 
     def _read_taken(self, content: RecordDict, count: int) -> Taken:
@@ -207,7 +212,7 @@ class Session:
         if not (
             isinstance(complaints, list)
             and len(complaints) == count
-            and all(isinstance(c, str) and len(c) <= 40 for c in complaints)
+            and all(isinstance(c, str) and len(c) <= _LONGEST_COMPLAINT for c in complaints)
         ):
             raise RejectedUpdate("malformed", f"not one complaint or none for each of {count}")
         kept = sum(not c for c in complaints)
@@ -217,7 +222,8 @@ class Session:
             record.get("distances", b""), kept * (kept - 1) // 2 if terms.distances else 0
         )
         norms = _elements(record.get("norms", b""), kept if terms.norms else 0)
-        return Taken(Check(complaints, values.tolist()), distances, norms)
+        told = [plain(c, _LONGEST_COMPLAINT) for c in complaints]
+        return Taken(Check(told, values.tolist()), distances, norms)
 
 
 def sealed_of(update: Update) -> Sealed:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from flwr.app import MetricRecord, RecordDict
 
-from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import bounded_weights, example_count
 from qsfl_flower.strategies.admission import finite_metrics, single
 from qsfl_flower.strategies.combine import mean_metrics
-from qsfl_flower.strategies.update import Rejection, Sender, Weighting
+from qsfl_flower.strategies.update import Rejection, Sender, Weighting, catch
 from qsfl_flower.wire import records_of
 
 log = logging.getLogger("qsfl_flower")
@@ -41,17 +41,26 @@ def mean_evaluation(
     own : Callable, optional
         The user's function, called with the usable replies instead.
     """
-    kept: list[tuple[float, dict[str, float], RecordDict]] = []
+
+    def read(answer: Callable[[], RecordDict]) -> tuple[float, dict[str, float], RecordDict]:
+        content = answer()
+        metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
+        claim = example_count(metrics.get(weighted_by_key))
+        return claim, finite_metrics(metrics, weighted_by_key), content
+
+    kept = []
     for sender, reply in entries:
-        try:
-            if isinstance(reply, Rejection):
-                raise RejectedUpdate(reply.reason, reply.detail)
-            content = reply()
-            metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
-            claim = example_count(metrics.get(weighted_by_key))
-            kept.append((claim, finite_metrics(metrics, weighted_by_key), content))
-        except RejectedUpdate as error:
-            log.warning("round %d: no evaluation from %s: %s", server_round, sender.label, error)
+        found = reply if isinstance(reply, Rejection) else catch(sender, partial(read, reply))
+        if not isinstance(found, Rejection):
+            kept.append(found)
+            continue
+        log.warning(
+            "round %d: no evaluation from %s: %s: %s",
+            server_round,
+            sender.label,
+            found.reason,
+            found.detail,
+        )
     if not kept:
         return None
     if own is not None:
@@ -61,5 +70,7 @@ def mean_evaluation(
         max_num_examples=weighting.max_num_examples,
         max_weight_ratio=weighting.max_weight_ratio,
     )
-    rows = [(float(w), metrics) for w, (_, metrics, _) in zip(weights, kept, strict=True)]
+    # Shares of one, so that no product of a weight and a finite metric is infinite.
+    shares = weights / max(float(weights.max()), 1.0) / len(kept)
+    rows = [(float(w), metrics) for w, (_, metrics, _) in zip(shares, kept, strict=True)]
     return MetricRecord({**mean_metrics(rows)})

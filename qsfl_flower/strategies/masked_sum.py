@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from qsfl_flower.crypto.credentials import Credentials
-from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.errors import COMPLAINTS, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.secure.pairwise import server
 from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
@@ -23,7 +23,7 @@ from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
 from qsfl_flower.secure.tally import Tally
-from qsfl_flower.strategies.admission import check_encoding
+from qsfl_flower.strategies.admission import check_encoding, declined
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import (
@@ -35,7 +35,7 @@ from qsfl_flower.strategies.stages import (
     Steps,
     task_content,
 )
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.wire import (
     PAYLOAD_RECORD,
     Form,
@@ -401,14 +401,13 @@ class _Run:
         told = records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()
         if "refused" in told:
             self.complaints[str(told.get("about", ""))].add(name)
-            raise RejectedUpdate(f"{told['refused']!s:.40}", f"{told.get('detail', '')!s:.200}")
+            raise declined(told["refused"], told.get("detail", ""), COMPLAINTS)
         read(name, content)
 
     def _take(self, name: str, read: Callable[[], None]) -> None:
-        try:
-            read()
-        except RejectedUpdate as error:
-            self.lost[name] = Rejection(self.senders[name], error.reason, error.detail)
+        found = catch(self.senders[name], read)
+        if isinstance(found, Rejection):
+            self.lost[name] = found
 
     def _read_deal(self, name: str, data: bytes) -> None:
         place = self.agreed.places[name]

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.errors import (
+    INTERNAL,
+    BudgetExceeded,
+    QSFLError,
+    RejectedUpdate,
+    RunInterrupted,
+    plain,
+)
 from qsfl_flower.numerics import Measure, Vector
-from qsfl_flower.wire import Form
+from qsfl_flower.wire import Form, content_bytes
+
+T = TypeVar("T")
+
+internal_log = logging.getLogger("qsfl_flower.internal")
+"""Faults of ours that a reply brought to light; a test fails if one is logged here."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +188,49 @@ class Rejection:
     opinion: Opinion | None = None
 
 
+def catch(
+    sender: Sender, read: Callable[[], T], content: RecordDict | None = None
+) -> T | Rejection:
+    """Read something that a client sent; whatever goes wrong rejects it, and nothing else.
+
+    The one barrier between the replies and the run: everything that looks into a reply is called
+    through it. An error of the suite is the client's fault. Any other exception is ours: it is
+    logged with its traceback and counted under the reason ``internal``, and the round goes on.
+
+    Parameters
+    ----------
+    sender : Sender
+        Who sent it.
+    read : Callable
+        Reads it.
+    content : RecordDict, optional
+        The reply, for its size.
+
+    Returns
+    -------
+    T or Rejection
+        What `read` returns, or the rejection with its reason.
+    """
+    try:
+        return read()
+    except (RunInterrupted, BudgetExceeded):
+        raise  # the run itself is over, whatever was being read
+    except RejectedUpdate as error:
+        reason, detail = error.reason, error.detail
+    except QSFLError as error:
+        reason, detail = "malformed", plain(error)
+    except Exception as error:
+        reason, detail = INTERNAL, plain(f"{type(error).__name__}: {plain(error)}")
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        internal_log.error(
+            "%s: reading its reply failed by a fault of the suite, please report it: %s\n%s",
+            sender.label,
+            detail,
+            frames,
+        )
+    return Rejection(sender, reason, detail, 0 if content is None else content_bytes(content))
+
+
 @dataclass(frozen=True)
 class Cohort:
     """The updates of a round in canonical order, and the rejections so far."""
@@ -180,16 +239,15 @@ class Cohort:
     rejections: tuple[Rejection, ...] = ()
 
     def each(self, step: Callable[[Update], Update]) -> Cohort:
-        """Apply `step` to every update; one that raises `RejectedUpdate` is moved out."""
+        """Apply `step` to every update; one for which it fails is moved out, see `catch`."""
         kept: list[Update] = []
         rejections = list(self.rejections)
         for update in self.updates:
-            try:
-                kept.append(step(update))
-            except RejectedUpdate as error:
-                rejections.append(
-                    Rejection(update.sender, error.reason, error.detail, update.bytes_up)
-                )
+            found = catch(update.sender, partial(step, update))
+            if isinstance(found, Update):
+                kept.append(found)
+            else:
+                rejections.append(replace(found, bytes_up=update.bytes_up))
         return replace(self, updates=tuple(kept), rejections=tuple(rejections))
 
     def reasons(self) -> dict[str, int]:

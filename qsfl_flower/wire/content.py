@@ -29,7 +29,7 @@ FRAME_TYPE = "qsfl.frame"
 """Serialization type of an array that is an encrypted ArrayRecord."""
 
 _FRAME_NAME = "frame"
-_MAX_HEAD = 16 * 1024 * 1024
+_MAX_HEAD = 4 * 1024 * 1024
 
 
 def digest_of(content: RecordDict) -> bytes:
@@ -83,13 +83,18 @@ def unpack_arrays(data: bytes) -> ArrayRecord:
         if size > _MAX_HEAD:
             raise ValueError("the list of arrays is too long")
         position, arrays = 4 + size, {}
-        for name, dtype, shape, stype, length in json.loads(data[4:position]):
+        listed = json.loads(data[4:position])
+        if not isinstance(listed, list):
+            raise ValueError("the arrays are not listed")
+        for name, dtype, shape, stype, length in listed:
             if type(length) is not int or not 0 <= length <= len(data) - position:
                 raise ValueError("an array is cut off")
             if not all(isinstance(s, str) for s in (name, dtype, stype)):
                 raise ValueError("the list of arrays has wrong types")
+            if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
+                raise ValueError("a shape is not a list of sizes")
             end = position + length
-            arrays[name] = Array(dtype, tuple(int(n) for n in shape), stype, data[position:end])
+            arrays[name] = Array(dtype, tuple(shape), stype, data[position:end])
             position = end
         if position != len(data):
             raise ValueError(f"{len(data) - position} bytes are left over")

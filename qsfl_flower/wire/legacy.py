@@ -54,6 +54,7 @@ def from_legacy_reply(
         status = records_of(content, ConfigRecord)[f"{prefix}.status"]
         extra = records_of(content, ConfigRecord)[f"{prefix}.metrics"]
         examples = records_of(content, MetricRecord)[f"{prefix}.num_examples"]["num_examples"]
+        loss = records_of(content, MetricRecord)[f"{prefix}.loss"] if kind == "evaluate" else {}
     except KeyError as error:
         raise RejectedUpdate(
             "malformed", f"the reply lacks {error.args[0]!r}, which a legacy {kind} reply has"
@@ -65,7 +66,7 @@ def from_legacy_reply(
     metrics = numbers_only(extra)
     metrics[NUM_EXAMPLES] = examples
     if kind == "evaluate":
-        metrics["loss"] = records_of(content, MetricRecord)[f"{prefix}.loss"]["loss"]
+        metrics |= numbers_only({"loss": loss.get("loss")})
         return RecordDict({"metrics": MetricRecord(metrics)})
     record = records_of(content, ArrayRecord).get(f"{prefix}.parameters")
     if record is None:
