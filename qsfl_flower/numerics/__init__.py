@@ -3,7 +3,7 @@
 Nothing here knows Flower, torch, or the network.
 """
 
-from qsfl_flower.numerics.carried import combine_carried
+from qsfl_flower.numerics.carried import combine_carried, median_carried
 from qsfl_flower.numerics.layout import CastOverflow, Layout
 from qsfl_flower.numerics.mean import CompensatedSum, sum_and_measure, weighted_sum
 from qsfl_flower.numerics.monitor import Monitor, MonitorState, Reaction
@@ -35,6 +35,7 @@ __all__ = [
     "dump_npy",
     "example_count",
     "measure",
+    "median_carried",
     "rough_norms",
     "sum_and_measure",
     "view_npy",

@@ -1,12 +1,13 @@
 """Integer and boolean arrays, such as the counters of batch normalisation.
 
-They are not part of the flat vector: they are never clipped, noised or compressed.
+They are not part of the flat vector: they are never clipped, noised or compressed. Where a rule
+or a clip norm bounds what one client can do, their median bounds it here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,47 @@ def combine_carried(arrays: Sequence[NDArray[Any]], weights: Sequence[float]) ->
         If arrays and weights do not fit together.
     """
     shares = _integers(weights) if len(arrays) == len(weights) else []
-    kinds = {(array.shape, array.dtype) for array in arrays}
-    if not shares or len(kinds) != 1:
+    if not shares:
         raise ConfigError(
-            f"{len(arrays)} arrays of {len(kinds)} kinds and {len(weights)} weights cannot be "
-            "combined; one kind and one weight per array, not all zero, are needed"
+            f"{len(arrays)} arrays and {len(weights)} weights cannot be combined; one weight per "
+            "array, not all zero, is needed"
+        )
+    return _blockwise(arrays, lambda columns: _rounded_mean(columns, shares))
+
+
+def median_carried(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    r"""Median of integers, of an even number the lower one in the middle; majority of booleans.
+
+    Fewer than half of the clients cannot move it out of the range of the others' values, whatever
+    they send: among n values the result has rank :math:`\lfloor (n - 1) / 2 \rfloor`.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        One array per client, at least one, all of one shape and one integer or boolean dtype.
+
+    Returns
+    -------
+    ndarray
+        A new array of the same shape and dtype. A boolean tie is False.
+
+    Raises
+    ------
+    ConfigError
+        If the arrays do not fit together.
+    """
+    rank = (len(arrays) - 1) // 2
+    return _blockwise(arrays, lambda columns: np.partition(np.stack(columns), rank, axis=0)[rank])
+
+
+def _blockwise(
+    arrays: Sequence[NDArray[Any]], combine: Callable[[list[NDArray[Any]]], NDArray[Any]]
+) -> NDArray[Any]:
+    """Combine arrays of one kind, a block of coordinates at a time."""
+    kinds = {(array.shape, array.dtype) for array in arrays}
+    if len(kinds) != 1:
+        raise ConfigError(
+            f"{len(arrays)} arrays of {len(kinds)} kinds cannot be combined; one kind is needed"
         )
     ((shape, dtype),) = kinds
     if dtype.kind not in "iub":
@@ -60,7 +97,7 @@ def combine_carried(arrays: Sequence[NDArray[Any]], weights: Sequence[float]) ->
         flat = [array.view(np.uint8) for array in flat]
     out = np.empty(flat[0].size, flat[0].dtype)
     for start, stop in blocks(0, out.size):
-        out[start:stop] = _rounded_mean([array[start:stop] for array in flat], shares)
+        out[start:stop] = combine([array[start:stop] for array in flat])
     return out.astype(dtype).reshape(shape)
 
 

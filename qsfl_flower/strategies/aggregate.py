@@ -123,7 +123,9 @@ def aggregate(
     try:
         # Counters of hidden updates stay on the devices: the model keeps its own.
         seen = bool(cohort.updates) and not chain.hides
-        carried = carry(cohort.updates, model.layout) if seen else model.carried
+        carried = model.carried
+        if seen:
+            carried = carry(cohort.updates, model.layout, chain.bounds_clients)
         arrays = model.layout.unpack(step, carried, base=model.vector)
     except QSFLError as error:
         return Outcome(cohort, states, skipped=str(error), capped=capped)

@@ -19,6 +19,7 @@ from qsfl_flower.numerics import (
     Vector,
     bounded_weights,
     combine_carried,
+    median_carried,
     rough_norms,
     sum_and_measure,
     weighted_sum,
@@ -143,8 +144,23 @@ def measure_and_sum(updates: Sequence[Update], model: Vector) -> tuple[tuple[Upd
     return tuple(replace(u, measure=m) for u, m in zip(updates, sizes, strict=True)), total
 
 
-def carry(updates: Sequence[Update], layout: Layout) -> dict[str, NDArray[Any]]:
-    """Combine the integer and boolean arrays, which travel as values in either form."""
+def carry(
+    updates: Sequence[Update], layout: Layout, bounded: bool = False
+) -> dict[str, NDArray[Any]]:
+    """Combine the integer and boolean arrays, which travel as values in either form.
+
+    Parameters
+    ----------
+    updates : Sequence[Update]
+        With their weights.
+    layout : Layout
+        Names the arrays.
+    bounded : bool
+        Whether one client must not set them: their median over all updates that were let in, the
+        selected and the others alike, since a rule selects by the rest of an update.
+    """
+    if bounded:
+        return {name: median_carried([u.carried[name] for u in updates]) for name in layout.carried}
     weights = [u.weight for u in updates]
     return {
         name: combine_carried([u.carried[name] for u in updates], weights)

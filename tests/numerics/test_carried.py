@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics.carried import combine_carried
+from qsfl_flower.numerics.carried import combine_carried, median_carried
 
 DTYPES = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 
@@ -123,3 +123,30 @@ def test_what_does_not_fit_together_is_refused(arrays, weights):
 def test_floats_are_not_carried():
     with pytest.raises(ConfigError, match="float64 is not carried"):
         combine_carried([np.array(1.5)], [1])
+
+
+@given(st.data(), st.sampled_from([*DTYPES, "bool"]), st.integers(1, 9))
+def test_the_median_is_that_of_the_sorted_values(data, dtype, clients):
+    info = None if dtype == "bool" else np.iinfo(dtype)
+    values = st.booleans() if info is None else st.integers(int(info.min), int(info.max))
+    rows = data.draw(st.lists(st.lists(values, min_size=3, max_size=3), min_size=clients,
+                              max_size=clients))  # fmt: skip
+    result = median_carried([np.array(row, dtype) for row in rows])
+    assert result.dtype == np.dtype(dtype)
+    for column in range(3):
+        assert result[column] == sorted(row[column] for row in rows)[(clients - 1) // 2]
+
+
+@given(st.data(), st.integers(1, 4))
+def test_fewer_than_half_cannot_move_the_median_out_of_the_others_range(data, liars):
+    numbers = st.integers(-(2**63), 2**63 - 1)
+    honest = data.draw(st.lists(numbers, min_size=liars + 1, max_size=liars + 4))
+    lies = data.draw(st.lists(numbers, min_size=liars, max_size=liars))
+    result = int(median_carried([np.array(v) for v in data.draw(st.permutations(honest + lies))]))
+    assert min(honest) <= result <= max(honest)
+
+
+def test_medians_of_different_kinds_are_refused():
+    for arrays in ([], [np.array(1), np.array([1])], [np.array(1.0)]):
+        with pytest.raises(ConfigError):
+            median_carried(arrays)

@@ -219,3 +219,52 @@ def test_bucketing_shuffles_anew_every_round(fake_grid, trained):
 def test_bad_arguments_are_errors(make, what):
     with pytest.raises(ConfigError, match=what):
         make()
+
+
+RULES_FOR_COUNTERS = [n for n in robust.RULES if n != "fltrust"]
+BOUNDS = {
+    **{name: lambda name=name: Robust(name) for name in RULES_FOR_COUNTERS},
+    "clip": lambda: Clip(1.0),
+    "mixed": lambda: Robust("trimmed_mean", before="nnm"),
+}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("absurd", [2**62, -(2**62)])
+def test_one_liar_cannot_set_counters_and_flags(fake_grid, trained, bound, absurd):
+    """The liar's float update is the one that every rule likes best; only its counter lies."""
+
+    def client(number):
+        counter = absurd if number == 4 else 5 + number % 2
+
+        def change(arrays):
+            step = np.float32(0.1 + (0 if number == 4 else 0.001 * (number - 4)))
+            return {
+                "w": arrays["w"] + step,
+                "batches": np.array(counter),
+                "flag": np.array(counter in (5, 6)),
+            }
+
+        return trained(0.0, 10, change=change)
+
+    start = {"w": np.zeros(4, np.float32), "batches": np.array(0), "flag": np.array(True)}
+    strategy = StableFedAvg(
+        stages=[BOUNDS[bound]()], fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1
+    )
+    grid = fake_grid({n: client(n) for n in range(1, 8)})
+    arrays = ArrayRecord({k: Array(np.asarray(v)) for k, v in start.items()})
+    result = strategy.start(grid, arrays, num_rounds=1, timeout=5.0).arrays
+    assert result["batches"].numpy() in (5, 6)
+    assert result["flag"].numpy()
+    np.testing.assert_allclose(result["w"].numpy(), 0.1, atol=0.005)
+
+
+def test_counters_of_the_plain_mean_stay_means(fake_grid, trained):
+    clients = {
+        n: trained(0.0, 10, change=lambda a, n=n: {**a, "batches": np.array(10 * n)})
+        for n in (1, 2, 3)
+    }
+    start = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "batches": Array(np.array(0))})
+    strategy = StableFedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    result = strategy.start(fake_grid(clients), start, num_rounds=1, timeout=5.0).arrays
+    assert result["batches"].numpy() == 20
