@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -70,7 +71,10 @@ def mean_evaluation(
         max_num_examples=weighting.max_num_examples,
         max_weight_ratio=weighting.max_weight_ratio,
     )
-    # Shares of one, so that no product of a weight and a finite metric is infinite.
-    shares = weights / max(float(weights.max()), 1.0) / len(kept)
-    rows = [(float(w), metrics) for w, (_, metrics, _) in zip(shares, kept, strict=True)]
+    # A sum below one keeps products with finite metrics finite; a power of two rounds nothing.
+    _, exponent = math.frexp(float(weights.sum()))
+    rows = [
+        (math.ldexp(float(w), -exponent), metrics)
+        for w, (_, metrics, _) in zip(weights, kept, strict=True)
+    ]
     return MetricRecord({**mean_metrics(rows)})
