@@ -34,7 +34,7 @@ from qsfl_flower.clients.steps import (
     StepContext,
     client_name,
 )
-from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.wire import (
@@ -51,6 +51,7 @@ from qsfl_flower.wire import (
     from_record,
     to_record,
 )
+from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 Known = TypeVar("Known")
@@ -66,6 +67,11 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
     kind, received = message.metadata.message_type, message.content
     if kind not in ("train", "evaluate"):
         return call_next(message, context)
+    if AUTH_RECORD in received:  # auth_mod takes it out
+        raise ConfigError(
+            "this instruction is signed, and auth_mod must check it before qsfl_mod sees it: write "
+            "ClientApp(mods=[auth_mod(), qsfl_mod]), in this order"
+        )
     message.content = receive(received, context.state)
     try:
         if kind == "train":

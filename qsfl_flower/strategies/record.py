@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -117,7 +117,7 @@ class RoundLog(RunObserver):
         if record.selected:
             parts.append(f"{record.accepted} of {record.selected} clients")
             parts.append(f"{record.bytes_up} bytes up, {record.bytes_down} down")
-        parts += [f"{count} x {reason}" for reason, count in record.rejected.items()]
+        parts += causes(record, clients)
         if record.skipped:
             parts.append(f"model unchanged: {record.skipped}")
         log.info("[ROUND %d] %s", record.round, ", ".join(parts))
@@ -125,6 +125,17 @@ class RoundLog(RunObserver):
             values = ", ".join(f"{name} {value:.10g}" for name, value in measured.items())
             if values:
                 log.info("\t%s: %s", stage, values)
+
+
+def causes(record: RoundRecord, clients: Iterable[ClientRow]) -> list[str]:
+    """Return the rejections of a round by reason, each with the detail of the first client."""
+    first_of = {row.status: row for row in reversed(tuple(clients))}
+    return [
+        f"{count} x {reason} (client {row.client}: {row.detail})"
+        if (row := first_of.get(reason)) and row.detail
+        else f"{count} x {reason}"
+        for reason, count in record.rejected.items()
+    ]
 
 
 def client_rows(server_round: int, cohort: Cohort) -> tuple[ClientRow, ...]:

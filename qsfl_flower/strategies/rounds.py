@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from qsfl_flower.strategies.checkpoint import Snapshot
 from qsfl_flower.strategies.exchange import collect
 from qsfl_flower.strategies.guard import Guard, remember, respond
 from qsfl_flower.strategies.policies import History
-from qsfl_flower.strategies.record import ClientRow, RoundRecord, client_rows, first
+from qsfl_flower.strategies.record import ClientRow, RoundRecord, causes, client_rows, first
 from qsfl_flower.wire import from_record, to_record
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def run_rounds(
         strategy.observer.on_round(record, rows)
         hopeless = progress.failed == server_round == job.num_rounds
         if hopeless or progress.failed >= strategy.max_failed_rounds:
-            raise TooFewReplies(_why(record, progress.failed))
+            raise TooFewReplies(_why(record, rows, progress.failed))
         if progress.halted:
             break
     return progress.result
@@ -275,8 +275,8 @@ def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
     )
 
 
-def _why(record: RoundRecord, failed: int) -> str:
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in record.rejected.items())
+def _why(record: RoundRecord, rows: Iterable[ClientRow], failed: int) -> str:
+    reasons = ", ".join(causes(record, rows))
     return (
         f"{failed} round(s) in a row left the model unchanged, the last one (round {record.round}) "
         f"because: {record.skipped}. Of {record.selected} clients asked, {record.accepted} were "

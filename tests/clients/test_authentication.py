@@ -23,7 +23,7 @@ from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.identity import create_identity
 from qsfl_flower.crypto.roster import DAY, Entry, Roster
 from qsfl_flower.crypto.suite import Suite
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.errors import ConfigError, TooFewReplies
 from qsfl_flower.strategies import (
     Authenticate,
     BufferedAsync,
@@ -55,10 +55,8 @@ class Device:
         self.now = now
         self.context = Context(1, node, {"partition-id": int(name)}, RecordDict(), {})
         credentials = Credentials(identity, roster)
-        self.app = numpy_client_app(
-            lambda context: AddOne(),
-            mods=[auth_mod(lambda context: credentials, lambda: self.now), qsfl_mod],
-        )
+        self.mods = [auth_mod(lambda context: credentials, lambda: self.now), qsfl_mod]
+        self.app = numpy_client_app(lambda context: AddOne(), mods=self.mods)
         self.attack = attack
         self.replies = []
 
@@ -523,3 +521,13 @@ def test_keys_are_found_by_the_nodes_configuration_or_in_simulations_by_the_part
         looks_for_keys({"partition-id": 2}, simulated)
     with pytest.raises(ConfigError, match="qsfl-keys is missing"):
         looks_for_keys({"partition-id": 1})
+
+
+@pytest.mark.parametrize("mods", [lambda mods: mods[::-1], lambda mods: mods[1:]])
+def test_the_order_of_mods_is_named_at_the_first_message(federation, keys, roster, mods):
+    """qsfl_mod before auth_mod, or without it: the server hears what to write instead."""
+    devices = {100 + int(n): Device(n, 100 + int(n), keys.clients[n], roster) for n in NAMES}
+    for device in devices.values():
+        device.app = numpy_client_app(lambda context: AddOne(), mods=mods(device.mods))
+    with pytest.raises(TooFewReplies, match=r"3 x client-error \(client 100: .*in this order\)"):
+        federation(rounds=1, devices=devices)
