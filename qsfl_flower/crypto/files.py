@@ -34,25 +34,37 @@ def write_file(path: Path, data: bytes, *, private: bool, overwrite: bool = Fals
         If the file exists and may not be replaced, or cannot be written.
     """
     mode = 0o600 if private else 0o644
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     reserved = False
     try:
         if not overwrite:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
             reserved = True
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
+        replace_file(path, data, mode)
     except FileExistsError:
         raise KeyFileError(f"{path} exists already and is not overwritten") from None
     except OSError as error:
-        partial.unlink(missing_ok=True)
         if reserved:
             path.unlink(missing_ok=True)
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put a whole file in the place of `path`, also through a crash; `OSError` if it cannot be.
+
+    The partial file has a name that nobody can guess and is never opened through a link; a link at
+    `path` is replaced, not followed.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

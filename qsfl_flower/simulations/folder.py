@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
+from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.config import Experiment, dump_experiment
 from qsfl_flower.simulations.loggers import RoundLogger
 from qsfl_flower.strategies import ClientRow, RoundRecord
-from qsfl_flower.strategies.checkpoint import write_atomically
 
 PACKAGES = (
     "qsfl-flower", "flwr", "flwr-datasets", "torch", "torchvision", "opacus", "numpy", "scipy",
@@ -183,7 +183,7 @@ class RunFolder:
             logger.close()
         if arrays is not None:
             tensors = {k: np.asarray(v, order="C") for k, v in arrays.items()}
-            write_atomically(self.path / "model.safetensors", save_tensors(tensors))
+            replace_file(self.path / "model.safetensors", save_tensors(tensors), 0o644)
         last = self._last
         summary = {
             "status": status,
@@ -209,7 +209,7 @@ class RunFolder:
         self._rejected.update(record["rejected"])
 
     def _write(self, name: str, text: str) -> None:
-        write_atomically(self.path / name, text.encode())
+        replace_file(self.path / name, text.encode(), 0o644)
 
     def _append(self, name: str, records: list[dict[str, Any]]) -> None:
         if records:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout
+from qsfl_flower.strategies.charges import Charge
 from qsfl_flower.strategies.composition import Argument, Trait, refuse
 from qsfl_flower.strategies.stages import (
     CohortStage,
@@ -142,6 +143,16 @@ class Chain:
     def saved(self, states: Mapping[str, State]) -> dict[str, State]:
         """Return the states that belong into a checkpoint."""
         return {s.name: states[s.name] for s in self.stages if not s.volatile and s.name in states}
+
+    def charged(self, states: Mapping[str, State]) -> dict[str, Charge]:
+        """Return what the stages have charged, the round that is prepared included."""
+        return {s.name: s.spending.charged(states[s.name]) for s in self.stages if s.spending}
+
+    def recover(self, states: Mapping[str, State]) -> dict[str, State]:
+        """Return the states with which a new process goes on after one that has ended."""
+        spending = {s.name: s.spending for s in self.stages if s.spending}
+        recovered = {n: spending[n].recover(v) for n, v in states.items() if n in spending}
+        return {**states, **recovered}
 
     def address(
         self,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import CheckpointError
+from qsfl_flower.strategies.charges import Charge, Charges, read_charges, write_charges
 
 log = logging.getLogger("qsfl_flower")
 
@@ -43,12 +44,15 @@ class Snapshot:
         State of every stage: arrays and JSON values.
     progress : Mapping[str, Any]
         JSON values of the strategy itself (monitor, metric history).
+    charges : int
+        Number of the newest charges that the states hold, see `Charges`.
     """
 
     server_round: int
     arrays: Mapping[str, NDArray[Any]]
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     progress: Mapping[str, Any] = field(default_factory=dict)
+    charges: int = 0
 
 
 class CheckpointStore:
@@ -68,6 +72,49 @@ class CheckpointStore:
         if keep < 1:
             raise CheckpointError(f"keep is {keep}; at least one checkpoint must be kept")
         self.folder, self.keep, self.fingerprint = folder, keep, fingerprint
+
+    def charge(self, server_round: int, stages: Mapping[str, Charge]) -> int:
+        """Write what a round charges for privacy, before its instructions leave.
+
+        Charges are never taken back: those of a round that was interrupted count, and so do those
+        of an earlier run in the same folder.
+
+        Returns
+        -------
+        int
+            The number of the charges, for the next `Snapshot`.
+
+        Raises
+        ------
+        CheckpointError
+            If they cannot be written; the round must not take place then.
+        """
+        before = self.charged()
+        number = 1 if before is None else before.number + 1
+        try:
+            write_charges(self.folder, Charges(number, server_round, self.fingerprint, stages))
+        except OSError as error:
+            raise CheckpointError(
+                f"the charges of round {server_round} cannot be written to {self.folder}: "
+                f"{error.strerror}"
+            ) from error
+        return number
+
+    def charged(self) -> Charges | None:
+        """Return what was charged in this folder, or None.
+
+        Raises
+        ------
+        CheckpointError
+            If the charges are damaged, or belong to another experiment.
+        """
+        charges = read_charges(self.folder)
+        if charges is not None and charges.fingerprint != self.fingerprint:
+            raise CheckpointError(
+                f"{self.folder} holds the privacy charges of another experiment; give each "
+                "experiment a folder of its own"
+            )
+        return charges
 
     def save(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint and remove the oldest beyond `keep`.
@@ -93,18 +140,22 @@ class CheckpointStore:
             "order": list(snapshot.arrays),
             "states": values,
             "progress": snapshot.progress,
+            "charges": snapshot.charges,
         }
         stem = self.folder / f"round-{snapshot.server_round:06d}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(stem.with_suffix(".safetensors"), data)
-            write_atomically(stem.with_suffix(".json"), json.dumps(meta).encode())
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(stem.with_suffix(".safetensors"), data)
+            replace_file(stem.with_suffix(".json"), json.dumps(meta).encode())
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint of round {snapshot.server_round} cannot be written to "
                 f"{self.folder}: {error.strerror}"
             ) from error
-        for old in self._files()[: -self.keep]:
+        files = self._files()
+        # Rounds only go on, so a later one is that of an earlier run in the same folder.
+        later = [path for path in files if path.stem > stem.name]
+        for old in (*later, *files[: len(files) - len(later)][: -self.keep]):
             old.unlink(missing_ok=True)
             old.with_suffix(".safetensors").unlink(missing_ok=True)
         return stem.with_suffix(".json")
@@ -119,9 +170,14 @@ class CheckpointStore:
         """
         for path in reversed(self._files()):
             try:
-                return self._load(path)
+                snapshot = self._load(path)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 log.warning("checkpoint %s is damaged (%s); trying an older one", path.name, error)
+                continue
+            if (charges := self.charged()) is None or charges.number <= snapshot.charges:
+                return snapshot
+            states = charges.over(snapshot.states)
+            return replace(snapshot, states=states, charges=charges.number)
         raise CheckpointError(f"no usable checkpoint in {self.folder}")
 
     def _files(self) -> list[Path]:
@@ -149,22 +205,5 @@ class CheckpointStore:
             arrays={name: tensors[f"model/{name}"] for name in meta["order"]},
             states=states,
             progress=meta["progress"],
+            charges=meta.get("charges", 0),
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)

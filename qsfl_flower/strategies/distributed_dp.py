@@ -91,6 +91,7 @@ class DistributedDP(VectorStage):
     name = DISTRIBUTED_DP
     phase = Phase.PRIVATIZE
     declares = frozenset({Trait.SHARES_NOISE})
+    spending: Spending
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class DistributedDP(VectorStage):
         self.noise_multiplier, self.batch = noise_multiplier, batch
         self.denominator: float = denominator
         self.non_contributors, self.rounds = non_contributors, rounds
-        self._spending = Spending(budget or PrivacyBudget())
+        self.spending = Spending(budget or PrivacyBudget())
         self._sum: SecureSum | MaskedSum | None = None
         self._mask: SharedMask | None = None
         self._bound = math.nan
@@ -164,7 +165,7 @@ class DistributedDP(VectorStage):
         share = self._share(size, 0.0, 2)
         rate = 1.0 if self.batch is None else self.batch.sampling_rate
         event = share.event(rate)
-        return self._spending.promise(
+        return self.spending.promise(
             [replace(event, count=event.count * rounds)],
             "one client with all its data" if self.batch is None else "one record of a client",
             "everybody but the client itself, the server included",
@@ -177,16 +178,12 @@ class DistributedDP(VectorStage):
         del layout
         return {"asked": {}, "events": []}
 
-    def spent(self, state: State) -> float:
-        """Return what has been spent."""
-        return self._spending.epsilon(state)
-
     def prepare(self, state: State, context: RoundContext) -> State:
         """Charge the round to those who are asked, or end the run."""
         share = self._share_of(context)
         self._check_room(share)
         rate = 1.0 if self.batch is None else self.batch.sampling_rate
-        return self._spending.charge_asked(state, share.event(rate), context)
+        return self.spending.charge_asked(state, share.event(rate), context)
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Tell the clients what is promised, and which share of the noise they have to add."""
@@ -196,7 +193,7 @@ class DistributedDP(VectorStage):
             noise_multiplier=self.noise_multiplier,
             sampling_rate=1.0 if self.batch is None else self.batch.sampling_rate,
             releases=max(self.rounds, context.server_round),
-            delta=self._spending.budget.delta,
+            delta=self.spending.budget.delta,
         )
         told = {
             "share": asdict(self._share_of(context)),
@@ -215,7 +212,7 @@ class DistributedDP(VectorStage):
         share = self._share_of(context)
         std = share.std(share.honest) / self.denominator
         told = {
-            "epsilon": self._spending.epsilon(state),
+            "epsilon": self.spending.epsilon(state),
             "noise_multiplier": self.noise_multiplier,
             "noise_std": std,
             "expected_noise_norm": std * math.sqrt(share.size),

@@ -140,6 +140,7 @@ class CentralDP(VectorStage):
     name = "central-dp"
     phase = Phase.PRIVATIZE
     declares = frozenset({Trait.PROTECTS_CLIENTS})
+    spending: Spending
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class CentralDP(VectorStage):
         self.rate, self.rounds = sampling_rate, rounds
         self.accept_worst_case = accept_worst_case
         self._seed = seed
-        self._spending = Spending(budget or PrivacyBudget())
+        self.spending = Spending(budget or PrivacyBudget())
         self._clip: Clip | AdaptiveClip | None = None
         self._release = Release(clip_norm=None, denominator=expected_cohort)
 
@@ -187,7 +188,7 @@ class CentralDP(VectorStage):
         """Say what is promised after all rounds."""
         slack = grid_slack(layout.size + 1)
         events = [Event(self.schedule.at(r), self.rate, 1, slack) for r in range(1, rounds + 1)]
-        return self._spending.promise(
+        return self.spending.promise(
             events,
             "one client with all its data",
             "everybody who sees the models; the server is trusted, and sees the updates",
@@ -205,13 +206,9 @@ class CentralDP(VectorStage):
         chosen = source.uniforms(len(clients)) < self.rate
         return [client for client, one in zip(clients, chosen, strict=True) if one]
 
-    def spent(self, state: State) -> float:
-        """Return what has been spent."""
-        return self._spending.epsilon(state)
-
     def prepare(self, state: State, context: RoundContext) -> State:
         """Reserve the round's share of the budget, or end the run."""
-        return self._spending.reserve(state, self._event(context), context)
+        return self.spending.reserve(state, self._event(context), context)
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Tell the clients what is promised."""
@@ -221,7 +218,7 @@ class CentralDP(VectorStage):
             noise_multiplier=min(self.schedule.at(1), self.schedule.at(self.rounds)),
             sampling_rate=self.rate,
             releases=max(self.rounds, context.server_round),
-            delta=self._spending.budget.delta,
+            delta=self.spending.budget.delta,
         )
         return [(ClientPhase.CORRECT, PlanItem(PROTECTION, offered.to_dict()))]
 
@@ -242,8 +239,8 @@ class CentralDP(VectorStage):
         if context.support is not None:
             vector[context.support] = noisy
             noisy = vector
-        state = self._spending.commit(state, self._event(context))
-        epsilon = self._spending.epsilon(state)
+        state = self.spending.commit(state, self._event(context))
+        epsilon = self.spending.epsilon(state)
         told = {
             "epsilon": epsilon,
             "noise_multiplier": multiplier,
@@ -283,13 +280,14 @@ class ClientSideDP(CohortStage):
     phase = Phase.ADMIT
     needs_norms = False
     blind = True
+    spending: Spending
     placement: ClassVar[str]
     unit: ClassVar[str]
     """What is protected, in words."""
 
     def __init__(self, budget: PrivacyBudget | None, rounds: int) -> None:
         self.rounds = rounds
-        self._spending = Spending(budget or PrivacyBudget())
+        self.spending = Spending(budget or PrivacyBudget())
 
     @abstractmethod
     def event(self, size: int) -> Event:
@@ -302,7 +300,7 @@ class ClientSideDP(CohortStage):
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is promised to a client that trains in every round."""
         event = self.event(layout.size)
-        return self._spending.promise(
+        return self.spending.promise(
             [replace(event, count=event.count * rounds)],
             self.unit,
             "everybody but the client itself, the server included",
@@ -314,13 +312,9 @@ class ClientSideDP(CohortStage):
         del layout
         return {"asked": {}, "events": []}
 
-    def spent(self, state: State) -> float:
-        """Return what has been spent."""
-        return self._spending.epsilon(state)
-
     def prepare(self, state: State, context: RoundContext) -> State:
         """Charge the round to those who are asked, or end the run."""
-        return self._spending.charge_asked(state, self.event(context.layout.size), context)
+        return self.spending.charge_asked(state, self.event(context.layout.size), context)
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Tell the clients what is promised and what they have to do for it."""
@@ -331,7 +325,7 @@ class ClientSideDP(CohortStage):
             noise_multiplier=event.noise_multiplier,
             sampling_rate=event.sampling_rate,
             releases=event.count * max(self.rounds, context.server_round),
-            delta=self._spending.budget.delta,
+            delta=self.spending.budget.delta,
         )
         return [
             (ClientPhase.CORRECT, PlanItem(PROTECTION, offered.to_dict())),
@@ -344,7 +338,7 @@ class ClientSideDP(CohortStage):
         self, cohort: Cohort, state: State, context: RoundContext
     ) -> tuple[Cohort, State, Measurements]:
         """Tell what has been spent."""
-        return cohort, state, {"epsilon": self.spent(state)}
+        return cohort, state, {"epsilon": self.spending.epsilon(state)}
 
 
 class RecordDP(ClientSideDP):

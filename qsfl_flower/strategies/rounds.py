@@ -98,6 +98,9 @@ def run_rounds(
     strategy: StableFedAvg, job: Job, initial_arrays: ArrayRecord, resume: Snapshot | None
 ) -> Result:
     """Run a strategy from its first or its next round to the last; see `StableFedAvg.start`."""
+    if resume is not None:
+        progress = _restore(strategy, resume)
+    strategy.recover(resume)
     if resume is None:
         progress = _Progress(Result(arrays=initial_arrays), strategy.monitor.init(), _now())
         clock = _Clock()
@@ -105,8 +108,6 @@ def run_rounds(
         clock.lap("evaluate")
         record = RoundRecord(0, _now() - progress.started)
         strategy.observer.on_round(_finish(record, clock, central, None), ())
-    else:
-        progress = _restore(strategy, resume)
     last = progress.done if progress.halted else job.num_rounds
     for server_round in range(progress.done + 1, last + 1):
         try:
@@ -250,6 +251,7 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
                 for kind, rounds in history.items()
             },
         },
+        strategy.charges,
     )
 
 

@@ -11,6 +11,7 @@ from qsfl_flower.errors import BudgetExceeded, ConfigError
 from qsfl_flower.privacy.accountant import METHODS, Accountant, Method
 from qsfl_flower.privacy.events import Event, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
+from qsfl_flower.strategies.charges import Charge, merged
 from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import RoundContext, State
 
@@ -57,6 +58,11 @@ class PrivacyBudget:
             raise ConfigError("a ledger needs the accounts that are charged")
 
 
+def _most(state: State) -> int:
+    """Return how often the client was asked that was asked most often."""
+    return int(max(state["asked"].values(), default=state.get("before", 0)))
+
+
 class Spending:
     """Keeps a stage's events in its state; the accountant is a cache of what the state says.
 
@@ -85,6 +91,7 @@ class Spending:
             epsilon = self._of(state).with_event(event).epsilon(budget.delta)
             if epsilon > budget.epsilon * (1 + 1e-9):
                 raise BudgetExceeded("this run", epsilon, budget.epsilon, period=False)
+        state = {**state, "pending": event.to_dict()}
         if budget.ledger is None:
             return state
         if (unused := state.get("release")) is not None:
@@ -99,11 +106,25 @@ class Spending:
         self._of(state).add(event)
         if self.budget.ledger is not None and state.get("release") is not None:
             self.budget.ledger.commit(state["release"])
-        events, latest = [*state.get("events", [])], event.to_dict()
-        if events and {**events[-1], "count": latest["count"]} == latest:
-            latest["count"] += events.pop()["count"]
-        self._known = [*events, latest]
-        return {**state, "events": self._known, "release": None}
+        self._known = merged(state.get("events", []), event.to_dict())
+        return {**state, "events": self._known, "release": None, "pending": None}
+
+    def charged(self, state: State) -> Charge:
+        """Return what has to last before the instructions of a prepared round leave."""
+        return Charge(state, self.budget.delta, self.budget.method)
+
+    def recover(self, state: State) -> State:
+        """Return the state with which a new process goes on after one that has ended.
+
+        A round that was prepared counts: nobody knows how far it got. The ledger keeps its
+        reservation. Nodes may come back in another order, so each counts like the one that was
+        asked most often.
+        """
+        events = self.charged(state).events
+        state = {**state, "events": events, "release": None, "pending": None}
+        if "asked" not in state:
+            return state
+        return {**state, "asked": {}, "before": _most(state)}
 
     def charge_asked(self, state: State, event: Event, context: RoundContext) -> State:
         """Return the state after everybody who is asked was charged: what they send may be seen.
@@ -115,12 +136,13 @@ class Spending:
         BudgetExceeded
             If the round would overspend; nothing has happened then.
         """
-        asked = {**state["asked"]}
-        before = max(asked.values(), default=0)
+        asked: dict[str, int] = {**state["asked"]}
+        known = int(state.get("before", 0))
         for sender in context.senders:
-            asked[str(sender.rank)] = asked.get(str(sender.rank), 0) + 1
-        state = {**state, "asked": asked}
-        if max(asked.values(), default=0) == before:
+            rank = str(sender.rank)
+            asked[rank] = asked.get(rank, known) + 1
+        before, state = _most(state), {**state, "asked": asked}
+        if _most(state) == before:
             return state
         return self.commit(self.reserve(state, event, context), event)
 

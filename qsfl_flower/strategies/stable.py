@@ -223,6 +223,7 @@ class StableFedAvg(FedAvg):
         self.states: Mapping[str, State] = {}
         self.outcome: Outcome | None = None
         self.asked = Traffic()
+        self.charges = 0
         self._train_metrics = train_metrics_aggr_fn
         self._evaluate_metrics = evaluate_metrics_aggr_fn
         self._training: Assignment | None = None
@@ -354,6 +355,26 @@ class StableFedAvg(FedAvg):
         )
         return run_rounds(self, job, initial_arrays, resume)
 
+    def recover(self, resume: Snapshot | None) -> None:
+        """Take up the privacy charges of a run that is resumed, and of any run in its folder."""
+        charged = self.checkpoints and self.checkpoints.charged()
+        if charged and charged.number > (resume.charges if resume else 0):
+            self.states = charged.over(self.states)
+            log.warning(
+                "privacy: what was charged until round %d counts, also where the checkpoint is "
+                "older or there is none",
+                charged.server_round,
+            )
+        if charged or resume:
+            self.charges = max(charged.number if charged else 0, resume.charges if resume else 0)
+            self.states = self.chain.recover(self.states)
+
+    def _charge(self, server_round: int) -> None:
+        """Make the round's charges last, before its instructions leave."""
+        stages = self.chain.charged(self.states)
+        if stages and self.checkpoints is not None:
+            self.charges = self.checkpoints.charge(server_round, stages)
+
     def to_save(self) -> tuple[dict[str, State], dict[str, Any] | None]:
         """Return what a checkpoint holds besides model and history: states, and tasks under way."""
         return self.chain.saved(self.states), self.post.to_dict()
@@ -472,6 +493,7 @@ class StableFedAvg(FedAvg):
         )
         if kind == "train":
             self.states = self._with_gates(self.chain.prepare(self.states, context))
+            self._charge(server_round)
             plan = self.chain.plan(self.states, context)
             context = replace(context, support=self.chain.support(self.states, context))
             if plan.items and self.client_api == "message":

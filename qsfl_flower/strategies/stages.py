@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -29,6 +29,9 @@ from qsfl_flower.strategies.explanation import Sentences
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
 from qsfl_flower.wire import ClientPhase as ClientPhase
+
+if TYPE_CHECKING:
+    from qsfl_flower.strategies.spending import Spending
 
 Record = ArrayRecord | ConfigRecord
 
@@ -236,10 +239,12 @@ class Stage(ABC):
         del answered
         return state
 
+    spending: Spending | None = None
+    """Keeps the account of a stage that costs privacy."""
+
     def spent(self, state: State) -> float | None:
         """Return the epsilon that was paid so far, whatever became of the rounds; None without."""
-        del state
-        return None
+        return None if self.spending is None else self.spending.epsilon(state)
 
     def init(self, layout: Layout) -> State:
         """Return the state before the first round."""

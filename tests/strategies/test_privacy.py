@@ -150,7 +150,7 @@ def test_a_ledger_without_room_ends_training_too(fake_grid, trained, tmp_path):
 def test_a_thousand_rounds_at_epsilon_one_use_the_budget_and_no_more():
     multiplier = noise_multiplier_for(1.0, 1e-5, 1000, slack=1e-12)
     stage = CentralDP(multiplier, 100, budget=PrivacyBudget(epsilon=1.0), rounds=1000)
-    spending, state = stage._spending, {}
+    spending, state = stage.spending, {}
     for _ in range(1000):
         state = spending.commit(state, Event(multiplier, 1.0, 1, 1e-12))
     assert 0.9 <= spending.epsilon(state) <= 1.0
@@ -159,10 +159,10 @@ def test_a_thousand_rounds_at_epsilon_one_use_the_budget_and_no_more():
 
 def test_what_was_spent_survives_a_checkpoint():
     stage = CentralDP(NoiseSchedule(5.0, 0.5, 10), 10)
-    spending, state = stage._spending, {}
+    spending, state = stage.spending, {}
     for r in range(1, 6):
         state = spending.commit(state, Event(stage.schedule.at(r)))
-    restored = CentralDP(NoiseSchedule(5.0, 0.5, 10), 10)._spending
+    restored = CentralDP(NoiseSchedule(5.0, 0.5, 10), 10).spending
     saved = json.loads(json.dumps(state))
     assert restored.epsilon(saved) == pytest.approx(spending.epsilon(state), rel=1e-12)
 

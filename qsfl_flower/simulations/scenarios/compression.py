@@ -26,13 +26,13 @@ from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.compression import Scheme
+from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.simulations.build import evaluator_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.materials import dataset_of, model_of
 from qsfl_flower.simulations.report.figures import CYCLE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
 from qsfl_flower.strategies import Compress, FedAvgM, RoundRecord, RunObserver, StableFedAvg, Stage
-from qsfl_flower.strategies.checkpoint import write_atomically
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 
@@ -287,7 +287,7 @@ def run(folder: Path, *, settings: Sequence[str] = tuple(SETTINGS)) -> dict[str,
         tasks = [partial(federate, name, SCHEMES[title]) for title in missing]
         for index, found in in_processes(tasks):
             runs[missing[index]] = found
-            write_atomically(kept, json.dumps(runs).encode())
+            replace_file(kept, json.dumps(runs).encode())
         runs = {title: json.loads(kept.read_text())[title] for title in SETTINGS[name].schemes}
         for one in runs.values():
             one["accuracy"] = {int(r): value for r, value in one["accuracy"].items()}

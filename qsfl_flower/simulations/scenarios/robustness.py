@@ -21,6 +21,7 @@ import torch
 
 from qsfl_flower.clients.data import Dataset, load_dataset
 from qsfl_flower.clients.partition import Dirichlet, Iid, partition
+from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.robust import (
     RULES,
@@ -44,7 +45,6 @@ from qsfl_flower.simulations.scenarios import detection
 from qsfl_flower.simulations.scenarios.cohort import Cohort, Floats, Training
 from qsfl_flower.simulations.scenarios.heatmap import heat_map
 from qsfl_flower.simulations.scenarios.processes import in_processes
-from qsfl_flower.strategies.checkpoint import write_atomically
 
 CLIENTS = 20
 ROOT_SIZE = 100
@@ -287,7 +287,7 @@ def run(
         missing = [one for one in cells if str(one) not in done]
         for index, row in in_processes([partial(cell, *one) for one in missing]):
             done[str(missing[index])] = row
-            write_atomically(kept, json.dumps(done).encode())
+            replace_file(kept, json.dumps(done).encode())
         rows = [done[str(one)] for one in cells]
         summary: dict[str, Any] = {"rounds": rounds, "seed": seed, "cells": len(rows)}
         if only_defences is None:
