@@ -26,7 +26,9 @@ from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.config import Experiment, dump_experiment
 from qsfl_flower.simulations.loggers import RoundLogger
+from qsfl_flower.simulations.runs import CHECKPOINTS, FINISHED
 from qsfl_flower.strategies import ClientRow, RoundRecord
+from qsfl_flower.strategies.charges import read_charges
 
 PACKAGES = (
     "qsfl-flower", "flwr", "flwr-datasets", "torch", "torchvision", "opacus", "numpy", "scipy",
@@ -105,7 +107,7 @@ class RunFolder:
         self.experiment = experiment
         self._loggers = loggers
         self._started = datetime.now(UTC)
-        self._last: RoundRecord | None = None
+        self._last: Mapping[str, Any] = {}
         self._totals: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
 
@@ -131,13 +133,14 @@ class RunFolder:
                     kept.append(line)
                     if name == "metrics.jsonl":
                         self._count(record)
+                        self._last = record
             self._write(name, "".join(line + "\n" for line in kept))
         self.event("resumed", f"resumed after round {server_round}")
 
     def add_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
         """Append a round."""
-        self._last = record
         values = record.to_dict()
+        self._last = values
         self._count(values)
         self._append("metrics.jsonl", [values])
         self._append("clients.jsonl", [asdict(row) for row in clients])
@@ -189,13 +192,13 @@ class RunFolder:
             "status": status,
             "name": self.experiment.name,
             "run": self.path.name,
-            "rounds": last.round if last else 0,
-            "accuracy": (last.eval_accuracy if last else None),
-            "loss": (last.eval_loss if last else None),
+            "rounds": last.get("round", 0),
+            "accuracy": last.get("eval_accuracy"),
+            "loss": last.get("eval_loss"),
             "bytes_up": self._totals["bytes_up"],
             "bytes_down": self._totals["bytes_down"],
             "seconds": seconds,
-            "epsilon": last.epsilon if last else None,
+            "epsilon": self._spent(status),
             "rejected": dict(sorted(self._rejected.items())),
             "error": error,
             "started": self._started.isoformat(timespec="seconds"),
@@ -203,6 +206,13 @@ class RunFolder:
         }
         self._write("summary.json", _json(summary, indent=2))
         return summary
+
+    def _spent(self, status: str) -> float | None:
+        """Return the epsilon of all rounds that were begun; the last one may not have ended."""
+        recorded = self._last.get("epsilon")
+        charges = None if status == FINISHED else read_charges(self.path / CHECKPOINTS)
+        charged = None if charges is None else charges.epsilon
+        return max((e for e in (recorded, charged) if e is not None), default=None)
 
     def _count(self, record: Mapping[str, Any]) -> None:
         self._totals.update({k: record[k] for k in ("bytes_up", "bytes_down")})

@@ -19,9 +19,12 @@ from typing import Any
 
 import yaml
 
-from qsfl_flower.errors import RunError
+from qsfl_flower.errors import CheckpointError, RunError
 
 Record = Mapping[str, Any]
+
+CHECKPOINTS = "checkpoint"
+"""Folder of the server's checkpoints in a run folder."""
 
 _CONFIG = "config.yaml"
 _SUMMARY = "summary.json"
@@ -30,6 +33,7 @@ _CLIENTS = "clients.jsonl"
 _EVENTS = "events.jsonl"
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 
+FINISHED = "finished"
 UNFINISHED = "unfinished"
 DAMAGED = "damaged"
 
@@ -104,6 +108,17 @@ class Run:
         """The outcome, or None while the run goes on or after it was killed."""
         path = self.folder / _SUMMARY
         return _json_file(path) if path.exists() else None
+
+    @cached_property
+    def charged(self) -> float | None:
+        """Epsilon of all rounds whose instructions left, also of those that were not finished."""
+        from qsfl_flower.strategies.charges import read_charges  # imports Flower
+
+        try:
+            charges = read_charges(self.folder / CHECKPOINTS)
+        except CheckpointError as error:
+            raise RunError(str(error)) from None
+        return None if charges is None else charges.epsilon
 
     @cached_property
     def metrics(self) -> tuple[Record, ...]:

@@ -29,6 +29,7 @@ from qsfl_flower.simulations.fleet import FleetGrid
 from qsfl_flower.simulations.folder import RunFolder, check_room, new_folder
 from qsfl_flower.simulations.loggers import MlflowLogger, RoundLogger, TensorBoardLogger
 from qsfl_flower.simulations.materials import model_of
+from qsfl_flower.simulations.runs import CHECKPOINTS
 from qsfl_flower.strategies import CheckpointStore, ClientRow, RoundRecord, RunObserver, Snapshot
 from qsfl_flower.wire import from_record, to_record
 
@@ -118,7 +119,7 @@ class Job(RunObserver):
 def checkpoint_store(folder: Path, experiment: Experiment) -> CheckpointStore:
     """Return the checkpoints of a run folder."""
     return CheckpointStore(
-        folder / "checkpoint", experiment.output.keep_checkpoints, fingerprint(experiment)
+        folder / CHECKPOINTS, experiment.output.keep_checkpoints, fingerprint(experiment)
     )
 
 

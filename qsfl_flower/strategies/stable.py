@@ -99,7 +99,7 @@ class StableFedAvg(FedAvg):
     monitor : Monitor, optional
         Watches loss and update norm, reports divergence, and reacts to it as it is told to.
     checkpoints : CheckpointStore, optional
-        Written after every round.
+        Written after every round; what a round costs in privacy is written before it begins.
     observer : RunObserver, optional
         Told about progress and every finished round; may ask the run to stop. By default a
         `RoundLog`.

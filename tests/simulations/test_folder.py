@@ -12,7 +12,9 @@ from qsfl_flower.errors import RunError
 from qsfl_flower.simulations import folder as module
 from qsfl_flower.simulations.config import experiment_from_dict
 from qsfl_flower.simulations.folder import RunFolder, check_room, environment, new_folder
+from qsfl_flower.simulations.runs import CHECKPOINTS
 from qsfl_flower.strategies import ClientRow, RoundRecord
+from qsfl_flower.strategies.charges import Charge, Charges, write_charges
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -96,3 +98,22 @@ def test_the_environment_names_what_matters(monkeypatch):
     assert {"flwr", "torch", "numpy", "cryptography"} <= set(found["packages"])
     monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(OSError()))
     assert environment()["git"] == {"revision": None, "dirty": None}
+
+
+def test_a_run_that_ends_right_after_it_was_resumed_keeps_what_it_knew(experiment):
+    run = RunFolder(new_folder(experiment, 1000), experiment, [])
+    for server_round in range(3):
+        run.add_round(record(server_round), ())
+    again = RunFolder(run.path, experiment, [])
+    again.rewind(2)
+    summary = again.finish("interrupted", 1.0, None, "asked to stop")
+    assert (summary["rounds"], summary["accuracy"], summary["loss"]) == (2, 0.5, 1.0)
+
+
+def test_the_summary_counts_a_round_that_was_begun_but_not_finished(experiment):
+    run = RunFolder(new_folder(experiment, 1000), experiment, [])
+    run.add_round(record(1, epsilon=0.5), ())
+    event = {"noise_multiplier": 1.0, "sampling_rate": 1.0, "count": 2, "slack": 0.0}
+    charge = Charge({"events": [event]}, 1e-5, "rdp")
+    write_charges(run.path / CHECKPOINTS, Charges(2, 2, "", {"record-dp": charge}))
+    assert run.finish("interrupted", 1.0, None, None)["epsilon"] == charge.epsilon

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qsfl_flower.simulations.runs import Record, Run, number
+from qsfl_flower.simulations.runs import FINISHED, Record, Run, number
 
 SERVER, CLIENTS = "eval", "client_eval"
 
@@ -71,10 +71,17 @@ def outcome(run: Run) -> Outcome:
         bytes_up=known("bytes_up", total(metrics, "bytes_up")),
         bytes_down=known("bytes_down", total(metrics, "bytes_down")),
         seconds=known("seconds", last(metrics, "elapsed_s")),
-        epsilon=known("epsilon", last(metrics, "epsilon")),
+        epsilon=known("epsilon", spent(run)),
         rejected=_rejected(metrics),
         error=None if summary.get("error") is None else str(summary["error"]),
     )
+
+
+def spent(run: Run) -> float | None:
+    """Epsilon of all rounds that were begun; None without differential privacy."""
+    recorded = last(run.metrics, "epsilon")
+    charged = None if run.status == FINISHED else run.charged
+    return max((e for e in (recorded, charged) if e is not None), default=None)
 
 
 def evaluated_by(metrics: Sequence[Record]) -> str:

@@ -6,8 +6,10 @@ from html import unescape
 
 import pytest
 
+from qsfl_flower.simulations.report import text
 from qsfl_flower.simulations.report.sections.privacy import privacy
-from qsfl_flower.simulations.runs import Run
+from qsfl_flower.simulations.runs import CHECKPOINTS, Run
+from qsfl_flower.strategies.charges import Charge, Charges, write_charges
 
 CONFIG = """
 name: trial
@@ -70,3 +72,15 @@ def test_a_spent_budget_that_ended_the_run_is_told(tmp_path):
     event = {"kind": "budget spent", "message": "Training ended before round 4: all is spent"}
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
     assert "Training ended before round 4" in words(section(tmp_path, "central_dp", [None, 1.0]))
+
+
+@pytest.mark.parametrize(("status", "expected"), [(None, 2), ("interrupted", 2), ("finished", 1)])
+def test_a_round_that_was_begun_counts_unless_the_run_finished(tmp_path, status, expected):
+    event = {"noise_multiplier": 5.0, "sampling_rate": 1.0, "count": 2, "slack": 0.0}
+    charge = Charge({"events": [event]}, 1e-5, "rdp")
+    write_charges(tmp_path / CHECKPOINTS, Charges(2, 2, "", {"central-dp": charge}))
+    if status is not None:
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
+    once = Charge({"events": [{**event, "count": 1}]}, 1e-5, "rdp").epsilon
+    found = words(section(tmp_path, "central_dp", [None, once]))
+    assert f"epsilon = {text.decimal({1: once, 2: charge.epsilon}[expected])}" in found

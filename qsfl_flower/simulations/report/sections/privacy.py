@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qsfl_flower.simulations.report import figures, text
 from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.html import Html, details, element
+from qsfl_flower.simulations.report.outcome import spent
 from qsfl_flower.simulations.report.section import Row, Section
 from qsfl_flower.simulations.runs import Run, number
 
@@ -32,11 +33,11 @@ _ADVERSARY = {
 def privacy(run: Run) -> Section | None:
     """Explain and draw the privacy that was spent; None without differential privacy."""
     kept = [s for s in _stages(run) if s.get("stage") in _ADVERSARY]
-    spent = [(r["round"], number(r.get("epsilon")), r) for r in run.metrics]
-    points = [(at, e, r) for at, e, r in spent if e is not None]
+    recorded = [(r["round"], number(r.get("epsilon")), r) for r in run.metrics]
+    points = [(at, e, r) for at, e, r in recorded if e is not None]
     if not kept or not points:
         return None
-    epsilon = points[-1][1]
+    epsilon = max(points[-1][1], spent(run) or 0.0)
     parts: list[Html | Row] = [_explain(stage, epsilon) for stage in kept]
     parts += [
         element("p", text.shorten(str(event.get("message")), 500))
