@@ -67,9 +67,10 @@ class Accountant:
         self._events.append(event)
         self._rdp = self._rdp + event.count * rdp_of(event)
         if isinstance(event, Event):
-            self._slack += event.count * event.slack
-            # The discrete Gaussian obeys the continuous one's Renyi bound itself, if not sampled.
-            self._sampled_slack += event.count * event.slack * (event.sampling_rate < 1)
+            self._slack = math.hypot(self._slack, math.sqrt(event.count) * event.slack)
+            if event.sampling_rate < 1:  # else it obeys the continuous one's Renyi bound itself
+                slack = math.sqrt(event.count) * event.slack
+                self._sampled_slack = math.hypot(self._sampled_slack, slack)
 
     def epsilon(self, delta: float) -> float:
         """Return an upper bound on the epsilon of all events together at delta."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.privacy.discrete import LARGEST, discrete_gaussian
+from qsfl_flower.privacy.discrete import BLOCKS, discrete_gaussian
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.randomness import Keystream
@@ -30,6 +30,9 @@ LEAST_STEPS = 1 << 10
 """Least standard deviation of a share in grid steps. The distance between a sum of discrete
 Gaussians and one discrete Gaussian is then below 10 n exp(-pi^2 2^20) (Kairouz et al., theorem 1),
 which is nothing."""
+
+MOST_STEPS = 1 << 26
+"""Most steps before a coarser grid is taken, so that a client's values stay far below 2^53."""
 
 TOLERANCE = 1e-9
 """Relative excess of a norm over its bound, left by clipping in float64; the noise covers it."""
@@ -93,7 +96,7 @@ class NoiseShare:
     @property
     def shift(self) -> int:
         """Coarsening j: values and noise are multiples of 2^j steps of the resolution."""
-        excess = self._share(self.resolution) / LARGEST
+        excess = self._share(self.resolution) / MOST_STEPS
         return max(0, math.ceil(math.log2(excess))) if excess > 1 else 0
 
     @property
@@ -103,8 +106,8 @@ class NoiseShare:
 
     @property
     def steps(self) -> int:
-        """Standard deviation of a share in steps of `grid`."""
-        return math.ceil(self._share(self.grid))
+        """Standard deviation of a share in steps of `grid`: a multiple of 64."""
+        return BLOCKS * math.ceil(self._share(self.grid) / BLOCKS)
 
     def _share(self, grid: float) -> float:
         # Rounding can move two neighbouring vectors apart by sqrt(d) steps; the noise covers it.

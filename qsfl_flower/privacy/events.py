@@ -25,7 +25,9 @@ class Event:
     count : int
         Number of such releases, >= 1.
     slack : float
-        Distance in total variation of one release to the continuous mechanism, >= 0.
+        Square root of half the Kullback-Leibler divergence of one release from the continuous
+        mechanism, >= 0. The total variation of many is at most the root of the sum of their
+        squares (Pinsker's inequality and the chain rule).
     """
 
     noise_multiplier: float

@@ -24,8 +24,14 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.discrete import discrete_gaussian
 from qsfl_flower.privacy.randomness import Keystream
 
-GRID_STEPS = 1 << 25
-"""Least standard deviation of released noise, in steps of the grid it lies on."""
+STEPS = 1 << 32
+"""Standard deviation of released noise, in steps of the grid it lies on."""
+
+FINE_STEPS = 1 << 64
+"""The same in steps of the finer grid on which the noise is drawn, before its last bits go."""
+
+_FAR = 2.0**60
+"""Longest vector that is released, in steps: quotients in float64 are then right to 2^7 steps."""
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
@@ -74,18 +80,21 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
 def add_noise(
     values: NDArray[np.float64], sensitivity: float, noise_multiplier: float, source: Keystream
 ) -> tuple[NDArray[np.float64], float]:
-    r"""Release a vector with Gaussian noise on a grid of powers of two.
+    r"""Release a vector with Gaussian noise on a grid.
 
-    The values are rounded to multiples of g, at most std / 2^25, and a discrete Gaussian number of
-    steps is added to each; what comes out are multiples of g whatever came in, so its last bits
-    carry no information about the values (as the sum of two floats would). Two vectors that
-    differ by `sensitivity` differ by at most :math:`\sqrt{d} g` more after rounding, and the
-    noise covers that.
+    The values are rounded to multiples of g = std / 2^32, and a whole number of steps is added to
+    each: a discrete Gaussian of standard deviation 2^64, divided by 2^32 and rounded down. Since
+    rounded values are whole steps, the sum is what one gets by adding the discrete Gaussian on the
+    grid g / 2^32 and rounding then: a function of a release whose distance to the continuous
+    Gaussian mechanism is `grid_slack`. What comes out is a function of whole numbers whatever
+    came in, so its last bits carry no information about the values (as the sum of two floats
+    would). Two vectors that differ by `sensitivity` differ by at most
+    :math:`\sqrt{d} + 2^8` steps more after rounding, and the noise covers that.
 
     Parameters
     ----------
     values : ndarray of float64, shape (d,)
-        What is released, finite.
+        What is released, finite, no longer than 2^28 standard deviations of the noise.
     sensitivity : float
         Largest L2 change of `values` when the protected unit comes or goes, > 0.
     noise_multiplier : float
@@ -109,30 +118,39 @@ def add_noise(
             "Gaussian noise needs a sensitivity and a noise multiplier that are positive and "
             f"finite, found {sensitivity!r} and {noise_multiplier!r}"
         )
-    grid = 2.0 ** math.floor(math.log2(sensitivity * noise_multiplier)) / GRID_STEPS
-    steps = math.ceil(noise_multiplier * (sensitivity / grid + math.sqrt(values.size)))
-    if steps > 2 * GRID_STEPS:  # the rounding took the noise over the next power of two
-        grid *= 2
-        steps = math.ceil(noise_multiplier * (sensitivity / grid + math.sqrt(values.size)))
-    rounded: NDArray[np.float64] = np.rint(values / grid)
-    if not np.all(np.abs(rounded) < 2.0**52):
+    # 2^32 steps = noise_multiplier * (sensitivity / grid + moved)
+    moved = math.sqrt(values.size) + 2.0**8
+    if noise_multiplier * moved > STEPS / 2:
         raise ConfigError(
-            f"a value is not finite or more than {2**52 / steps:.0f} standard deviations of the "
-            "noise; check the clipping"
+            f"a noise multiplier of {noise_multiplier:.3g} on {values.size} values needs a finer "
+            f"grid than there is; at most {STEPS / 2 / moved:.3g} is possible"
         )
-    rounded += discrete_gaussian(steps, values.size, source)
-    return rounded * grid, steps * grid
+    grid = (1 + 1e-12) * noise_multiplier * sensitivity / (STEPS - noise_multiplier * moved)
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps = values / grid
+        far = not np.dot(steps, steps) < _FAR * _FAR
+    if far:
+        raise ConfigError(
+            f"a value is not finite, or the values are longer than {_FAR / STEPS:.0f} standard "
+            "deviations of the noise; check the clipping"
+        )
+    whole = np.rint(steps).astype(np.int64)
+    whole += discrete_gaussian(FINE_STEPS, values.size, source, drop=32)
+    noisy = whole.astype(np.float64)
+    noisy *= grid
+    return noisy, STEPS * grid
 
 
-def grid_slack(size: int, steps: float = GRID_STEPS) -> float:
-    r"""Return the total variation distance of `size` discrete Gaussian values to continuous ones.
+def grid_slack(size: int, steps: float = FINE_STEPS) -> float:
+    r"""Return how far `size` discrete Gaussian values are from continuous ones, as a `slack`.
 
-    A value of standard deviation `steps` has distance at most :math:`1 / (40\,\text{steps}^2)`
-    to the rounded continuous Gaussian (relative error :math:`(x^2-1)/24` at x standard
-    deviations, next term of fourth order), whose accounting holds for any sampling. A release
-    within distance t of an (epsilon, delta)-DP one is (epsilon, delta + (1 + e^epsilon) t)-DP.
+    The square root of half of the Kullback-Leibler divergence between them and continuous
+    Gaussian values that are rounded to the same grid, at most
+    :math:`\sqrt{\text{size}} / (17\,\text{steps}^2)` for standard deviations of at least 16 steps
+    (docs/privacy-proof.md, lemma 0). By Pinsker's inequality it bounds the total variation
+    distance, and divergences of many releases add up.
     """
-    return size / (40.0 * steps * steps)
+    return math.sqrt(size) / (17.0 * steps * steps)
 
 
 def check_delta(delta: float) -> None:
