@@ -166,6 +166,7 @@ class _Party:
 
     @classmethod
     def of(cls, credentials: Credentials, context: Context, now: int) -> _Party:
+        credentials = credentials.of("client", "the credentials of this node")
         return cls(
             credentials, context, credentials.roster.own_keys(credentials.identity, now), now
         )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.files import read_file
-from qsfl_flower.crypto.identity import Identity
+from qsfl_flower.crypto.identity import Identity, PartyRole
 from qsfl_flower.crypto.keyfile import load_authority_key, load_identity
 from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.rosterfile import accept_roster
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.errors import ConfigError
 
 ROSTER_FILE, AUTHORITY_FILE = "roster.qsfl", "authority.pub"
 
@@ -30,6 +31,28 @@ class Credentials:
 
     identity: Identity
     roster: Roster
+
+    def of(self, role: PartyRole, where: str) -> Credentials:
+        """Return these credentials if they are those of a party of this role.
+
+        Parameters
+        ----------
+        role : {"client", "server"}
+            Who needs them.
+        where : str
+            What gave them, for the error.
+
+        Raises
+        ------
+        ConfigError
+            If they are another role's.
+        """
+        if self.identity.role != role:
+            raise ConfigError(
+                f"{where} are the keys of {self.identity.role} {self.identity.name!r}, and keys of "
+                f"a {role} are needed; name the {role}'s own key folder"
+            )
+        return self
 
     @classmethod
     def load(

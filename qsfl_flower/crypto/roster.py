@@ -18,6 +18,7 @@ from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.errors import Reason, Rejected
 from qsfl_flower.crypto.hybrid import HybridPublicKey
 from qsfl_flower.crypto.identity import (
+    ROLES,
     Authority,
     AuthorityKey,
     Identity,
@@ -229,18 +230,32 @@ class Roster:
                 "from the authority",
             )
 
-    def expiring(self, now: int, within: int = WARNING_DAYS * DAY) -> Iterator[str]:
-        """Yield one warning for the roster and for each active entry that ends within `within` s.
+    def expiring(self, now: int) -> Iterator[str]:
+        """Yield a warning for the roster, for the server's keys and for the clients' that end soon.
 
-        A generation of keys that a newer one has replaced is meant to end and gives no warning.
+        Soon is the last third of the time that they were made for, and at most 30 days. A
+        generation of keys that a newer one has replaced is meant to end and gives no warning.
         """
-        if self.not_after - now < within:
+        if _soon(self.issued_at, self.not_after, now):
             yield f"the roster {_ends(self.not_after, now)}: have the authority sign a new one"
-        for name, entries in self._by_name.items():
-            active = [entry for entry in entries if not entry.revoked]
-            last = max((entry.not_after for entry in active), default=None)
-            if last is not None and last - now < within:
-                yield f"the keys of {name} {_ends(last, now)}: rotate them"
+        active = ([e for e in entries if not e.revoked] for entries in self._by_name.values())
+        newest = [max(entries, key=lambda e: e.not_after) for entries in active if entries]
+        ending = sorted(
+            (e for e in newest if _soon(e.not_before, e.not_after, now)), key=lambda e: e.not_after
+        )
+        for role in ROLES:
+            names = [e.identity.name for e in ending if e.identity.role == role]
+            if not names:
+                continue
+            first = next(e.not_after for e in ending if e.identity.name == names[0])
+            if len(names) == 1:
+                yield f"the keys of {names[0]} {_ends(first, now)}: rotate them"
+                continue
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            yield (
+                f"the keys of {len(names)} {role}s ({shown}) end soon or have ended; those of "
+                f"{names[0]} {_ends(first, now)}: rotate them"
+            )
 
     def _check_usable(self, entry: Entry, now: int) -> None:
         name = entry.identity.name
@@ -337,6 +352,10 @@ def decode_roster(statement: Statement, accepted: tuple[Suite, ...] = (DEFAULT_S
         return Roster(serial, issued_at, not_after, tuple(entries), accepted)
     except CryptoError as error:
         raise data.fail(str(error)) from None
+
+
+def _soon(start: int, end: int, now: int) -> bool:
+    return end - now < min(WARNING_DAYS * DAY, (end - start) / 3)
 
 
 def _ends(when: int, now: int) -> str:

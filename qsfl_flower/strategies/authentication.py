@@ -104,9 +104,11 @@ class Authenticate(MessageStage):
         encrypt: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        where = "credentials"
         if not isinstance(credentials, Credentials):
+            where = f"credentials={str(credentials)!r}"
             credentials = Credentials.in_folder(credentials, SERVER)
-        self.credentials = credentials
+        self.credentials = credentials.of("server", where)
         self.encrypt = encrypt
         self._clock = clock
 

@@ -7,20 +7,21 @@ one: evaluate on the server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.strategies.bounds import Clip
 from qsfl_flower.strategies.compression import SharedMask
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.policies import Available
 from qsfl_flower.strategies.privacy import RecordDP
 from qsfl_flower.strategies.robust import Robust
-from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum
-from qsfl_flower.strategies.secure_sum import Committee
+from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum, sum_settings
+from qsfl_flower.strategies.secure_sum import Committee, SecureSum
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stages import Stage
 
@@ -28,7 +29,7 @@ COMMITTEE = Committee(members=7, threshold=3, quorum=5)
 """Seven members: two of them together learn nothing, even if the server helps them and lies; two
 may vanish."""
 
-METRICS = ("train-loss", "train-accuracy", "train_loss", "train_acc")
+METRICS = ("train-loss", "train-accuracy", "train_loss", "train_acc", "train_accuracy")
 """Metrics of the clients that are averaged unseen, by the names that apps commonly give them."""
 
 _BITS = 20  # 2^-20 per coordinate: more room before a squared norm or distance could wrap
@@ -58,6 +59,11 @@ class CrossSilo(SecureMultiKrum):
         Differential privacy of every record. The app has to train by DP-SGD (for example with
         `PrivateTrainingClient`); without it, what the released models tell about a record is not
         bounded.
+    metrics : Sequence[str]
+        Names of the clients' metrics that are averaged unseen. Each takes a place in every update,
+        whether or not the app reports it; others stay on the clients.
+    sums : Mapping[str, Any], optional
+        Further arguments of `SecureSum`.
     stages : Sequence[Stage]
         Further stages.
     **options
@@ -84,18 +90,21 @@ class CrossSilo(SecureMultiKrum):
         clip_norm: float,
         committee: Committee | None = None,
         privacy: RecordDP | None = None,
+        metrics: Sequence[str] | None = None,
+        sums: Mapping[str, Any] | None = None,
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
         committee = committee or COMMITTEE
         args, options = _enough(args, options, max(2 * num_byzantine + 3, committee.members))
+        own = {"bits": _BITS, "metrics": METRICS}
         super().__init__(
             *args,
             credentials=credentials,
             num_malicious_nodes=num_byzantine,
             clip_norm=clip_norm,
             committee=committee,
-            sums={"bits": _BITS, "metrics": METRICS},
+            sums={**own, **sum_settings(SecureSum, "sums", sums, metrics)},
             stages=[*([privacy] if privacy else []), *stages],
             **options,
         )
@@ -137,7 +146,7 @@ class CrossDevice(SecureFedAvg):
     ----------
     *args
         Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to the committee's size.
-    credentials, clip_norm, stages, **options
+    credentials, clip_norm, metrics, sums, stages, **options
         As in `CrossSilo`.
     ratio : float
         As in `FullChain`.
@@ -172,25 +181,27 @@ class CrossDevice(SecureFedAvg):
         ratio: float = 0.01,
         committee: Committee | None = None,
         privacy: RecordDP | DistributedDP | None = None,
+        metrics: Sequence[str] | None = None,
+        sums: Mapping[str, Any] | None = None,
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
         committee = committee or COMMITTEE
         args, options = _enough(args, options, max(committee.members, committee.min_clients))
-        sums: dict[str, Any] = {"bits": _BITS, "weighted": False}
+        own: dict[str, Any] = {"bits": _BITS, "weighted": False}
         if isinstance(privacy, DistributedDP):
             # A share of the noise stays within 40 standard deviations.
             room = clip_norm * (2 + 41 * privacy.noise_multiplier)
-            sums |= {"metrics": (), "bound": room}
+            own |= {"metrics": (), "bound": room}
         else:
-            sums |= {"metrics": METRICS, "enforce_norm": True}
+            own |= {"metrics": METRICS, "enforce_norm": True}
         mask = SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0)
         super().__init__(
             *args,
             credentials=credentials,
             clip_norm=clip_norm,
             committee=committee,
-            sums=sums,
+            sums={**own, **sum_settings(SecureSum, "sums", sums, metrics)},
             stages=[mask, *([privacy] if privacy else []), *stages],
             **{"selection": Available(), **options},
         )
@@ -235,6 +246,11 @@ class Research(StableFedAvg):
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
+        for name in options.keys() & {"credentials", "committee", "metrics", "sums"}:
+            raise ConfigError(
+                f"{name}: Research hides nothing and averages every metric that clients report; "
+                "leave it out"
+            )
         args, options = _enough(args, options, 2 * num_byzantine + 3)
         own: list[Stage] = [Clip(clip_norm), Robust("multi_krum", num_byzantine)]
         if ratio is not None:

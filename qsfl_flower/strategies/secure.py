@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.errors import ConfigError
 from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.bounds import Clip
 from qsfl_flower.strategies.masked_sum import MaskedSum
@@ -29,6 +31,8 @@ class SecureFedAvg(StableFedAvg):
         Clients clip their differences to this L2 norm, > 0.
     committee : Committee, optional
         By default five members of whom three open a sum.
+    metrics : Sequence[str], optional
+        Names of the clients' metrics that are averaged unseen; by default those of `SecureSum`.
     sums : Mapping[str, Any], optional
         Further arguments of `SecureSum`.
     stages : Sequence[Stage]
@@ -47,11 +51,12 @@ class SecureFedAvg(StableFedAvg):
         credentials: Credentials | Path | str,
         clip_norm: float = 8.0,
         committee: Committee | None = None,
+        metrics: Sequence[str] | None = None,
         sums: Mapping[str, Any] | None = None,
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        settings, options = _shared(args, options, sums)
+        settings, options = _shared(args, options, sum_settings(SecureSum, "sums", sums, metrics))
         own = [Authenticate(credentials), SecureSum(clip_norm, committee, **settings)]
         super().__init__(*args, stages=[*own, *stages], **options)
 
@@ -69,7 +74,7 @@ class SecureMultiKrum(StableFedAvg):
         f: how many clients may send anything; a round needs ``2 f + 3`` clients.
     num_nodes_to_select : int, optional
         How many updates are averaged; by default n - f - 2.
-    clip_norm, committee, sums, stages, **options
+    clip_norm, committee, metrics, sums, stages, **options
         As in `SecureFedAvg`.
 
     Notes
@@ -85,11 +90,12 @@ class SecureMultiKrum(StableFedAvg):
         num_nodes_to_select: int | None = None,
         clip_norm: float = 8.0,
         committee: Committee | None = None,
+        metrics: Sequence[str] | None = None,
         sums: Mapping[str, Any] | None = None,
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        settings, options = _shared(args, options, sums)
+        settings, options = _shared(args, options, sum_settings(SecureSum, "sums", sums, metrics))
         krum = SecureKrum(
             clip_norm,
             num_malicious_nodes,
@@ -105,7 +111,7 @@ class SecAggFedAvg(StableFedAvg):
 
     Parameters
     ----------
-    *args, credentials, clip_norm, stages, **options
+    *args, credentials, clip_norm, metrics, stages, **options
         As in `SecureFedAvg`.
     masks : Mapping[str, Any], optional
         Further arguments of `MaskedSum`.
@@ -120,20 +126,65 @@ class SecAggFedAvg(StableFedAvg):
         *args: Any,
         credentials: Credentials | Path | str,
         clip_norm: float = 8.0,
+        metrics: Sequence[str] | None = None,
         masks: Mapping[str, Any] | None = None,
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        settings, options = _shared(args, options, masks)
+        if "sums" in options:
+            raise ConfigError("sums: SecAggFedAvg takes the arguments of MaskedSum as masks=")
+        settings, options = _shared(args, options, sum_settings(MaskedSum, "masks", masks, metrics))
         gate = Authenticate(credentials)
         masked = MaskedSum(gate.credentials, **{"bound": clip_norm, **settings})
         super().__init__(*args, stages=[gate, Clip(clip_norm), masked, *stages], **options)
 
 
+def sum_settings(
+    stage: type[Stage],
+    where: str,
+    given: Mapping[str, Any] | None,
+    metrics: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Return what the user gives for a stage that sums.
+
+    Parameters
+    ----------
+    stage : type[Stage]
+        The stage; its keyword-only arguments may be given.
+    where : str
+        Name of the argument that holds `given`.
+    given : Mapping[str, Any], optional
+        What the user gives for the stage.
+    metrics : Sequence[str], optional
+        What the user gives as ``metrics=``.
+
+    Raises
+    ------
+    ConfigError
+        If the stage does not take an argument, or metrics are given twice or as one string.
+    """
+    own = dict(given or {})
+    parameters = inspect.signature(stage).parameters.values()
+    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in own:
+        if name not in allowed:
+            raise ConfigError(
+                f"{where}: {name!r} is not among what it may hold, {', '.join(allowed)}; give "
+                "other arguments to the strategy itself"
+            )
+    if metrics is not None:
+        if "metrics" in own:
+            raise ConfigError(f"metrics are given twice, as metrics= and in {where}=; give one")
+        own["metrics"] = metrics
+    if isinstance(own.get("metrics"), str):
+        raise ConfigError(f"metrics is {own['metrics']!r}; it must be a sequence of names")
+    return own
+
+
 def _shared(
-    args: Sequence[Any], options: Mapping[str, Any], more: Mapping[str, Any] | None
+    args: Sequence[Any], options: Mapping[str, Any], more: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of the stage, and those of the strategy without client evaluation."""
     default = {} if len(args) > 1 else {"fraction_evaluate": 0.0}
     weighted_by = options.get("weighted_by_key", args[5] if len(args) > 5 else "num-examples")
-    return {"weighted_by": weighted_by, **(more or {})}, {**default, **options}
+    return {"weighted_by": weighted_by, **more}, {**default, **options}

@@ -17,6 +17,7 @@ from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.keyfile import load_authority_key, load_identity
 from qsfl_flower.crypto.roster import DAY, Roster, open_roster
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.simulations import keys_cli
 from qsfl_flower.simulations.keys_cli import keys_app
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "keys.md"
@@ -158,13 +159,19 @@ def test_show_says_whether_a_roster_was_checked() -> None:
     assert "wrong-key" in result.stderr
 
 
-def test_warnings_before_the_end() -> None:
+def test_warnings_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing for what is fresh, however short its time; both when it is nearly over."""
     qsfl("authority")
     qsfl("client alice")
-    output = qsfl("roster --add alice.request --days 20 --roster-days 10").output
-    assert "warning: the roster will end in" in output
-    assert "warning: the keys of alice will end in" in output
-    assert "warning" not in qsfl("roster").output.replace("warning: the keys of alice", "")
+    fresh = qsfl("roster --add alice.request --days 20 --roster-days 10").output
+    assert "warning" not in fresh
+    later = keys_cli._now() + 9 * DAY
+    monkeypatch.setattr(keys_cli, "_now", lambda: later)
+    output = qsfl("show roster.qsfl").output
+    assert "warning: the roster will end in 1.0 days" in output
+    assert "alice will end" not in output
+    monkeypatch.setattr(keys_cli, "_now", lambda: later + 6 * DAY)
+    assert "warning: the keys of alice will end in 5.0 days" in qsfl("show roster.qsfl").output
 
 
 def test_passphrases_come_from_file_environment_or_prompt() -> None:

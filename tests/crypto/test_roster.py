@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from qsfl_flower.crypto.errors import Malformed, Rejected
+from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.hybrid import HybridKey
 from qsfl_flower.crypto.identity import (
     Authority,
@@ -127,9 +128,25 @@ def test_warnings_before_something_ends() -> None:
     later = list(CONTENT.expiring(NOW + 61 * DAY))
     assert any(text.startswith("the roster will end in 29.0 days") for text in later)
     # 30 days before alice's newest keys end, and not when her replaced ones do
-    assert not any("alice" in text for text in CONTENT.expiring(NOW + 335 * DAY))
-    assert any("alice will end in 29.0 days" in text for text in CONTENT.expiring(NOW + 337 * DAY))
+    alone = roster(
+        entry(ALICE, end=NOW + 8 * DAY), Entry(ROTATED.public(), NOW + DAY, NOW + 366 * DAY)
+    )
+    assert not any("alice" in text for text in alone.expiring(NOW + 335 * DAY))
+    assert any("alice will end in 29.0 days" in text for text in alone.expiring(NOW + 337 * DAY))
     assert not any("mallory" in text for text in CONTENT.expiring(NOW + 999 * DAY))
+
+
+def test_fresh_keys_for_a_month_give_no_warning_and_many_give_one() -> None:
+    """The keys and the roster of a tutorial live for thirty days."""
+    made = create_federation([f"client-{n}" for n in range(10)], now=NOW, valid_for=30 * DAY)
+    opened = open_roster(made.roster, made.authority)
+    assert not list(opened.expiring(NOW))
+    assert not list(opened.expiring(NOW + 19 * DAY))
+    told = list(opened.expiring(NOW + 21 * DAY))
+    assert len(told) == 3
+    assert "10 clients (client-0, client-1, client-2, client-3, client-4, ...)" in told[1]
+    assert told[1].endswith("those of client-0 will end in 9.0 days: rotate them")
+    assert told[2] == "the keys of server will end in 9.0 days: rotate them"
 
 
 def test_rollback_and_equivocation_are_refused() -> None:

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from qsfl_flower.clients import auth_mod, qsfl_mod
 from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.federation import create_federation
-from qsfl_flower.errors import CompositionError
+from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.privacy.calibration import noise_multiplier_for
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.strategies import (
@@ -27,6 +27,9 @@ from qsfl_flower.strategies import (
     RecordDP,
     Research,
     RunObserver,
+    SecAggFedAvg,
+    SecureFedAvg,
+    SecureMultiKrum,
     Validate,
 )
 from qsfl_flower.testing import LocalGrid
@@ -122,6 +125,55 @@ def test_a_liar_among_devices_moves_the_mean_by_its_share_of_the_clip_norm(keys)
     honest = honest * (CLIENTS - 1) / CLIENTS
     assert np.linalg.norm(model - honest) == pytest.approx(2.0 / CLIENTS, rel=1e-3)
     assert seen.rounds[1].accepted == CLIENTS
+
+
+SUMS = [*HIDDEN, SecureFedAvg, SecureMultiKrum, SecAggFedAvg]
+MINE = ("secret", "train_loss")
+
+
+@pytest.mark.parametrize("preset", SUMS)
+def test_metrics_are_named_in_one_way(preset, keys):
+    """`metrics=` on every strategy that hides updates, or inside the arguments of its sum."""
+    if preset is SecureMultiKrum:
+        more = {"num_malicious_nodes": 1}
+    else:
+        more = {"num_byzantine": 1} if preset in (CrossSilo, FullChain) else {}
+    inside = "masks" if preset is SecAggFedAvg else "sums"
+    for given in ({"metrics": MINE}, {inside: {"metrics": MINE}}):
+        made = preset(credentials=keys, clip_norm=1.0, **more, **given)
+        assert made.chain.combiner.tally.metrics == MINE
+    for given, named in (
+        ({"metrics": MINE, inside: {"metrics": MINE}}, "given twice"),
+        ({"metrics": "train_loss"}, "a sequence of names"),
+        ({inside: {"metric": MINE}}, rf"{inside}: 'metric' is not among .*metrics"),
+        ({inside: {"clip_norm": 2.0}}, f"{inside}: 'clip_norm'"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            preset(credentials=keys, clip_norm=1.0, **more, **given)
+
+
+def test_metrics_of_ones_own_are_averaged(keys):
+    _, _, result, _ = hidden(CrossSilo, keys, metrics=MINE)
+    told = {"secret": pytest.approx(7.0, abs=1e-4), "train_loss": pytest.approx(0.5, abs=1e-5)}
+    assert result.train_metrics_clientapp[1] == told
+
+
+def test_arguments_of_sums_that_do_not_belong_are_named(keys):
+    with pytest.raises(ConfigError, match="masks="):
+        SecAggFedAvg(credentials=keys, sums={"metrics": MINE})
+    for name in ("metrics", "sums", "credentials"):
+        with pytest.raises(ConfigError, match=f"{name}: Research hides nothing"):
+            Research(num_byzantine=1, clip_norm=1.0, **{name: MINE})
+
+
+@pytest.mark.parametrize("preset", SUMS)
+def test_the_keys_of_a_client_are_refused_for_the_server(preset, keys):
+    with pytest.raises(ConfigError, match=r"client-0' are the keys of client 'client-0'.*server"):
+        preset(
+            credentials=f"{keys}/client-0", clip_norm=1.0,
+            **({"num_malicious_nodes": 1} if preset is SecureMultiKrum else {}),
+            **({"num_byzantine": 1} if preset in (CrossSilo, FullChain) else {}),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", HIDDEN)
