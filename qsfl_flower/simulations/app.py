@@ -25,7 +25,7 @@ from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.attacks import attack_mod
-from qsfl_flower.simulations.build import Owners, client_of, owners_of
+from qsfl_flower.simulations.build import Owners, client_of, fingerprint, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.faults import fault_mod
 from qsfl_flower.simulations.federation import authenticates, client_credentials
@@ -33,6 +33,12 @@ from qsfl_flower.simulations.fleet import fleet_mod, hosts_of
 from qsfl_flower.simulations.privacy import policy_of
 from qsfl_flower.simulations.progress import LogDisplay
 from qsfl_flower.simulations.serve import Job, prepare, serve
+from qsfl_flower.strategies.exchange import wait_for_nodes
+
+log = logging.getLogger("flwr")  # the one that `flwr run` shows
+
+DEFAULT = "quickstart"
+"""The experiment that runs if the run config names none."""
 
 
 def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
@@ -95,7 +101,7 @@ def experiment_from_run_config(run_config: Mapping[str, object]) -> Experiment:
         If a key is not a text, or the experiment is not valid.
     """
     values: dict[str, str] = {}
-    for key, default in (("config", "quickstart"), ("set", ""), ("output", "")):
+    for key, default in (("config", DEFAULT), ("set", ""), ("output", "")):
         value = run_config.get(key, default)
         if not isinstance(value, str):
             raise ConfigError(f"run config: {key} is {value!r}; it must be a text")
@@ -104,6 +110,16 @@ def experiment_from_run_config(run_config: Mapping[str, object]) -> Experiment:
     if values["output"]:
         overrides.append(f"output.folder={values['output']}")
     return load_experiment(values["config"], overrides)
+
+
+def announcement(run_config: Mapping[str, object], experiment: Experiment) -> str:
+    """Say which experiment runs, since Flower drops settings that it cannot read without a word."""
+    overrides = run_config.get("set") or "none"
+    return (
+        f"configuration {run_config.get('config', DEFAULT)!r} (digest "
+        f"{fingerprint(experiment)[:12]}), overrides: {overrides}. To choose another: --run-config "
+        '\'config="mnist" set="rounds=3; seed=7"\', without spaces around the first ='
+    )
 
 
 @lru_cache(maxsize=2)
@@ -142,12 +158,19 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run config and leave a run folder."""
-    job = prepare(experiment_from_run_config(context.run_config))
+    experiment = experiment_from_run_config(context.run_config)
+    log.info("%s", announcement(context.run_config, experiment))
+    job = prepare(experiment)
     job.display = LogDisplay()
     try:
+        hosts = "clients.count"
+        if experiment.simulation.supernodes is not None:
+            hosts = "simulation.supernodes"
+        needed = {f"{hosts} of {experiment.name}": hosts_of(experiment)}
+        wait_for_nodes(grid, needed, experiment.simulation.round_timeout, job.should_stop)
         serve(job, grid)
     except Exception as error:
         job.finish("failed", str(error))
         raise
     job.finish("finished", None)
-    logging.getLogger("flwr").info("report: %s", job.folder.path / "report.html")
+    log.info("report: %s", job.folder.path / "report.html")

@@ -276,8 +276,11 @@ class BufferedAsync(StableFedAvg):
     def _look_for_nodes(self, grid: Grid) -> None:
         """Find out who is connected; the tasks of clients that are gone are over."""
         if not self._connected:
-            required = max(self.min_available_nodes, self.min_train_nodes)
-            nodes = wait_for_nodes(grid, required, self.timeout, self.observer.should_stop)
+            asked = {
+                "min_available_nodes": self.min_available_nodes,
+                "min_train_nodes": self.min_train_nodes,
+            }
+            nodes = wait_for_nodes(grid, asked, self.timeout, self.observer.should_stop)
         else:
             nodes = registered_nodes(grid)
         self.sampling.meet(nodes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -12,8 +14,13 @@ from flwr.serverapp import Grid
 from qsfl_flower.errors import RunInterrupted, TooFewReplies
 from qsfl_flower.wire import content_bytes
 
+log = logging.getLogger("flwr")  # the one that `flwr run` shows
+
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
+_SIMULATED_PATIENCE = 30.0  # seconds without a new node, all of which register within seconds
+_FIRST_WORD = 1.0  # seconds until a shortage is worth a line
+_TELL_AGAIN = 30.0  # seconds between two such lines
 
 
 @dataclass(frozen=True)
@@ -38,26 +45,62 @@ def registered_nodes(grid: Grid) -> list[int]:
     return [n.node_id for n in nodes]
 
 
-def wait_for_nodes(grid: Grid, minimum: int, timeout: float, stop: Callable[[], bool]) -> list[int]:
-    """Wait until `minimum` nodes are online and return all of them in order of registration.
+def wait_for_nodes(
+    grid: Grid, needed: Mapping[str, int], timeout: float, stop: Callable[[], bool]
+) -> list[int]:
+    """Wait until enough nodes are online and return all of them in order of registration.
+
+    What is missing is logged at once, and again while nothing changes. Flower's simulation
+    registers all its nodes when it starts, so that waiting for more ends soon there.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    needed : Mapping[str, int]
+        Numbers of nodes by the name of the setting that asks for them.
+    timeout : float
+        Seconds to wait in a deployment.
+    stop : Callable[[], bool]
+        Asked between two looks at the grid; true ends the wait.
 
     Raises
     ------
     TooFewReplies
-        After `timeout` seconds, with the number of nodes that are there.
+        After `timeout` seconds, in a simulation after 30 s without a new node, with what is
+        missing.
     RunInterrupted
         As soon as `stop()` is true.
     """
-    end = time.monotonic() + timeout
+    simulated = any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
+    patience = min(timeout, _SIMULATED_PATIENCE) if simulated else timeout
+    minimum = max(needed.values())
+    started = since = time.monotonic()
+    told, count = -math.inf, 0
     while len(nodes := registered_nodes(grid)) < minimum:
         _check(stop)
-        if time.monotonic() > end:
-            raise TooFewReplies(
-                f"{len(nodes)} nodes are connected after {timeout:g} s; at least {minimum} are "
-                "needed (min_available_nodes, min_train_nodes)"
-            )
+        now = time.monotonic()
+        if simulated and len(nodes) > count:
+            count, since = len(nodes), now
+        missing = _missing(len(nodes), needed, simulated)
+        if now - since > patience:
+            raise TooFewReplies(f"after {now - started:.3g} s {missing}")
+        if now - told > _TELL_AGAIN and now - started >= _FIRST_WORD:
+            log.warning("waiting for nodes: %s", missing)
+            told = now
         time.sleep(0.1)
     return nodes
+
+
+def _missing(count: int, needed: Mapping[str, int], simulated: bool) -> str:
+    minimum = max(needed.values())
+    why = ", ".join(f"{name} = {value}" for name, value in needed.items() if value == minimum)
+    more = (
+        f"start the simulation with flwr run . --federation-config 'num-supernodes={minimum}'"
+        if simulated
+        else "start more SuperNodes, or lower it"
+    )
+    return f"{count} nodes are connected and {minimum} are needed ({why}); {more}"
 
 
 def collect(

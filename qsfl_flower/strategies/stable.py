@@ -426,8 +426,8 @@ class StableFedAvg(FedAvg):
         self, kind: str, server_round: int, grid: Grid, fraction: float, minimum: int
     ) -> dict[int, int]:
         """Return the nodes to ask and their ranks, in canonical order; none of them is busy."""
-        required = max(self.min_available_nodes, minimum)
-        nodes = wait_for_nodes(grid, required, self.timeout, self.observer.should_stop)
+        asked = {"min_available_nodes": self.min_available_nodes, f"min_{kind}_nodes": minimum}
+        nodes = wait_for_nodes(grid, asked, self.timeout, self.observer.should_stop)
         self.sampling.meet(nodes)
         ranks = sorted(self.sampling.ranks[node] for node in nodes)
         if kind == "train" and (drawer := self.chain.drawer) is not None:

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file
+
+from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.simulations import app
+from qsfl_flower.strategies import exchange
+from qsfl_flower.testing import NodeGrid
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +51,27 @@ def test_a_wrong_number_of_supernodes_is_said(flower, tmp_path):
         f'output="{tmp_path}/flwr"',
     )  # fmt: skip
     assert re.search(r"federation has 3 SuperNodes, the experiment needs 2", shown), shown
+
+
+def test_the_log_says_which_configuration_runs_and_how_many_nodes_it_needs(
+    inside_run, tmp_path, monkeypatch, caplog
+):
+    """A run config that Flower dropped leaves the default: the first line names it."""
+    monkeypatch.setattr(exchange, "_SIMULATED_PATIENCE", 0.2)
+    output = str(tmp_path / "runs")
+    context = Context(
+        1, 0, {}, RecordDict(), {"config": "plain", "set": "rounds=1", "output": output}
+    )
+    grid = type("InMemoryGrid", (NodeGrid,), {})({1: print, 2: print})
+    with caplog.at_level("INFO", "flwr"), pytest.raises(TooFewReplies) as caught:
+        app.main(grid, context)
+    assert re.search(
+        r"configuration 'plain' \(digest [0-9a-f]{12}\), overrides: rounds=1", caplog.text
+    )
+    assert "2 nodes are connected and 10 are needed (clients.count of plain = 10)" in str(
+        caught.value
+    )
+    assert "num-supernodes=10" in str(caught.value)
 
 
 def test_the_bundle_holds_the_package_and_the_configurations_only(flower, tmp_path):

@@ -1,0 +1,69 @@
+"""Waiting for nodes: what is missing is said at once, and a simulation does not wait for long."""
+
+import importlib
+
+import pytest
+
+from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.strategies import StableFedAvg, exchange
+from qsfl_flower.testing import NodeGrid
+from qsfl_flower.wire import to_record
+
+
+class InMemoryGrid(NodeGrid):
+    """Has the name of the grid of Flower's simulations; a further node appears at each look."""
+
+    later = 0
+
+    def get_nodes(self):
+        if self.later:
+            self.later -= 1
+            self.clients[100 + self.later] = print
+        return super().get_nodes()
+
+
+@pytest.fixture
+def hurried(monkeypatch, inside_run):
+    for name, seconds in (
+        ("_FIRST_WORD", 0.0),
+        ("_TELL_AGAIN", 0.15),
+        ("_SIMULATED_PATIENCE", 0.4),
+    ):
+        monkeypatch.setattr(exchange, name, seconds)
+
+
+def start(grid, timeout):
+    strategy = StableFedAvg(min_available_nodes=7)
+    with pytest.raises(TooFewReplies) as caught:
+        strategy.start(grid, to_record({}), num_rounds=1, timeout=timeout)
+    return str(caught.value)
+
+
+def test_flowers_simulation_still_uses_the_grid_of_this_name():
+    module = importlib.import_module("flwr.simulation.run_simulation")
+    assert module.InMemoryGrid.__name__ == InMemoryGrid.__name__
+
+
+def test_a_simulation_with_too_few_nodes_ends_soon_with_the_command(hurried, caplog):
+    """Flower's simulation registers its two default nodes at once; more never come."""
+    with caplog.at_level("WARNING", "flwr"):
+        told = start(InMemoryGrid({1: print, 2: print}), timeout=3600.0)
+    missing = "2 nodes are connected and 7 are needed (min_available_nodes = 7)"
+    assert missing in told
+    assert "flwr run . --federation-config 'num-supernodes=7'" in told
+    assert caplog.text.count(missing) >= 2
+
+
+def test_nodes_that_still_come_are_waited_for(hurried):
+    """Eight come one by one, a tenth of a second apart: longer than the patience without any."""
+    grid = InMemoryGrid({1: print})
+    grid.later = 8
+    found = exchange.wait_for_nodes(grid, {"min_train_nodes": 9}, 60.0, lambda: False)
+    assert len(found) == 9
+
+
+def test_a_deployment_waits_and_repeats_what_is_missing(hurried, caplog):
+    with caplog.at_level("WARNING", "flwr"):
+        told = start(NodeGrid({1: print}), timeout=0.6)
+    assert "start more SuperNodes, or lower it" in told
+    assert caplog.text.count("1 nodes are connected and 7 are needed") >= 3
