@@ -239,7 +239,7 @@ class Ledger:
             held = MappingProxyType({task.client: task.number for task in every})
             soonest = min((task.deadline for task in every), default=math.inf)
             return cls(given, open_, overdue, MappingProxyType(misses), held, soonest)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the ledger of tasks is damaged: {error!r}") from None
 
     def _heard(self, task: Task) -> Ledger:

@@ -149,7 +149,7 @@ class VirtualClock(Clock):
                 else:
                     events.append(_Event(trained_at, task, device, trained_at))
                     self._expected.add(task)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the state of the clock is damaged: {error!r}") from None
         self._events = events
         heapq.heapify(self._events)

@@ -64,7 +64,7 @@ def _read(memory: Path, authority: AuthorityKey) -> Seen:
             raise ValueError("wrong format")
         seen = Seen(int(content["serial"]), bytes.fromhex(content["digest"]))
         owner = content["authority"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise KeyFileError(
             f"{memory} is not a roster memory: restore it, or delete it to start anew"
         ) from None

@@ -62,7 +62,7 @@ class MonitorState:
             losses, norms = (tuple(map(float, values[key])) for key in ("losses", "norms"))
             best = None if values["best"] is None else float(values["best"])
             return cls(losses, norms, best, int(values["reactions"]), int(values["quiet"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the state of the monitor is damaged: {error!r}") from None
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,9 @@ class Ledger:
         self._engine = sql.create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
         sql.event.listen(self._engine, "connect", _prepare)
         sql.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+        self._path = path
         self._totals: dict[str, tuple[int, Accountant]] = {}
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _TABLES.create_all(connection)
 
     def grant(self, path: str, budget: Budget) -> None:
@@ -134,7 +136,7 @@ class Ledger:
             "period_epsilon": budget.period_epsilon,
             "period_seconds": budget.period_seconds,
         }
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sql.delete(_accounts).where(_accounts.c.path == _checked(path)))
             connection.execute(sql.insert(_accounts).values(path=path, **values))
         self._totals.clear()
@@ -160,7 +162,7 @@ class Ledger:
         now = time.time()
         text = json.dumps([event.to_dict() for event in events])
         charged = sorted({part for path in paths for part in _upwards(path)})
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             budgets = self._budgets(connection)
             for path in charged:
                 if (budget := budgets.get(path)) is not None:
@@ -184,7 +186,7 @@ class Ledger:
 
     def status(self, path: str) -> Status:
         """Return where an account stands."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             budget = self._budgets(connection).get(_checked(path))
             used = budget or Budget(1.0)
             spent = self._total(connection, path, used).epsilon(used.delta)
@@ -200,7 +202,7 @@ class Ledger:
 
     def paths(self) -> list[str]:
         """Return all accounts that have a budget or a charge."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             query = sql.union(sql.select(_accounts.c.path), sql.select(_charges.c.path))
             return sorted(row[0] for row in connection.execute(query))
 
@@ -209,16 +211,28 @@ class Ledger:
         query = (
             sql.select(_charges).where(_charges.c.path == _checked(path)).order_by(_charges.c.id)
         )
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(query).mappings().all()
-        return [{**row, "event": json.loads(row["event"])} for row in rows]
+            return [{**row, "event": json.loads(row["event"])} for row in rows]
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sql.Connection]:
+        """Read and change the ledger in one step, or say that the file is damaged."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except (sql.exc.SQLAlchemyError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise QSFLError(
+                f"the ledger {self._path} cannot be used ({type(error).__name__}); it is damaged "
+                "or no ledger: restore it from a copy, since a new one would forget what was spent"
+            ) from error
+
     def _settle(self, release: int, status: str) -> None:
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             changed = connection.execute(
                 sql.update(_charges)
                 .where(_charges.c.release == release, _charges.c.status == "reserved")
