@@ -15,7 +15,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from qsfl_flower.clients.steps import Party, acting_as
+from qsfl_flower.clients.policy import policy_of
+from qsfl_flower.clients.steps import Party, acting_as, refuse
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.envelope import (
     Authentic,
@@ -30,7 +31,7 @@ from qsfl_flower.crypto.messages import Instruction, Reply, fresh_nonce
 from qsfl_flower.crypto.replay import ReplayCache
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import Session
-from qsfl_flower.errors import ConfigError, CryptoError
+from qsfl_flower.errors import ConfigError, CryptoError, Refusal
 from qsfl_flower.wire import QSFL_RECORD
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_record, pack_arrays
 from qsfl_flower.wire.keys import (
@@ -90,8 +91,11 @@ def auth_mod(
         content = message.content
         message.content = RecordDict({k: v for k, v in content.items() if k != AUTH_RECORD})
         try:
+            policy_of(context).check_server(instruction.signer.name)
             with acting_as(Party(party.credentials, party.keys, now)):
                 reply = call_next(message, context)
+        except Refusal as refused:
+            reply = refuse(refused, message)
         finally:
             message.content = content
         if reply.has_error():

@@ -26,6 +26,8 @@ import qsfl_flower.clients.compression  # registers its steps
 import qsfl_flower.clients.masked_sum  # registers its step and tasks
 import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
 from qsfl_flower.clients.broadcast import receive
+from qsfl_flower.clients.instructions import check_instruction
+from qsfl_flower.clients.policy import insisted, policy_of
 from qsfl_flower.clients.steps import (
     STEPS,
     TASKS,
@@ -33,8 +35,9 @@ from qsfl_flower.clients.steps import (
     Step,
     StepContext,
     client_name,
+    refuse,
 )
-from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, Refusal, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.wire import (
@@ -47,8 +50,10 @@ from qsfl_flower.wire import (
     REFUSED_KEY,
     TASK_KEY,
     Form,
+    Kind,
     Plan,
     from_record,
+    kind_of,
     to_record,
 )
 from qsfl_flower.wire.content import AUTH_RECORD
@@ -60,23 +65,29 @@ Known = TypeVar("Known")
 def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Carry out the strategy's plan on what the app returns, and the strategy's tasks without it.
 
-    Messages without a plan pass through unchanged, except that training replies are told which
-    partition they come from. A plan or task that this release cannot carry out is an error before
-    training: the client does not send less protection than it was asked for.
+    Messages without a plan pass through unchanged, except that training replies say which
+    partition they come from. What the node's policy does not allow, and a plan or task that this
+    release cannot carry out, is refused before training, with the reason in the reply: the client
+    does not send less protection than it was asked for. ``train.lora`` counts as ``train``.
     """
-    kind, received = message.metadata.message_type, message.content
-    if kind not in ("train", "evaluate"):
-        return call_next(message, context)
+    received = message.content
     if AUTH_RECORD in received:  # auth_mod takes it out
         raise ConfigError(
             "this instruction is signed, and auth_mod must check it before qsfl_mod sees it: write "
             "ClientApp(mods=[auth_mod(), qsfl_mod]), in this order"
         )
-    message.content = receive(received, context.state)
     try:
-        if kind == "train":
+        if not insisted():
+            check_instruction(message, context, policy_of(context))
+        kind = kind_of(message.metadata.message_type)
+        if kind is Kind.QUERY:
+            return call_next(message, context)
+        message.content = receive(received, context.state)
+        if kind is Kind.TRAIN:
             return _train(message, context, call_next)
         return call_next(message, context)
+    except Refusal as refused:
+        return refuse(refused, message)
     finally:
         message.content = received
 
@@ -111,9 +122,8 @@ def legacy_mod(message: Message, context: Context, call_next: ClientAppCallable)
 
     Put it last in the list of mods, next to the app.
     """
-    kind = message.metadata.message_type
-    content = message.content
-    if kind not in ("train", "evaluate") or not content.array_records:
+    kind, content = kind_of(message.metadata.message_type), message.content
+    if kind is Kind.QUERY or not content.array_records:
         return call_next(message, context)
     ((key, arrays),) = content.array_records.items()
     config = next(iter(content.config_records.values()), ConfigRecord())
@@ -141,10 +151,11 @@ def _steps(plan: Plan) -> tuple[_BoundStep, ...]:
 
 def _known(registry: Mapping[str, Known], name: object, kind: str) -> Known:
     if not isinstance(name, str) or name not in registry:
-        raise QSFLError(
-            f"plan: the strategy asks for {kind} {name!r:.40}, which this client does not know; it "
+        raise Refusal(
+            "policy-unknown-step",
+            f"the strategy asks for {kind} {name!r:.40}, which this client does not know; it "
             f"knows {', '.join(sorted(registry)) or 'none'}: install the strategy's release of "
-            "qsfl-flower"
+            "qsfl-flower",
         )
     return registry[name]
 

@@ -55,7 +55,7 @@ class NodePolicy:
         The least differential privacy; without it none is demanded.
     hidden_only : bool
         Whether updates may leave under a secure sum only. Evaluation and queries, whose answers
-        nothing hides, are refused then.
+        nothing hides, are refused then. A node that sets `least_cohort` itself means this too.
     openings : tuple of str
         What a committee may open besides nothing, out of `OPENINGS`.
     least_cohort : int
@@ -71,10 +71,14 @@ class NodePolicy:
     servers, members : tuple of str
         Names that may give instructions, and that may serve on a committee; empty: every server,
         and every client, of the roster.
+    metrics : tuple of str
+        Metrics that may be sent as they are beside record-level privacy: nothing that depends on
+        what is in a record.
     releases : int, optional
         Most training replies in `days`, over all runs, >= 1.
-    days : float
-        Length of the period, > 0; also that over which `privacy` is summed up if `releases` is set.
+    days : float, optional
+        Length of the period over which releases, and the epsilon of `privacy`, are counted over all
+        runs, > 0. Without it the epsilon is that of one run.
     code : tuple of str
         SHA-256 digests of app bundles that may run. Enforced by the executor that starts the app,
         not by the mods, which are part of the app.
@@ -90,8 +94,9 @@ class NodePolicy:
     colluding: float = 0.1
     servers: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("num-examples",)
     releases: int | None = None
-    days: float = 30.0
+    days: float | None = None
     code: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,7 +108,8 @@ class NodePolicy:
             ("least_bits", 1 <= self.least_bits <= 61, "an integer from 1 to 61"),
             ("colluding", 0 <= self.colluding < 1, "a number in [0, 1)"),
             ("releases", self.releases is None or self.releases >= 1, "an integer >= 1"),
-            ("days", self.days > 0, "a number > 0"),
+            ("days", self.days is None or self.days > 0, "a number > 0"),
+            ("days", self.releases is None or self.days is not None, "given with releases"),
         )
         for name, valid, allowed in rules:
             if not valid:
@@ -131,6 +137,8 @@ class NodePolicy:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(f"node policy {path} is not TOML: {error}") from None
         try:
+            # A node that asks for a cohort would not get one for an update in the clear.
+            values.setdefault("hidden_only", "least_cohort" in values)
             privacy = values.pop("privacy", None)
             if privacy is not None:
                 privacy = MinimumPolicy(**_typed(MinimumPolicy, privacy, "privacy."))
@@ -209,6 +217,11 @@ def insisting(policy: NodePolicy) -> Iterator[None]:
         _ACTING.reset(before)
 
 
+def insisted() -> bool:
+    """Tell whether an outer mod has a policy in force and has checked the message."""
+    return _ACTING.get() is not None
+
+
 def policy_of(context: Context) -> NodePolicy:
     """Return what counts for a node now: the policy in force, its file, or the defaults.
 
@@ -231,6 +244,8 @@ def policy_of(context: Context) -> NodePolicy:
         if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
             raise ConfigError(f"node config: {key} is {value!r}; it must be a {kind.__name__}")
         single[name] = kind(value)
+        if name == "least_cohort":
+            single["hidden_only"] = True
     return replace(policy, **single) if single else policy
 
 

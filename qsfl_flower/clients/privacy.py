@@ -7,38 +7,48 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
-from qsfl_flower.clients.steps import STEPS, ClientUpdate, StepContext
-from qsfl_flower.errors import QSFLError
+from qsfl_flower.clients.instructions import check_instruction
+from qsfl_flower.clients.policy import insisting, policy_of
+from qsfl_flower.clients.steps import STEPS, ClientUpdate, StepContext, refuse
+from qsfl_flower.errors import QSFLError, Refusal
 from qsfl_flower.numerics.validation import MAX_EXAMPLES
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.gaussian import add_noise
-from qsfl_flower.privacy.policy import MinimumPolicy, PolicyRefusal, Protection
+from qsfl_flower.privacy.policy import MinimumPolicy, Protection
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 from qsfl_flower.secure.pairwise.ring import RingCode
 from qsfl_flower.wire import (
-    DETAIL_KEY,
+    FORM_KEY,
     PLAN_KEY,
     QSFL_RECORD,
     REFUSED_KEY,
     TASK_KEY,
+    Form,
+    Kind,
     Plan,
     PlanItem,
+    kind_of,
 )
-from qsfl_flower.wire.keys import DISTRIBUTED_DP, MASKED_SUM, SHARES
-
-PROTECTION = "protection"
+from qsfl_flower.wire.keys import (
+    DISTRIBUTED_DP,
+    LOCAL_DP,
+    MASKED_SUM,
+    PROTECTION,
+    RECORD_DP,
+    SHARES,
+)
 
 
 class privacy_mod:
     """Refuse to train under less protection than the client demands.
 
-    Put it before `qsfl_mod`: ``mods=[privacy_mod(MinimumPolicy(epsilon=2.0)), qsfl_mod]``. The
-    epsilon of an offer is computed here from what the server says it will do; the server is told
-    the reason of a refusal, and nothing else.
+    Put it before `qsfl_mod`: ``mods=[privacy_mod(MinimumPolicy(epsilon=2.0)), qsfl_mod]``. It is
+    the same as the table ``privacy`` of the node's policy file, see
+    `qsfl_flower.clients.policy.NodePolicy`, for those who would rather write it into the app.
 
     Parameters
     ----------
@@ -47,39 +57,42 @@ class privacy_mod:
 
     Notes
     -----
-    Who sees what: a refusal is told before training and depends on the offer alone. For central
-    noise the client has to believe the server; leave ``"central"`` out of the accepted placements
-    to insist on protection that the client itself carries out.
+    The epsilon of a promise is computed here; the promise counts only if the plan's steps carry it
+    out, with at least its numbers and no more often than it says.
+
+    Who sees what: a refusal is sent before training and depends on the instruction alone. For
+    central noise the client has to believe the server; leave ``"central"`` out of the accepted
+    placements to insist on protection that the client itself carries out.
     """
 
     def __init__(self, policy: MinimumPolicy) -> None:
         self._policy = policy
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Check the offer of a training instruction."""
-        asked = message.content.config_records.get(QSFL_RECORD) or ConfigRecord()
-        trains = message.metadata.message_type == "train" and TASK_KEY not in asked
-        if trains and message.content.array_records:
-            # Several placements protect together: one that is enough by itself is enough.
-            offers: list[Protection | None] = [*_offers(asked)]
-            refusals = [r for offer in offers or [None] if (r := self._refusal(offer))]
-            if len(refusals) == max(1, len(offers)):
-                reason, detail = f"privacy-{refusals[0].reason}", refusals[0].detail
-                told = {REFUSED_KEY: reason, DETAIL_KEY: detail}
-                return Message(RecordDict({QSFL_RECORD: ConfigRecord({**told})}), reply_to=message)
-        return call_next(message, context)
-
-    def _refusal(self, offer: Protection | None) -> PolicyRefusal | None:
+        """Check an instruction, and that `qsfl_mod` has carried its plan out."""
+        policy = replace(policy_of(context), privacy=self._policy)
         try:
-            self._policy.check(offer)
-        except PolicyRefusal as refusal:
-            return refusal
-        return None
+            check_instruction(message, context, policy)
+            with insisting(policy):
+                reply = call_next(message, context)
+            _check_transformed(message, reply)
+        except Refusal as refused:
+            return refuse(refused, message)
+        return reply
 
 
-def _offers(asked: ConfigRecord) -> list[Protection]:
-    items = Plan.decode(asked[PLAN_KEY]).items if PLAN_KEY in asked else ()
-    return [Protection.from_dict(i.parameters) for i in items if i.name == PROTECTION]
+def _check_transformed(message: Message, reply: Message) -> None:
+    """Keep back what the app returned if nobody has taken the plan's steps."""
+    if kind_of(message.metadata.message_type) is not Kind.TRAIN or reply.has_error():
+        return
+    told = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    raw = told.get(FORM_KEY, Form.PARAMETERS.value) == Form.PARAMETERS.value
+    if raw and reply.content.array_records and REFUSED_KEY not in told:
+        tasked = message.content.config_records.get(QSFL_RECORD) or ConfigRecord()
+        if TASK_KEY not in tasked:
+            raise Refusal(
+                "privacy-not-carried-out", "nobody took the plan's steps: put qsfl_mod after this"
+            )
 
 
 def protection_step(
@@ -181,5 +194,5 @@ def _sum_after(last: PlanItem, share: NoiseShare) -> str:
 
 STEPS[PROTECTION] = protection_step
 STEPS[DISTRIBUTED_DP] = distributed_dp_step
-STEPS["record-dp"] = record_dp_step
-STEPS["local-dp"] = local_dp_step
+STEPS[RECORD_DP] = record_dp_step
+STEPS[LOCAL_DP] = local_dp_step

@@ -15,16 +15,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.clients.memory import Facts, facts_of
 from qsfl_flower.clients.policy import NodePolicy, policy_of
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.identity import KeySet
-from qsfl_flower.errors import QSFLError
+from qsfl_flower.errors import QSFLError, Refusal
 from qsfl_flower.numerics import Clip, Layout, Vector, measure
+from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY, refusal
 from qsfl_flower.wire.content import instruction_digest
+from qsfl_flower.wire.keys import CLIP_STEP
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,6 +148,12 @@ def client_name(context: Context) -> str:
     return str(context.node_config.get("partition-id", context.node_id))
 
 
+def refuse(refused: Refusal, message: Message) -> Message:
+    """Return the reply that tells the server why a device does not do what it was asked."""
+    told = {REFUSED_KEY: refused.reason, DETAIL_KEY: refused.detail}
+    return Message(RecordDict({QSFL_RECORD: refusal(told)}), reply_to=message)
+
+
 def clip_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
@@ -163,7 +171,7 @@ def clip_step(
     return update
 
 
-STEPS: dict[str, Step] = {"clip": clip_step}
+STEPS: dict[str, Step] = {CLIP_STEP: clip_step}
 """Steps by name of the mechanism."""
 
 TASKS: dict[str, Task] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from qsfl_flower.errors import ConfigError, QSFLError
+from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 
@@ -20,27 +20,6 @@ UNITS = {
     "distributed": "client",
     "central": "client",
 }
-
-
-class PolicyRefusal(QSFLError):
-    """A client refuses to train: the offered protection is weaker than its own minimum.
-
-    Parameters
-    ----------
-    reason : str
-        Short machine-readable name (``"epsilon-too-large"``).
-    detail : str
-        One sentence: what was offered and what the client demands.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type[PolicyRefusal], tuple[str, str]]:
-        """Let the error travel between processes."""
-        return type(self), (self.reason, self.detail)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,24 +103,25 @@ class MinimumPolicy:
 
         Raises
         ------
-        PolicyRefusal
-            With the reason ``no-protection``, ``placement-not-accepted``, ``delta-too-large`` or
-            ``epsilon-too-large``.
+        Refusal
+            ``privacy-no-protection``, ``privacy-placement-not-accepted``,
+            ``privacy-delta-too-large`` or ``privacy-epsilon-too-large``.
         """
         if offered is None:
-            raise PolicyRefusal("no-protection", "the server offers no differential privacy")
+            raise Refusal("privacy-no-protection", "the server offers no differential privacy")
         if offered.placement not in self.placements:
-            raise PolicyRefusal(
-                "placement-not-accepted",
+            raise Refusal(
+                "privacy-placement-not-accepted",
                 f"offered is {offered.placement}, accepted are {', '.join(self.placements)}",
             )
         if offered.delta > self.delta:
-            raise PolicyRefusal(
-                "delta-too-large", f"offered is {offered.delta:g}, accepted up to {self.delta:g}"
+            raise Refusal(
+                "privacy-delta-too-large",
+                f"offered is {offered.delta:g}, accepted up to {self.delta:g}",
             )
         epsilon = offered.epsilon()
         if epsilon > self.epsilon * (1 + 1e-9):
-            raise PolicyRefusal(
-                "epsilon-too-large",
+            raise Refusal(
+                "privacy-epsilon-too-large",
                 f"the offer comes to epsilon = {epsilon:.4g}, accepted up to {self.epsilon:g}",
             )

@@ -26,7 +26,7 @@ from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.robust.attacks import Attack, Collusion, Replay, View, build_attack
 from qsfl_flower.simulations.build import Owners, client_of, fingerprint
 from qsfl_flower.simulations.config import AttackKeys, Experiment
-from qsfl_flower.wire import from_record, to_record
+from qsfl_flower.wire import Kind, from_record, kind_of, to_record
 
 Floats = NDArray[np.float64]
 
@@ -61,7 +61,10 @@ def attack_mod(experiment: Experiment, owners: Owners) -> Mod:
 
 
 def _attack_now(experiment: Experiment, message: Message, context: Context) -> AttackKeys | None:
-    if message.metadata.message_type != "train" or not message.content.array_records:
+    if (
+        kind_of(message.metadata.message_type) is not Kind.TRAIN
+        or not message.content.array_records
+    ):
         return None
     client = int(context.node_config["partition-id"])
     for spec in experiment.attacks:

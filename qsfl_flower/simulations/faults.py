@@ -14,7 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.simulations.dishonest import LIES
-from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, from_record, to_record
+from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, Kind, from_record, kind_of, to_record
 
 _ROUND = "qsfl-fault-round"
 
@@ -51,7 +51,7 @@ def fault_mod(experiment: Experiment) -> Mod:
 
 
 def _fault_now(experiment: Experiment, message: Message, context: Context) -> str | None:
-    if message.metadata.message_type != "train":
+    if kind_of(message.metadata.message_type) is not Kind.TRAIN:
         return None
     client = context.node_config.get("partition-id")
     now = _round_of(message, context)

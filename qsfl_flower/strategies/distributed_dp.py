@@ -21,7 +21,7 @@ from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.compression import SharedMask
 from qsfl_flower.strategies.explanation import Sentences
 from qsfl_flower.strategies.masked_sum import MaskedSum
-from qsfl_flower.strategies.privacy import PROTECTION, RecordDP
+from qsfl_flower.strategies.privacy import RecordDP
 from qsfl_flower.strategies.secure_sum import SecureSum
 from qsfl_flower.strategies.spending import PrivacyBudget, Spending
 from qsfl_flower.strategies.stages import (
@@ -36,7 +36,7 @@ from qsfl_flower.strategies.stages import (
     VectorStage,
 )
 from qsfl_flower.wire import PlanItem
-from qsfl_flower.wire.keys import DISTRIBUTED_DP
+from qsfl_flower.wire.keys import DISTRIBUTED_DP, PROTECTION
 
 _EXACT = 1 << 53
 """Integers below it survive the way through float64."""

@@ -41,9 +41,7 @@ from qsfl_flower.strategies.stages import (
 )
 from qsfl_flower.strategies.update import Cohort, Update
 from qsfl_flower.wire import PlanItem
-
-PROTECTION = "protection"
-"""Plan item that tells clients what protection the run promises."""
+from qsfl_flower.wire.keys import PROTECTION
 
 
 class AdaptiveClip(CohortStage):

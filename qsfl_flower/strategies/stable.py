@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
-from qsfl_flower.errors import ConfigError, TooFewReplies
+from qsfl_flower.errors import ConfigError, RejectedUpdate, TooFewReplies
 from qsfl_flower.numerics import Monitor, Reaction
 from qsfl_flower.strategies.admission import (
     Asked,
@@ -47,7 +47,7 @@ from qsfl_flower.strategies.stages import (
     State,
 )
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
-from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, from_record, to_record
+from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, content_bytes, from_record, to_record
 from qsfl_flower.wire.content import instruction_digest
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
@@ -527,10 +527,7 @@ class StableFedAvg(FedAvg):
         entries, self.states, _ = self.chain.admit(
             match(replies, Asked(nodes, ranks)), self.states, exchange
         )
-        return {
-            sender.node_id: content if isinstance(content, Rejection) else (sender, content)
-            for sender, content in entries
-        }
+        return {sender.node_id: _answer(sender, content) for sender, content in entries}
 
     def _remember_instruction(self, assignment: Assignment, addressed: RecordDict) -> None:
         """Keep the digest of what the clients of a round are asked, as long as it may be needed."""
@@ -604,3 +601,16 @@ class StableFedAvg(FedAvg):
         else:
             metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})
         return to_record(self.outcome.arrays), metrics
+
+
+def _answer(
+    sender: Sender, content: RecordDict | Rejection
+) -> tuple[Sender, RecordDict] | Rejection:
+    """Return an answer to a further question, or why there is none."""
+    if isinstance(content, Rejection):
+        return content
+    try:
+        check_willing(content)
+    except RejectedUpdate as error:
+        return Rejection(sender, error.reason, error.detail, content_bytes(content))
+    return sender, content

@@ -69,6 +69,14 @@ MASKED_SUM = "masked_sum"
 DISTRIBUTED_DP = "distributed-dp"
 """Name of the stage, and step of a plan: add a share of the noise before the secure sum."""
 
+PROTECTION = "protection"
+"""Step of a plan: what the server promises, see `qsfl_flower.privacy.policy.Protection`."""
+
+CLIP_STEP = "clip"
+RECORD_DP = "record-dp"
+LOCAL_DP = "local-dp"
+"""Steps of a plan, and names of their stages."""
+
 CHOOSE_STEP = "compress-choose"
 """Step of a plan: keep few coordinates of the update (see `qsfl_flower.compression.Scheme`)."""
 

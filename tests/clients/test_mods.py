@@ -10,7 +10,17 @@ from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
 from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.strategies import Clip, StableFedAvg
-from qsfl_flower.wire import FORM_KEY, PLAN_KEY, QSFL_RECORD, Plan, PlanItem, from_record, to_record
+from qsfl_flower.wire import (
+    DETAIL_KEY,
+    FORM_KEY,
+    PLAN_KEY,
+    QSFL_RECORD,
+    REFUSED_KEY,
+    Plan,
+    PlanItem,
+    from_record,
+    to_record,
+)
 
 MODEL = {"w": np.zeros((2, 3), np.float32), "steps": np.array(4)}
 
@@ -121,8 +131,10 @@ def test_an_unknown_step_is_refused_before_training(inside_run):
             return super().fit(parameters, config)
 
     app = numpy_client_app(lambda context: Watch())
-    with pytest.raises(QSFLError, match="asks for step 'teleport', which this client"):
-        app(instruction(plan=Plan((PlanItem("teleport"),))), context())
+    reply = app(instruction(plan=Plan((PlanItem("teleport"),))), context())
+    told = reply.content.config_records[QSFL_RECORD]
+    assert told[REFUSED_KEY] == "policy-unknown-step"
+    assert "asks for step 'teleport', which this client" in told[DETAIL_KEY]
     assert trained == []
 
 

@@ -9,10 +9,10 @@ from distributions import fits_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.errors import CompositionError, ConfigError, Refusal
 from qsfl_flower.privacy.clipping import AdaptiveClip
 from qsfl_flower.privacy.distributed import NoiseShare
-from qsfl_flower.privacy.policy import MinimumPolicy, PolicyRefusal, Protection
+from qsfl_flower.privacy.policy import MinimumPolicy, Protection
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.sensitivity import Release, sensitivity
 
@@ -211,9 +211,9 @@ def test_a_client_accepts_what_is_strong_enough():
     ],
 )
 def test_a_client_refuses_what_is_weaker_and_says_why(policy, offer, reason):
-    with pytest.raises(PolicyRefusal) as refusal:
+    with pytest.raises(Refusal) as refusal:
         policy.check(offer)
-    assert refusal.value.reason == reason
+    assert refusal.value.reason == f"privacy-{reason}"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,323 @@
+"""A lying server writes the instructions: what a device sends although its policy forbids it."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.clients.privacy import privacy_mod
+from qsfl_flower.errors import REFUSALS
+from qsfl_flower.privacy.calibration import epsilon_of_events
+from qsfl_flower.privacy.distributed import NoiseShare
+from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.policy import MinimumPolicy, Protection
+from qsfl_flower.privacy.record import RecordBatch
+from qsfl_flower.secure.terms import Terms
+from qsfl_flower.wire import (
+    PLAN_KEY,
+    QSFL_RECORD,
+    REFUSED_KEY,
+    Plan,
+    PlanItem,
+    from_record,
+    to_record,
+)
+
+D = 64
+UPDATE = np.random.default_rng(5).normal(size=D)
+NOISE = 50.0
+OWN = ("record", "distributed-record", "local", "distributed")
+DEMANDS = MinimumPolicy(epsilon=1.0, placements=OWN)
+
+
+@pytest.fixture(autouse=True)
+def _inside(inside_run):
+    """Messages can be made."""
+
+
+class Device:
+    """A node with one app, whose raw update is known; counts how often it trains."""
+
+    def __init__(self, demands=DEMANDS, mods=None, **config):
+        self.trained = 0
+        self.context = Context(1, 99, {"partition-id": 0, **config}, RecordDict(), {})
+        mods = [privacy_mod(demands), qsfl_mod] if mods is None else mods
+        self.app = ClientApp(mods=mods)
+        for action in ("default", "lora"):
+            self.app.train(action)(self._train)
+        self.app.evaluate()(self._evaluate)
+        self.app.query()(self._evaluate)
+
+    def _train(self, message, context):
+        self.trained += 1
+        model = from_record(message.content["arrays"])
+        told = {"num-examples": 9, "train-loss": 0.5, "dp-clip-norm": 1.0, "dp-steps": 1}
+        told |= {"dp-noise-multiplier": NOISE, "dp-sampling-rate": 1.0}
+        content = {
+            "arrays": to_record({"w": model["w"] + UPDATE}),
+            "metrics": MetricRecord(told),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    def _evaluate(self, message, context):
+        told = MetricRecord({"num-examples": 9, "loss": float(UPDATE[0])})
+        return Message(RecordDict({"metrics": told}), reply_to=message)
+
+    def ask(self, plan=None, kind="train", run=1):
+        self.context.run_id = run
+        content = RecordDict({"arrays": to_record({"w": np.zeros(D)}), "config": ConfigRecord()})
+        if plan is not None:
+            content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
+        message = Message(content, 5, kind)
+        message.metadata.__dict__["_message_id"] = "m"
+        return self.app(message, self.context).content
+
+
+def reason(content):
+    """Why nothing was sent, or None."""
+    told = content.config_records.get(QSFL_RECORD) or {}
+    if REFUSED_KEY not in told:
+        return None
+    assert told[REFUSED_KEY] in REFUSALS
+    assert not content.array_records
+    assert not content.metric_records
+    return told[REFUSED_KEY]
+
+
+def leaked(content):
+    """How well the reply's bytes tell the raw update: the largest correlation of any array."""
+    found = [
+        abs(np.corrcoef(a.ravel().astype(float), UPDATE)[0, 1])
+        for record in content.array_records.values()
+        for a in from_record(record).values()
+        if a.size == D and np.ptp(a) > 0
+    ]
+    return max(found, default=0.0)
+
+
+def promise(placement="local", noise=NOISE, releases=1, rate=1.0, clip=1.0):
+    offer = Protection(
+        placement=placement, clip_norm=clip, noise_multiplier=noise, sampling_rate=rate,
+        releases=releases, delta=1e-5,
+    )  # fmt: skip
+    return PlanItem("protection", offer.to_dict())
+
+
+def local(noise=NOISE, clip=1.0):
+    return PlanItem("local-dp", {"clip_norm": clip, "noise_multiplier": noise})
+
+
+def record(noise=NOISE, public=("num-examples",), rate=1.0):
+    told = {"clip_norm": 1.0, "noise_multiplier": noise, "sampling_rate": rate, "steps": 1}
+    return PlanItem("record-dp", {**told, "public_metrics": list(public)})
+
+
+SHARE = NoiseShare(clip_norm=1.0, noise_multiplier=NOISE, fewest=4, size=D)
+TERMS = Terms(
+    run=1, round=1, members=tuple("abcde"), seats=tuple("12345"), threshold=3, quorum=4,
+    min_clients=4, max_clients=12, bits=24, bound=1e4, clip_norm=1e4,
+)  # fmt: skip
+CLIP = PlanItem("clip", {"clip_norm": 1.0})
+
+
+def distributed(share=SHARE, batch=None, bound=1.0):
+    told = {"share": asdict(share), "bound": bound, "batch": batch and asdict(batch)}
+    return PlanItem("distributed-dp", told)
+
+
+def shares(**changes):
+    told = {"terms": asdict(replace(TERMS, **changes)), "max_examples": 9, "metrics": []}
+    return PlanItem("shares", {**told, "weighted_by": "num-examples", "weighted": False})
+
+
+def plan(*items):
+    return Plan(items)
+
+
+def test_what_a_device_wants_is_answered_with_noise():
+    device = Device()
+    content = device.ask(plan(promise(), CLIP, local()))
+    assert reason(content) is None
+    assert device.trained == 1
+    assert leaked(content) < 0.5
+    assert dict(content["metrics"]) == {"num-examples": 1}
+    assert reason(Device().ask(plan(promise("record"), record()))) is None
+
+
+BATCH = RecordBatch(clip_norm=1.0, sampling_rate=1.0, sum_norm=5.0)
+MASK = PlanItem("shared-mask", {"mask": {}, "seed": 1, "rounding": 1})
+LIES = {
+    "no plan": (None, "privacy-no-protection"),
+    "no promise": (plan(CLIP, local()), "privacy-no-protection"),
+    "promise without step": (plan(promise()), "privacy-not-carried-out"),
+    "less noise": (plan(promise(), local(noise=1e-6)), "privacy-not-carried-out"),
+    "a larger clip norm": (plan(promise(), local(clip=100.0)), "privacy-not-carried-out"),
+    "two noise steps": (plan(promise(), local(), local()), "policy-plan"),
+    "noise before the clip": (plan(promise(), local(), CLIP), "policy-plan"),
+    "another placement": (plan(promise("record"), local()), "privacy-not-carried-out"),
+    "not a number": (plan(promise(), PlanItem("local-dp", {"clip_norm": 1.0})), "policy-plan"),
+    "text": (
+        plan(promise(), PlanItem("local-dp", {"clip_norm": "a", "noise_multiplier": 1})),
+        "policy-plan",
+    ),
+    "own coordinates under noise": (
+        plan(promise(), PlanItem("compress-choose", {}), local(), PlanItem("compress", {})),
+        "privacy-not-carried-out",
+    ),
+    "an unknown step": (plan(promise(), local(), PlanItem("undo")), "privacy-not-carried-out"),
+    "record: less noise": (
+        plan(promise("record"), record(noise=0.1)),
+        "privacy-not-carried-out",
+    ),
+    "record: larger batches": (
+        plan(promise("record", rate=0.01), record(rate=0.5)),
+        "privacy-not-carried-out",
+    ),
+    "record: the loss as a public metric": (
+        plan(promise("record"), record(public=("num-examples", "train-loss"))),
+        "privacy-not-carried-out",
+    ),
+    "shares of noise in the clear": (
+        plan(promise("distributed"), CLIP, distributed()),
+        "privacy-not-carried-out",
+    ),
+    "shares without a clip": (
+        plan(promise("distributed"), distributed(), shares()),
+        "privacy-not-carried-out",
+    ),
+    "shares with distances": (
+        plan(promise("distributed"), CLIP, distributed(), shares(distances=True)),
+        "policy-openings",
+    ),
+    "shares of less noise": (
+        plan(
+            promise("distributed"), CLIP, distributed(replace(SHARE, noise_multiplier=0.5)),
+            shares(),
+        ),
+        "privacy-not-carried-out",
+    ),
+    "records promised, clients noised": (
+        plan(promise("distributed-record"), CLIP, distributed(), shares()),
+        "privacy-not-carried-out",
+    ),
+    "records under a mask that keeps the rest": (
+        plan(promise("distributed-record"), MASK, CLIP, distributed(batch=BATCH), shares()),
+        "privacy-not-carried-out",
+    ),
+    "a sum that is not the last step": (plan(shares(), promise(), local()), "policy-plan"),
+    "no committee": (
+        plan(promise("record"), record(), PlanItem("shares", {"terms": None})),
+        "policy-terms",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_promise_that_the_plan_does_not_keep_is_refused_before_training(lie):
+    device, (asked, wanted) = Device(), LIES[lie]
+    assert reason(device.ask(asked)) == wanted
+    assert device.trained == 0
+
+
+@pytest.mark.parametrize("kind", ["train.default", "train.lora"])
+def test_every_action_of_training_is_training(kind):
+    device = Device()
+    assert reason(device.ask(kind=kind)) == "privacy-no-protection"
+    assert device.trained == 0
+    clipped = Device(mods=[qsfl_mod]).ask(plan(CLIP), kind)
+    (sent,) = from_record(clipped["arrays"]).values()
+    assert np.linalg.norm(sent) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "evaluate.default", "query", "query.default"])
+def test_evaluation_and_queries_do_not_go_round_the_policy(kind):
+    assert reason(Device().ask(kind=kind)) == "policy-in-the-clear"
+    assert reason(Device(mods=[qsfl_mod]).ask(kind=kind)) is None
+    hidden = Device(mods=[qsfl_mod], **{"qsfl-min-cohort": 3})
+    assert reason(hidden.ask(kind=kind)) == "policy-in-the-clear"
+
+
+def test_hidden_only_sends_nothing_in_the_clear():
+    device = Device(mods=[qsfl_mod], **{"qsfl-min-cohort": 3})
+    for asked in (None, plan(), plan(CLIP), plan(promise(), CLIP, local())):
+        assert reason(device.ask(asked)) == "policy-in-the-clear"
+    assert reason(device.ask(plan(CLIP, shares(min_clients=2)))) == "policy-cohort"
+    assert device.trained == 0
+
+
+def test_releases_are_counted_whatever_is_promised_anew():
+    device = Device()
+    answered = [device.ask(plan(promise(releases=3), CLIP, local())) for _ in range(300)]
+    assert [reason(a) for a in answered[:3]] == [None] * 3
+    assert {reason(a) for a in answered[3:]} == {"privacy-too-many-releases"}
+    # Another promise does not buy another budget.
+    accepted = []
+    for noise in (20.0 + number / 7 for number in range(40)):
+        content = device.ask(plan(promise(noise=noise, releases=9), CLIP, local(noise)))
+        if reason(content) is None:
+            accepted.append(Event(noise, 1.0, 9))
+        else:
+            assert reason(content) == "privacy-epsilon-too-large"
+    assert 0 < len(accepted) < 40
+    assert epsilon_of_events([Event(NOISE, 1.0, 3), *accepted], 1e-5) <= 1.0
+
+
+def test_another_run_buys_another_budget_only_if_the_policy_says_so(tmp_path):
+    asked = plan(promise(noise=6.0, releases=1), CLIP, local(6.0))
+    assert (
+        epsilon_of_events([Event(6.0)], 1e-5) < 1 < epsilon_of_events([Event(6.0, count=4)], 1e-5)
+    )
+    device = Device()
+    assert [reason(device.ask(asked, run=r)) for r in range(1, 7)] == [None] * 6
+    policy = tmp_path / "policy.toml"
+    policy.write_text('days = 30\n[privacy]\nepsilon = 1.0\nplacements = ["local"]\n')
+    config = {"qsfl-policy": str(policy), "qsfl-state": str(tmp_path / "memory")}
+    answers = []
+    for run in range(1, 7):
+        # Each run meets a new process, and a client state that the server's side has made anew.
+        answers.append(reason(Device(mods=[qsfl_mod], **config).ask(asked, run=run)))
+    assert answers[0] is None
+    assert answers[-1] == "privacy-epsilon-too-large"
+
+
+def test_releases_in_a_period_end_also_without_noise(tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("releases = 2\ndays = 1\n")
+    config = {"qsfl-policy": str(policy), "qsfl-state": str(tmp_path / "memory")}
+    answers = [reason(Device(mods=[qsfl_mod], **config).ask(run=run)) for run in range(4)]
+    assert answers == [None, None, "policy-releases", "policy-releases"]
+
+
+def test_an_app_without_qsfl_mod_sends_nothing_under_a_promise():
+    device = Device(mods=[privacy_mod(DEMANDS)])
+    assert reason(device.ask(plan(promise(), CLIP, local()))) == "privacy-not-carried-out"
+
+
+ITEMS = st.sampled_from(
+    [
+        promise(), promise("record"), promise("distributed"), promise(noise=0.01), CLIP, local(),
+        local(noise=0.01), local(clip=1e6), record(), record(noise=0.01), distributed(), shares(),
+        shares(distances=True), shares(min_clients=2), PlanItem("clip", {"clip_norm": 1e6}),
+        PlanItem("clip", {"clip_norm": "x"}), PlanItem("masked_sum", {}), PlanItem("nothing"),
+        PlanItem("protection", {"placement": "local"}),
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ITEMS, max_size=5), st.sampled_from(["train", "train.lora", "evaluate", "query"]))
+def test_no_plan_makes_a_device_send_its_update_without_noise(items, kind):
+    device = Device()
+    try:
+        content = device.ask(plan(*items), kind)
+    except Exception:  # Flower answers with an error, which carries no arrays
+        return
+    if reason(content) is None:
+        # A record-level promise is kept by the app's own training, which is not noisy here.
+        assert any(i.name == "record-dp" for i in items) or leaked(content) < 0.6
+        assert "train-loss" not in dict(content.metric_records.get("metrics") or {})

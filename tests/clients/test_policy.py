@@ -1,0 +1,147 @@
+"""A node's policy file: read strictly, and what it refuses of the terms of a sum."""
+
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from flwr.app import Context, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsfl_flower.clients.policy import NodePolicy, insisting, policy_of
+from qsfl_flower.errors import ConfigError, Refusal
+from qsfl_flower.privacy.policy import MinimumPolicy
+from qsfl_flower.secure.terms import Terms
+
+TERMS = Terms(
+    run=1, round=1, members=tuple("abcde"), seats=tuple("12345"), threshold=3, quorum=4,
+    min_clients=4, max_clients=12, bits=20, bound=5.0, clip_norm=5.0,
+)  # fmt: skip
+
+FILE = """
+least_cohort = 5
+openings = ["sum"]
+servers = ["head-office"]
+releases = 100
+days = 30
+
+[privacy]
+epsilon = 2
+placements = ["record", "distributed"]
+"""
+
+
+def node(**config):
+    return Context(1, 99, config, RecordDict(), {})
+
+
+def test_the_file_is_read(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text(FILE)
+    assert policy_of(node(**{"qsfl-policy": str(path)})) == NodePolicy(
+        least_cohort=5,
+        hidden_only=True,  # an update in the clear is no sum of five
+        openings=("sum",),
+        servers=("head-office",),
+        releases=100,
+        days=30.0,
+        privacy=MinimumPolicy(epsilon=2.0, placements=("record", "distributed")),
+    )
+
+
+def test_single_settings_count_before_the_file(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text(FILE)
+    config = {"qsfl-policy": str(path), "qsfl-min-cohort": 7, "qsfl-min-threshold": 4}
+    policy = policy_of(node(**config, **{"qsfl-max-colluding": 0.2}))
+    assert (policy.least_cohort, policy.least_threshold, policy.colluding) == (7, 4, 0.2)
+
+
+def test_without_a_file_the_defaults_hold():
+    assert policy_of(node()) == NodePolicy()
+    assert policy_of(node(**{"qsfl-min-cohort": 2})) == NodePolicy(least_cohort=2, hidden_only=True)
+
+
+def test_an_outer_mod_counts_before_the_file(tmp_path):
+    with insisting(NodePolicy(least_cohort=9)):
+        assert policy_of(node(**{"qsfl-policy": str(tmp_path / "none")})).least_cohort == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("least_cohort = 1", "least_cohort is 1; it must be an integer >= 2"),
+        ("least_cohort = true", "least_cohort is True; it must be int"),
+        ("least_cohrt = 4", "unknown key least_cohrt; allowed are hidden_only"),
+        ('openings = ["sum", "all"]', "it must be a list out of sum, norms, distances"),
+        ("openings = 3", "openings must be a list of texts"),
+        ("releases = 3", "it must be given with releases"),
+        ("[privacy]\nepsilon = -1", "epsilon > 0"),
+        ("[privacy]\nepsilon = 1\nsigma = 2", "unknown key privacy.sigma"),
+        ("privacy = 3", "privacy must be a table"),
+        ("a = [", "is not TOML"),
+        ("x" * 70_000, "longer than 65536 bytes"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text, says):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        NodePolicy.load(path)
+    assert says in str(error.value)
+    assert "policy.toml" in str(error.value)
+
+
+@given(st.binary(max_size=60))
+def test_any_file_is_a_policy_or_an_error_of_ours(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("policy") / "p.toml"
+    path.write_bytes(data)
+    with suppress(ConfigError):
+        NodePolicy.load(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"qsfl-policy": "relative.toml"}, "give an absolute path"),
+        ({"qsfl-policy": "/no/such/file"}, "cannot be read"),
+        ({"qsfl-min-cohort": "many"}, "must be a int"),
+        ({"qsfl-max-colluding": True}, "must be a float"),
+    ],
+)
+def test_a_bad_node_config_is_named(config, says):
+    with pytest.raises(ConfigError, match=says):
+        policy_of(node(**config))
+
+
+@pytest.mark.parametrize(
+    ("terms", "policy", "reason"),
+    [
+        ({"min_clients": 2}, {}, "policy-cohort"),
+        ({"min_clients": 3}, {"least_cohort": 4}, "policy-cohort"),
+        ({"threshold": 2}, {"least_threshold": 3}, "policy-threshold"),
+        ({"bits": 8}, {}, "policy-bits"),
+        ({"weights": (64, 1)}, {}, "policy-weights"),
+        ({"distances": True}, {"openings": ("sum",)}, "policy-openings"),
+        ({"norms": True}, {"openings": ("sum", "distances")}, "policy-openings"),
+        ({}, {"members": ("a", "b", "c", "d")}, "policy-committee"),
+    ],
+)
+def test_terms_that_protect_less_are_refused(terms, policy, reason):
+    with pytest.raises(Refusal) as refusal:
+        NodePolicy(**policy).check_terms(replace(TERMS, **terms))
+    assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize("opened", ["distances", "norms"])
+def test_shares_of_noise_go_with_nothing_but_a_sum(opened):
+    terms = replace(TERMS, **{opened: True})
+    NodePolicy().check_terms(terms)
+    with pytest.raises(Refusal, match="policy-openings"):
+        NodePolicy().check_terms(terms, noisy=True)
+
+
+def test_honest_terms_pass():
+    NodePolicy().check_terms(TERMS)
+    NodePolicy().check_terms(replace(TERMS, weights=(1, 1, 1)))
+    NodePolicy(weights=True).check_terms(replace(TERMS, weights=(4, 2, 1)))
