@@ -107,7 +107,7 @@ class MaskedSum(CombineStage):
         credentials: Credentials,
         *,
         bound: float = 8.0,
-        min_clients: int = 2,
+        min_clients: int = 3,
         max_examples: int = 1000,
         metrics: Sequence[str] = ("train-loss", "train-accuracy"),
         weighted_by: str = "num-examples",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
@@ -49,11 +51,15 @@ class Add(NumPyClient):
         return arrays, self.examples, {"train-loss": loss_of(self.number)}
 
 
+LENIENT = Path(__file__).with_name("lenient.toml")
+
+
 class Device:
     """A client with keys and state of its own; `attack(message, answer)` may interfere."""
 
     def __init__(self, number, identity, roster, attack=None, update=None, **options):
-        self.context = Context(1, 100 + number, {"partition-id": number}, RecordDict(), {})
+        config = {"partition-id": number, "qsfl-policy": str(LENIENT)}
+        self.context = Context(1, 100 + number, config, RecordDict(), {})
         credentials = Credentials(identity, roster)
         update = update_of(number) if update is None else update
         self.app = numpy_client_app(

@@ -61,7 +61,11 @@ class Device:
 
     def __init__(self, name, identity, roster, attack=None, config=None, clock=lambda: NOW):
         self.context = Context(
-            1, 100 + int(name), {"partition-id": int(name), **(config or {})}, RecordDict(), {}
+            1,
+            100 + int(name),
+            {"partition-id": int(name), "qsfl-min-cohort": 2, **(config or {})},
+            RecordDict(),
+            {},
         )
         credentials = Credentials(identity, roster)
         self.app = numpy_client_app(

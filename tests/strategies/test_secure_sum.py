@@ -306,9 +306,9 @@ def test_a_node_may_insist_on_more_than_the_server_offers(federation):
     devices[106].context.node_config["qsfl-min-cohort"] = 6
     devices[105].context.node_config["qsfl-min-threshold"] = 4
     _, seen, _ = run(grid, secure_sum(committee=Committee(min_clients=5)), federation.gate)
-    assert seen.rounds[-1].rejected == {"client-error": 2}
-    details = {row.detail for row in seen.rows[-1].values() if row.status == "client-error"}
-    assert any("qsfl-min-cohort is 6" in detail for detail in details)
+    assert seen.rounds[-1].rejected == {"policy-cohort": 1, "policy-threshold": 1}
+    details = {row.detail for row in seen.rows[-1].values() if row.status == "policy-cohort"}
+    assert any("this node asks for 6" in detail for detail in details)
 
 
 def test_an_update_that_is_too_long_is_clipped_or_dropped(federation):

@@ -65,7 +65,7 @@ class MaskedSumSpec(Section):
         "take part. Clip to this norm or less.",
     )
     min_clients: int = Field(
-        default=2, ge=2, le=100_000, description="The clients unmask no sum of fewer."
+        default=3, ge=2, le=100_000, description="The clients unmask no sum of fewer."
     )
     max_examples: int = Field(
         default=1000, ge=1, le=10**12, description="No client counts for more examples than this."
