@@ -13,6 +13,8 @@ from qsfl_flower.privacy.events import Event
 PLACEMENTS = ("record", "distributed-record", "local", "distributed", "central")
 """From needing nobody's honesty to needing the server's."""
 
+_LARGEST = 1e15
+
 UNITS = {
     "record": "record",
     "distributed-record": "record",
@@ -66,9 +68,11 @@ class Protection:
             raise ConfigError(f"a protection has exactly the keys {sorted(names)}")
         if values["placement"] not in PLACEMENTS:
             raise ConfigError(f"placement must be one of {', '.join(PLACEMENTS)}")
-        numbers = (float(values[name]) for name in names - {"placement"})
-        if not all(0 < number < float("inf") for number in numbers):
-            raise ConfigError("every number of a protection must be positive and finite")
+        numbers = [values[name] for name in names - {"placement"}]
+        if not all(type(n) in (int, float) and 0 < n <= _LARGEST for n in numbers):
+            raise ConfigError(f"every number of a protection must be above 0, at most {_LARGEST:g}")
+        if type(values["releases"]) is not int:
+            raise ConfigError("a protection counts its releases by an integer")
         return cls(**values)
 
 

@@ -71,6 +71,7 @@ def searching(decoder: Decoder) -> Callable[[], None]:
         max_examples=6 if decoder.name in SLOW else 30,
         suppress_health_check=list(HealthCheck),
         database=None,
+        derandomize=True,
     )
     @given(mutations(decoder.examples))
     def search(data: bytes) -> None:
