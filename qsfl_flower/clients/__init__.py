@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.mobile import Device, MobileClient
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
-    from qsfl_flower.clients.privacy import privacy_mod
+    from qsfl_flower.clients.policy import NodePolicy
+    from qsfl_flower.clients.privacy import policy_mod, privacy_mod
     from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
     from qsfl_flower.clients.scaffold import ScaffoldClient
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
@@ -35,6 +36,8 @@ _WHERE = {
     "ScaffoldClient": "scaffold",
     "GradientSumClient": "private_training",
     "PrivateTrainingClient": "private_training",
+    "NodePolicy": "policy",
+    "policy_mod": "privacy",
     "privacy_mod": "privacy",
     "SystemMonitor": "device",
     "TraceMonitor": "device",
@@ -57,6 +60,7 @@ __all__ = [
     "DeviceProfile",
     "GradientSumClient",
     "MobileClient",
+    "NodePolicy",
     "PersonalClient",
     "PrivateTrainingClient",
     "ScaffoldClient",
@@ -69,6 +73,7 @@ __all__ = [
     "credentials_from_node_config",
     "legacy_mod",
     "numpy_client_app",
+    "policy_mod",
     "privacy_mod",
     "qsfl_mod",
     "state_mod",

@@ -25,6 +25,7 @@ from typing import Any
 
 from flwr.app import Context
 
+from qsfl_flower.clients.memory import STATE_FOLDER
 from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.secure.pairwise.terms import Policy as MaskPolicy
@@ -145,6 +146,43 @@ class NodePolicy:
             return cls(privacy=privacy, **_typed(cls, values, ""))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+
+    def sentences(self) -> list[str]:
+        """Return what this policy means, one sentence each, for ``qsfl explain --node``."""
+        told = [
+            "sends updates under a secure sum or not at all, and answers no evaluation or query"
+            if self.hidden_only
+            else "sends updates in the clear if the strategy asks for that",
+            f"lets a committee open {', '.join(self.openings) or 'nothing'} of what it sends",
+            f"is part of no sum of fewer than {self.least_cohort} clients, of no committee that "
+            f"fewer than {self.least_threshold} members can open, and of no sum with fewer than "
+            f"{self.least_bits} fractional bits",
+            "accepts sums whose public weights differ"
+            if self.weights
+            else "accepts sums in which all clients have one public weight",
+            f"assumes under masks that {self.colluding:.0%} of the clients help the server",
+            f"obeys {', '.join(self.servers) or 'every server'} of the roster",
+            f"deals shares to {', '.join(self.members) or 'every client'} of the roster",
+        ]
+        period = "one run" if self.days is None else f"{self.days:g} days, over all runs"
+        if self.privacy is None:
+            told.append("demands no differential privacy")
+        else:
+            p = self.privacy
+            told.append(
+                f"trains for at most epsilon = {p.epsilon:g} at delta = {p.delta:g} in {period}, "
+                f"with noise at {', '.join(p.placements)}; the plan's steps must carry that out"
+            )
+        if self.releases is not None:
+            told.append(f"answers at most {self.releases} training instructions in {period}")
+        if self.releases is not None or self.days is not None:
+            told.append(f"counts in the folder {STATE_FOLDER}; without it a new process forgets")
+        if self.code:
+            told.append(
+                f"names {len(self.code)} app bundles that may run; only an executor that checks "
+                "bundles enforces this, not the mods, which travel inside the bundle"
+            )
+        return told
 
     def masks(self, least: int) -> MaskPolicy:
         """Return what this node insists on under pairwise masks, for a sum of `least` or more."""

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from qsfl_flower.clients.instructions import check_instruction
-from qsfl_flower.clients.policy import insisting, policy_of
+from qsfl_flower.clients.policy import NodePolicy, insisting, policy_of
 from qsfl_flower.clients.steps import STEPS, ClientUpdate, StepContext, refuse
 from qsfl_flower.errors import QSFLError, Refusal
 from qsfl_flower.numerics.validation import MAX_EXAMPLES
@@ -43,12 +43,50 @@ from qsfl_flower.wire.keys import (
 )
 
 
-class privacy_mod:
+class policy_mod:
+    """Insist on a policy that is written in the app, instead of the node's file.
+
+    Put it before `qsfl_mod`: ``mods=[policy_mod(NodePolicy(hidden_only=True)), qsfl_mod]``.
+
+    Parameters
+    ----------
+    policy : NodePolicy
+        What the node demands; see `qsfl_flower.clients.policy.NodePolicy`.
+
+    Notes
+    -----
+    Who sees what: a refusal is sent before training and depends on the instruction alone. Flower
+    delivers the app with every run: only a file on the node, and an executor that runs no foreign
+    app, hold against whoever may start runs.
+    """
+
+    def __init__(self, policy: NodePolicy) -> None:
+        self._own = policy
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Check an instruction, and that `qsfl_mod` has carried its plan out."""
+        policy = self._policy(context)
+        try:
+            check_instruction(message, context, policy)
+            with insisting(policy):
+                reply = call_next(message, context)
+            if policy.privacy is not None or policy.hidden_only:
+                _check_transformed(message, reply)
+        except Refusal as refused:
+            return refuse(refused, message)
+        return reply
+
+    def _policy(self, context: Context) -> NodePolicy:
+        del context
+        return self._own
+
+
+class privacy_mod(policy_mod):
     """Refuse to train under less protection than the client demands.
 
     Put it before `qsfl_mod`: ``mods=[privacy_mod(MinimumPolicy(epsilon=2.0)), qsfl_mod]``. It is
-    the same as the table ``privacy`` of the node's policy file, see
-    `qsfl_flower.clients.policy.NodePolicy`, for those who would rather write it into the app.
+    the same as the table ``privacy`` of the node's policy file, for those who would rather write it
+    into the app; all else comes from the file.
 
     Parameters
     ----------
@@ -60,25 +98,16 @@ class privacy_mod:
     The epsilon of a promise is computed here; the promise counts only if the plan's steps carry it
     out, with at least its numbers and no more often than it says.
 
-    Who sees what: a refusal is sent before training and depends on the instruction alone. For
-    central noise the client has to believe the server; leave ``"central"`` out of the accepted
-    placements to insist on protection that the client itself carries out.
+    Who sees what: as `policy_mod`. For central noise the client has to believe the server; leave
+    ``"central"`` out of the accepted placements to insist on protection that the client itself
+    carries out.
     """
 
     def __init__(self, policy: MinimumPolicy) -> None:
-        self._policy = policy
+        self._least = policy
 
-    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Check an instruction, and that `qsfl_mod` has carried its plan out."""
-        policy = replace(policy_of(context), privacy=self._policy)
-        try:
-            check_instruction(message, context, policy)
-            with insisting(policy):
-                reply = call_next(message, context)
-            _check_transformed(message, reply)
-        except Refusal as refused:
-            return refuse(refused, message)
-        return reply
+    def _policy(self, context: Context) -> NodePolicy:
+        return replace(policy_of(context), privacy=self._least)
 
 
 def _check_transformed(message: Message, reply: Message) -> None:

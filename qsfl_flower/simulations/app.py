@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.clients.privacy import privacy_mod
+from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
@@ -61,8 +61,7 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
 
 def mods_of(experiment: Experiment, owners: Owners) -> list[Mod]:
     """Return the mods of an experiment's clients, the outermost first."""
-    policy = policy_of(experiment)
-    mods: list[Mod] = [qsfl_mod] if policy is None else [privacy_mod(policy), qsfl_mod]
+    mods: list[Mod] = [policy_mod(policy_of(experiment)), qsfl_mod]
     if experiment.attacks:
         mods.append(attack_mod(experiment, owners))
     if authenticates(experiment):

@@ -127,11 +127,20 @@ def validate(
 
 @app.command()
 def explain(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML file, the name of a shipped one, or a node's policy.")
+    ],
     overrides: Overrides = None,
+    node: Annotated[bool, typer.Option("--node", help="Explain a node's policy file.")] = False,
 ) -> None:
     """Say in words what a configuration achieves and costs, before anything runs."""
     with _errors():
+        if node:
+            from qsfl_flower.clients.policy import NodePolicy
+
+            told = NodePolicy.load(Path(config)).sentences()
+            sys.stdout.write("A node with this policy\n" + "".join(f"  - {t}\n" for t in told))
+            return
         from qsfl_flower.simulations.explain import explain_experiment
 
         # Flower warns of everything that a strategy does not do.

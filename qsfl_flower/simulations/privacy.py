@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from qsfl_flower.clients.models import get_arrays
+from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
@@ -194,12 +195,12 @@ def local_dp(spec: LocalDPSpec, experiment: Experiment) -> LocalDP:
     return LocalDP(spec.clip_norm, noise, budget, rounds=experiment.rounds)
 
 
-def policy_of(experiment: Experiment) -> MinimumPolicy | None:
-    """Return the least protection under which the experiment's clients train."""
-    spec = experiment.clients.minimum_privacy
-    if spec is None:
-        return None
-    return MinimumPolicy(epsilon=spec.epsilon, delta=spec.delta, placements=spec.placements)
+def policy_of(experiment: Experiment) -> NodePolicy:
+    """Return what the experiment's nodes insist on."""
+    clients, least = experiment.clients, None
+    if (spec := clients.minimum_privacy) is not None:
+        least = MinimumPolicy(epsilon=spec.epsilon, delta=spec.delta, placements=spec.placements)
+    return NodePolicy(privacy=least, **clients.policy.model_dump())
 
 
 def _budget(spec: PrivacyKeys, experiment: Experiment) -> PrivacyBudget:

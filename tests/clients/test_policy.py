@@ -7,11 +7,15 @@ import pytest
 from flwr.app import Context, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from qsfl_flower.clients.policy import NodePolicy, insisting, policy_of
 from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.secure.terms import Terms
+from qsfl_flower.simulations.cli import app
+from qsfl_flower.simulations.config import load_experiment
+from qsfl_flower.simulations.privacy import policy_of as policy_of_experiment
 
 TERMS = Terms(
     run=1, round=1, members=tuple("abcde"), seats=tuple("12345"), threshold=3, quorum=4,
@@ -145,3 +149,20 @@ def test_honest_terms_pass():
     NodePolicy().check_terms(TERMS)
     NodePolicy().check_terms(replace(TERMS, weights=(1, 1, 1)))
     NodePolicy(weights=True).check_terms(replace(TERMS, weights=(4, 2, 1)))
+
+
+def test_a_policy_is_explained(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text(FILE)
+    shown = CliRunner().invoke(app, ["explain", "--node", str(path)])
+    assert shown.exit_code == 0
+    for part in ("at most epsilon = 2", "fewer than 5 clients", "head-office", "open sum of"):
+        assert part in shown.output
+    path.write_text("least_cohort = 0")
+    assert "least_cohort is 0" in CliRunner().invoke(app, ["explain", "--node", str(path)]).output
+
+
+def test_experiments_say_it_in_yaml():
+    changes = ["clients.policy.weights=true", "clients.policy.openings=[sum]"]
+    told = policy_of_experiment(load_experiment("plain", changes))
+    assert told == NodePolicy(weights=True, openings=("sum",))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qsfl_flower.clients.models import get_arrays
-from qsfl_flower.clients.privacy import privacy_mod
+from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
@@ -90,7 +90,7 @@ def test_local_noise_covers_replacing_an_update():
 def test_clients_with_a_minimum_get_the_mod_inside_authentication():
     exp = experiment(clients={"count": 3, "minimum_privacy": {"epsilon": 1.0}})
     mods = [type(mod) for mod in mods_of(exp, owners_of(exp))]
-    assert mods.count(privacy_mod) == 1
+    assert mods.count(policy_mod) == 1
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,32 @@ class ModelSpec(Section):
     )
 
 
+class PolicySpec(Section):
+    """What every simulated node insists on, as a policy file on a real node does."""
+
+    hidden_only: bool = Field(
+        default=False, description="Send updates under a secure sum only, and evaluate nothing."
+    )
+    openings: tuple[Literal["sum", "norms", "distances"], ...] = Field(
+        default=("sum", "norms", "distances"),
+        strict=False,
+        description="What a committee may open of hidden updates.",
+    )
+    least_cohort: int = Field(
+        default=3, ge=2, le=100_000, description="Fewest clients in a sum, by weight."
+    )
+    least_threshold: int = Field(
+        default=2, ge=2, le=16, description="Fewest committee members that together open a sum."
+    )
+    least_bits: int = Field(
+        default=16, ge=1, le=61, description="Fewest fractional bits of a hidden sum."
+    )
+    weights: bool = Field(
+        default=False,
+        description="Accept hidden sums whose public weights differ, as staleness makes them.",
+    )
+
+
 class ClientsSpec(Section):
     """How many clients there are and how each of them trains."""
 
@@ -197,6 +223,9 @@ class ClientsSpec(Section):
     minimum_privacy: MinimumSpec | None = Field(
         default=None,
         description="Least protection under which the clients train; null: they demand none.",
+    )
+    policy: PolicySpec = Field(
+        default=PolicySpec(), description="What every node insists on, whatever the server asks."
     )
     mixed_precision: bool = Field(
         default=False, description="Compute in bfloat16 where that is safe."
