@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from qsfl_flower.clients.data import Normalization
@@ -16,6 +16,14 @@ def scale_of(normalization: Normalization, dimensions: int) -> tuple[Tensor, Ten
         torch.tensor(normalization.mean, dtype=torch.float32).reshape(shape),
         torch.tensor(normalization.std, dtype=torch.float32).reshape(shape),
     )
+
+
+def inputs_of(model: nn.Module, records: Tensor, normalization: Normalization) -> Tensor:
+    """Return what a model takes: standardised, in the precision of its parameters."""
+    mean, std = scale_of(normalization, records.dim())
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    batch = records.to(torch.float32).sub_(mean).div_(std)
+    return batch.to(kinds.pop()) if len(kinds) == 1 else batch
 
 
 def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qsfl_flower.clients import per_example
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import build_model, get_arrays, mlp, mnist_cnn
 from qsfl_flower.clients.per_example import clipped_gradient_sum
@@ -95,12 +94,6 @@ def test_clipped_sums_are_those_of_a_loop(name, clip):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_the_suites_models_take_the_fast_way(monkeypatch):
-    monkeypatch.setattr(per_example, "_by_vmap", None)
-    model = mnist_cnn((1, 28, 28), 10, norm="group")
-    clipped_gradient_sum(model, torch.randn(2, 1, 28, 28), torch.tensor([1, 2]), 1.0)
-
-
 def test_opacus_gradients_are_the_same():
     from opacus.grad_sample import GradSampleModule
 
@@ -115,12 +108,6 @@ def test_opacus_gradients_are_the_same():
     factors = (1.0 / norms).clamp(max=1.0)
     for ours, sample in zip(found.gradients, samples, strict=True):
         assert torch.allclose(ours, torch.tensordot(factors, sample, 1), atol=1e-5)
-
-
-def test_batch_norm_is_refused():
-    model = mnist_cnn((1, 28, 28), 10, norm="batch")
-    with pytest.raises(ConfigError, match="group norm"):
-        clipped_gradient_sum(model, torch.randn(2, 1, 28, 28), torch.tensor([1, 2]), 1.0)
 
 
 @pytest.mark.parametrize("make", [lambda: mlp((6, 6), 3), Odd])
