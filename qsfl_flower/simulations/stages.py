@@ -29,7 +29,7 @@ from qsfl_flower.simulations.config import (
     ValidateSpec,
 )
 from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
-from qsfl_flower.simulations.federation import authenticates, server_credentials
+from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.simulations.root import root_update_of
 from qsfl_flower.strategies import (
     Authenticate,
@@ -104,7 +104,7 @@ def _detect(spec: DetectSpec, experiment: Experiment) -> Stage:
         spec.decay, spec.quarantine_threshold, spec.quarantine_rounds, spec.probation_rounds
     )
     detection = Detection(spec.detector, spec.threshold, reputation, experiment.seed)
-    return Detect(detection, spec.quarantine, by_name=authenticates(experiment))
+    return Detect(detection, spec.quarantine)
 
 
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {

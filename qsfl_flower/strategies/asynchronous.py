@@ -41,6 +41,9 @@ _LOOK_FOR_NODES = 2.0  # seconds of real time between two looks at who is connec
 _PATIENT_ROUNDS = 10  # a round of simulated time ends after so many deadlines in any case
 _VERSIONS = "versions"
 
+SECOND_PLACE = "second-place"
+"""Reason of rejection: the client has a place in the buffer already."""
+
 
 class BufferedAsync(StableFedAvg):
     r"""FedBuff: a new model after every K arrivals, while other clients train on.
@@ -54,8 +57,10 @@ class BufferedAsync(StableFedAvg):
     fixed: neither staleness nor failures of others make an update count for more.
 
     A client holds at most one place in the buffer and has at most one task at a time; every task is
-    counted once or given up. A "round" of the result, the checkpoints and the records is one
-    aggregation, so that ``num_rounds`` times K updates are used.
+    counted once or given up. A client is a node, and with `Authenticate` an enrolled key as well: a
+    key on several nodes holds one place, further answers are rejected (``second-place``). A "round"
+    of the result, the checkpoints and the records is one aggregation, so that ``num_rounds`` times
+    K updates are used.
 
     Parameters
     ----------
@@ -314,9 +319,10 @@ class BufferedAsync(StableFedAvg):
         found = catch(sender, read, sent)
         if isinstance(found, Rejection):
             buffer.rejections.append(found)
+        elif (refused := buffer.put(found[0])) is not None:
+            buffer.rejections.append(refused)
         else:
-            update, buffer.contents[node] = found
-            buffer.updates.append(update)
+            buffer.contents[node] = found[1]
 
     def _admit(
         self,
@@ -418,6 +424,25 @@ class _Buffer:
     replies: list[Message] = field(default_factory=list)
     admitted: Mapping[str, Measurements] = field(default_factory=dict)
     heard: set[int] = field(default_factory=set)
+
+    def put(self, update: Update) -> Rejection | None:
+        """Take an update in, or return why its client has no place left.
+
+        One enrolled client may answer from several nodes, in several rounds; what counts is who it
+        is, or it would hold as many places as it has nodes.
+        """
+        sender = update.sender
+        for other in self.updates:
+            if sender.identity is not None and sender.identity == other.sender.identity:
+                return Rejection(
+                    sender,
+                    SECOND_PLACE,
+                    f"{sender.label} has a place in this buffer already, from another node; run "
+                    "one SuperNode per key",
+                    update.bytes_up,
+                )
+        self.updates.append(update)
+        return None
 
     def cohort(self) -> Cohort:
         """Return the buffer in canonical order, whatever the order of arrival."""

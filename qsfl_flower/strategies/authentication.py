@@ -185,7 +185,7 @@ class Authenticate(MessageStage):
             seen=replace(gate.seen, window=exchange.window),
         )
         # Whatever follows, this reply has been used up.
-        sender = replace(sender, name=reply.signer.name)
+        sender = replace(sender, name=reply.signer.name, identity=reply.signer.name)
         gate = self._session(replace(gate, seen=seen), told, reply, sender.node_id, now)
         if told is not None and told.encrypted:
             content = _opened(content, gate.sessions.get(sender.node_id), reply)

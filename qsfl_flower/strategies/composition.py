@@ -20,7 +20,6 @@ class Trait(StrEnum):
 
     HANDLES_MESSAGES = "works on whole messages"
     PROVES_NAMES = "proves who sent a reply"
-    TRUSTS_NAMES = "relies on names in replies"
     TRUSTS_KEYS = "seals something to keys that others vouch for"
     ENCODES = "encodes updates"
     OWN_SUPPORT = "lets every client choose its coordinates"
@@ -129,12 +128,6 @@ REFUSALS: tuple[Refusal, ...] = (
         (T.TRUSTS_KEYS,),
         "stages: {0} needs authenticate: without signed keys the server could put its own in the "
         "place of the receivers'; add Authenticate(credentials)",
-        unless=T.PROVES_NAMES,
-    ),
-    Refusal(
-        (T.TRUSTS_NAMES,),
-        "stages: {0} by_name needs the stage authenticate, since names in replies are claims; add "
-        "it or leave by_name out",
         unless=T.PROVES_NAMES,
     ),
     Refusal(

@@ -16,7 +16,6 @@ from qsfl_flower.robust.detection import (
     extract,
     inspect,
 )
-from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import (
     CohortStage,
@@ -25,7 +24,7 @@ from qsfl_flower.strategies.stages import (
     RoundContext,
     State,
 )
-from qsfl_flower.strategies.update import Cohort, Opinion, Rejection, Sender, Update
+from qsfl_flower.strategies.update import Cohort, Opinion, Rejection, Update
 
 FLAGGED, QUARANTINED = "flagged", "quarantined"
 """Reasons of rejection."""
@@ -41,17 +40,13 @@ class Detect(CohortStage):
     quarantine : bool
         Reject what is flagged, and everything from clients in quarantine. Otherwise flags are told
         and nothing else happens.
-    by_name : bool
-        Remember clients by name instead of by their order of registration. Only with
-        `Authenticate`, which proves names; without it a liar could take another's.
-
-    Raises
-    ------
-    CompositionError
-        In a chain, if `by_name` is set and names are not proven.
 
     Notes
     -----
+    Clients are remembered by name where `Authenticate` proves who they are, so that a client in
+    quarantine stays there when it comes back on another node; otherwise by the order in which their
+    nodes registered, and a node that registers anew is a new client.
+
     The state holds the last model in float32, the features of some hundred usual updates, and a row
     of numbers per client ever seen.
 
@@ -67,16 +62,9 @@ class Detect(CohortStage):
         self,
         detection: Detection | None = None,
         quarantine: bool = True,
-        by_name: bool = False,
     ) -> None:
         self.detection = detection or Detection()
         self.quarantine = quarantine
-        self.by_name = by_name
-
-    @property
-    def traits(self) -> frozenset[Trait]:
-        """It looks at updates, and may rely on names."""
-        return super().traits | ({Trait.TRUSTS_NAMES} if self.by_name else frozenset())
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what happens to unusual clients."""
@@ -97,7 +85,7 @@ class Detect(CohortStage):
             return cohort, {**state, "model": model.astype(np.float32)}, {}
         updates, now = cohort.updates, context.server_round
         memory = Memory.of(state)
-        clients = [self._key(update.sender) for update in updates]
+        clients = [update.sender.key for update in updates]
         size = updates[0].vector.size
         whole = size == context.layout.size
         layout = context.layout if whole else Layout(("support",), ((size,),), ("float64",))
@@ -125,9 +113,6 @@ class Detect(CohortStage):
             "highest_anomaly": max(f.score for f in findings),
         }
         return judged, {**memory.state, "model": model.astype(np.float32)}, measured
-
-    def _key(self, sender: Sender) -> str:
-        return sender.name if self.by_name else str(sender.rank)
 
 
 def _judged(

@@ -44,6 +44,8 @@ class Sender:
         the same from run to run, while Flower's node ids are random.
     name : str
         What to show to people. Given by the client, so a claim.
+    identity : str or None
+        The enrolled client that signed the reply; None where nothing proves it.
     sent_at, arrived_at : float or None
         When the node was asked and when its answer arrived, in seconds of the strategy's clock.
     """
@@ -53,6 +55,12 @@ class Sender:
     name: str
     sent_at: float | None = None
     arrived_at: float | None = None
+    identity: str | None = None
+
+    @property
+    def key(self) -> str:
+        """By what to remember the sender: who it is if that is proven, else the node's rank."""
+        return str(self.rank) if self.identity is None else self.identity
 
     @property
     def label(self) -> str:
@@ -188,6 +196,12 @@ class Rejection:
     opinion: Opinion | None = None
 
 
+def told_with_frames(error: Exception) -> str:
+    """Return an exception and its traceback for the log; what it says may come from a client."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"{type(error).__name__}: {plain(error)}\n{frames}"
+
+
 def catch(
     sender: Sender, read: Callable[[], T], content: RecordDict | None = None
 ) -> T | Rejection:
@@ -221,12 +235,10 @@ def catch(
         reason, detail = "malformed", plain(error)
     except Exception as error:
         reason, detail = INTERNAL, plain(f"{type(error).__name__}: {plain(error)}")
-        frames = "".join(traceback.format_tb(error.__traceback__))
         internal_log.error(
-            "%s: reading its reply failed by a fault of the suite, please report it: %s\n%s",
+            "%s: reading its reply failed by a fault of the suite, please report it: %s",
             sender.label,
-            detail,
-            frames,
+            told_with_frames(error),
         )
     return Rejection(sender, reason, detail, 0 if content is None else content_bytes(content))
 

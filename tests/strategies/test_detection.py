@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from qsfl_flower.errors import CompositionError
 from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.robust.detection import Detection, Reputation
-from qsfl_flower.strategies import Chain, Detect, Validate
+from qsfl_flower.strategies import Detect
 from qsfl_flower.strategies.record import client_rows
 from qsfl_flower.strategies.stages import RoundContext
 from qsfl_flower.strategies.update import Cohort, Sender, Update
@@ -108,12 +106,6 @@ def test_a_liar_cannot_ruin_the_reputation_of_another_by_taking_its_name():
     judged, _ = rounds(Detect(FAST), 4, names=names)[0][-1]
     assert any(u.sender.rank == 9 for u in judged.updates)
     assert {r.sender.rank for r in judged.rejections} >= {0, 1, 2, 3}
-
-
-def test_names_need_authentication():
-    with pytest.raises(CompositionError, match="authenticate"):
-        Chain([Validate(), Detect(by_name=True)])
-    Chain([Validate(), Detect()])
 
 
 def test_updates_on_a_shared_support_are_judged_among_themselves():
