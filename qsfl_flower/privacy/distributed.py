@@ -34,6 +34,9 @@ which is nothing."""
 MOST_STEPS = 1 << 26
 """Most steps before a coarser grid is taken, so that a client's values stay far below 2^53."""
 
+FALSE_ALARM = 1e-12
+"""Probability with which a sum of honest contributions counts as too long, see `reach`."""
+
 TOLERANCE = 1e-9
 """Relative excess of a norm over its bound, left by clipping in float64; the noise covers it."""
 
@@ -117,6 +120,34 @@ class NoiseShare:
     def std(self, contributions: int) -> float:
         """Return the standard deviation of the noise in a sum of so many honest contributions."""
         return self.steps * self.grid * math.sqrt(contributions)
+
+    def reach(self, bound: float, contributions: int, failure: float = FALSE_ALARM) -> float:
+        r"""Return the norm that a sum of honest contributions exceeds with probability `failure`.
+
+        .. math:: k (C + \tfrac12 g \sqrt d)
+                  + \sigma \sqrt k \sqrt{d + 2 \sqrt{d t} + 2 t}, \quad t = \ln(1 / \text{failure})
+
+        for k contributions of norm C on a grid g with shares of standard deviation
+        :math:`\sigma`, whose discrete Gaussian is :math:`\sigma`-subgaussian. A longer sum holds a
+        vector that is not within its bound.
+
+        Parameters
+        ----------
+        bound : float
+            Largest L2 norm C of a contribution before noise, > 0.
+        contributions : int
+            How many are summed, k >= 1.
+        failure : float
+            Probability with which a sum of honest contributions is longer, in (0, 1).
+
+        References
+        ----------
+        D. Hsu, S. Kakade, T. Zhang, "A tail inequality for quadratic forms of subgaussian random
+        vectors", 2012. C. Canonne, G. Kamath, T. Steinke, 2020, for the discrete Gaussian.
+        """
+        d, t = self.size, -math.log(failure)
+        values = contributions * (bound * (1 + TOLERANCE) + self.grid * math.sqrt(d) / 2)
+        return values + self.std(contributions) * math.sqrt(d + 2 * math.sqrt(d * t) + 2 * t)
 
     def largest(self, bound: float) -> int:
         """Return what no coordinate of a client exceeds in steps of `resolution`.

@@ -111,6 +111,10 @@ def aggregate(
         new_states[combiner.name] = combined.state
         measured[combiner.name] = combined.measured
     cohort = combined.cohort
+    if combined.step is not None:
+        why = chain.too_long(combined.step, len(cohort.updates), context)
+        if why is not None:
+            combined = replace(combined, step=None, skipped=why)
     if combined.step is None:
         if combiner is not None:
             states = {**states, combiner.name: combined.state}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError
-from qsfl_flower.numerics import Layout
+from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.strategies.charges import Charge
 from qsfl_flower.strategies.composition import Argument, Trait, refuse
 from qsfl_flower.strategies.stages import (
@@ -83,12 +84,14 @@ class Chain:
         return any(Trait.PROTECTS_CLIENTS in stage.traits for stage in self.stages)
 
     @property
+    def withstands_liars(self) -> bool:
+        """Whether a rule combines the updates that some of them cannot mislead."""
+        return any(Trait.WITHSTANDS_LIARS in stage.traits for stage in self.stages)
+
+    @property
     def bounds_clients(self) -> bool:
         """Whether some stage limits what one client can do to the model."""
-        return any(
-            stage.phase is Phase.BOUND or Trait.WITHSTANDS_LIARS in stage.traits
-            for stage in self.stages
-        )
+        return self.withstands_liars or any(stage.phase is Phase.BOUND for stage in self.stages)
 
     @property
     def needs_norms(self) -> bool:
@@ -232,6 +235,21 @@ class Chain:
                         cohort, states[stage.name], context
                     )
         return cohort, states, measured
+
+    def too_long(
+        self, step: NDArray[np.float64], clients: int, context: RoundContext
+    ) -> str | None:
+        """Return why the combined difference of so many clients cannot be honest, if it cannot."""
+        limits = [s.limit(clients, context) for s in self.stages if isinstance(s, VectorStage)]
+        if (limit := min(limits, default=math.inf)) == math.inf:
+            return None
+        norm = measure(Vector.dense(step)).norm
+        if norm <= limit:
+            return None
+        return (
+            f"the step of {clients} clients has norm {norm:.4g}, with all of their noise at most "
+            f"{limit:.4g} is possible: some client did not keep to its bound"
+        )
 
     def on_vector(
         self, vector: NDArray[np.float64], states: Mapping[str, State], context: RoundContext

@@ -82,6 +82,10 @@ class DistributedDP(VectorStage):
     in full for the clients that are asked, since the server knows them. Only the sum is protected:
     a rule that opens more, as `SecureKrum` opens distances, is refused.
 
+    A client cannot move the step further than its bound and the room for the noise: a sum longer
+    than honest clients make it (with probability below 1e-12, see `NoiseShare.reach`) leaves the
+    model as it is. Who made it long stays hidden.
+
     References
     ----------
     P. Kairouz, Z. Liu, T. Steinke, "The distributed discrete Gaussian mechanism for federated
@@ -219,6 +223,10 @@ class DistributedDP(VectorStage):
             "sensitivity": share.clip_norm / self.denominator,
         }
         return vector, state, told
+
+    def limit(self, clients: int, context: RoundContext) -> float:
+        """Return what clients within their bound stay below, with the noise of all of them."""
+        return self._share_of(context).reach(self._bound, clients) / self.denominator
 
     @property
     def _known_sum(self) -> SecureSum | MaskedSum:

@@ -12,6 +12,7 @@ combination between them is the only crossing: a weighted mean, or what a `Combi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -441,6 +442,14 @@ class VectorStage(Stage):
         if self.poisson_rate is not None:
             found.add(Trait.DRAWS_CLIENTS)
         return frozenset(found)
+
+    def limit(self, clients: int, context: RoundContext) -> float:
+        """Return the largest norm that the combined difference of so many clients can have.
+
+        A longer one is not applied: some client did not keep to its bound.
+        """
+        del clients, context
+        return math.inf
 
     def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
         """Return the clients of a round if there is a `poisson_rate`."""

@@ -236,6 +236,56 @@ def test_a_wrong_denominator_is_noticed(federation, summed):
 
 
 @both
+@pytest.mark.parametrize("share", [0.3, 1.1, 30.0])
+def test_one_client_moves_the_step_no_further_than_its_bound_and_the_room_for_noise(
+    federation, summed, share
+):
+    """`share` of the room is what the liar fills; the sum's own bound of 80 would let 2,000 in."""
+    made = stage()
+    attacked = []
+
+    def lie():
+        """Fill a share of what honest sums may reach, which the plan tells."""
+        attacked.append(True)
+        real = NoiseShare.reach
+
+        def privatise(self, values, bound, source):
+            size = min(share * real(self, bound, CLIENTS) / math.sqrt(values.size), 75.0)
+            return np.full(values.size, round(size / self.resolution), np.int64)
+
+        return patch.object(NoiseShare, "privatise", privatise)
+
+    devices = {2: {"patches": [lie]}}
+    if share > 1:
+        with pytest.raises(TooFewReplies, match="did not keep to its bound"):
+            federation(summed, made, devices=devices)
+        assert attacked
+        return
+    model, _, _ = federation(summed, made, devices=devices)
+    noise = made._share(SIZE, 0.0, CLIENTS)
+    room = noise.reach(CLIP, CLIENTS) / COHORT
+    assert attacked
+    assert 0 < np.linalg.norm(model) <= room
+    honest = (noise.std(CLIENTS) * math.sqrt(SIZE) + CLIENTS * CLIP) / COHORT
+    assert room < 1.1 * honest, "the room is hardly more than the noise takes"
+
+
+@given(st.integers(1, 40), st.integers(1, 20))
+@settings(max_examples=10)
+def test_honest_sums_stay_within_the_reach(size, clients):
+    """Noise without the values: longer than allowed at most as often as `failure` says.
+
+    Of 400 sums, more than 40 beyond a failure probability of 0.05 happen once in 100,000 times.
+    """
+    share = NoiseShare(clip_norm=1.0, noise_multiplier=1.0, fewest=1, size=size)
+    rng = np.random.default_rng((size, clients))
+    sums = rng.normal(size=(400, size)) * share.std(clients)
+    longer = np.linalg.norm(sums, axis=1) > share.reach(1e-9, clients, 0.05)
+    assert longer.sum() <= 40
+    assert share.reach(1.0, clients) > share.reach(1.0, clients, 0.05)
+
+
+@both
 def test_fewer_contributions_than_the_noise_is_sized_for_are_never_opened(federation, summed):
     devices = {n: {"gone": True} for n in (3, 4, 5)}
     with pytest.raises(TooFewReplies):
