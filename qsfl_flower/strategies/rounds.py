@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ log = logging.getLogger("qsfl_flower")
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 _LOSS = ("loss", "eval-loss", "eval_loss")
 _ACCURACY = ("accuracy", "eval-accuracy", "eval_accuracy", "eval-acc", "eval_acc")
+_FEWEST_CLAIMS = 3
+"""Of fewer losses the median is what one client claims."""
 _TRAIN_LOSS = ("train-loss", "train_loss", "loss")
 _TRAIN_ACCURACY = ("train-accuracy", "train_accuracy", "accuracy")
 
@@ -186,21 +189,41 @@ def _one_round(
     record = _finish(record, clock, central, told)
     record = replace(record, stage_seconds=strategy.chain.take_seconds())
     loss = record.eval_loss
-    if loss is None and not strategy.chain.protects_clients:
-        loss = record.train_loss  # else a reaction would tell what the noise is to hide
-    progress.monitor, alarm = strategy.monitor.observe(progress.monitor, loss, record.update_norm)
+    if loss is None and trained.outcome is not None:
+        loss = _usual_loss(strategy, trained.outcome)
+    monitor = strategy.monitor
+    progress.monitor, cause = monitor.observe(progress.monitor, loss, None)
+    progress.monitor, long = monitor.observe(progress.monitor, None, record.update_norm)
+    alarm = "; ".join(filter(None, (cause, long))) or None
     if alarm:
         log.warning("round %d: %s", server_round, alarm)
-    progress.monitor, reaction = strategy.monitor.react(progress.monitor, alarm, loss)
+    if strategy.chain.withstands_liars:
+        cause = alarm  # elsewhere one client can make a step long
+    progress.monitor, reaction = monitor.react(progress.monitor, cause, loss)
     done = None
     if reaction is not None:
         result.arrays, done = respond(strategy, reaction, result.arrays, server_round)
         progress.halted = reaction is Reaction.HALT
         log.warning("round %d: %s", server_round, done)
-    elif not alarm and Guard.name in strategy.states:
+    elif not cause and Guard.name in strategy.states:
         best = remember(strategy.states[Guard.name], result.arrays, server_round, loss)
         strategy.states = {**strategy.states, Guard.name: best}
     return replace(record, alarm=alarm, reaction=done), rows
+
+
+def _usual_loss(strategy: StableFedAvg, outcome: Outcome) -> float | None:
+    """Return the median of the losses that clients claim, if a reaction may follow it.
+
+    Fewer than half of the clients cannot move it out of the range of the others' losses, whatever
+    they claim. Sums of hidden losses and losses that noise is to hide are not looked at: one claim
+    decides about the former, and a reaction would tell the latter.
+    """
+    chain = strategy.chain
+    if chain.hides or chain.protects_clients:
+        return None
+    told = [first(u.metrics, *_TRAIN_LOSS) for u in outcome.cohort.updates]
+    claims = [loss for loss in told if loss is not None]
+    return statistics.median_low(claims) if len(claims) >= _FEWEST_CLAIMS else None
 
 
 def _evaluate_centrally(job: Job, server_round: int, result: Result) -> MetricRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -16,10 +17,16 @@ from qsfl_flower.strategies import (
     CentralDP,
     CheckpointStore,
     Clip,
+    Committee,
     FedAvgM,
+    Robust,
     RunObserver,
+    SecureSum,
     StableFedAvg,
 )
+
+from .conftest import MODEL, NOW, task_of
+from .conftest import Device as KeyedDevice
 
 
 class Recorder(RunObserver):
@@ -139,8 +146,8 @@ def test_reactions_do_not_follow_losses_that_central_noise_is_to_hide(fake_grid,
         content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
         return Message(content, reply_to=message)
 
-    stages = [Clip(1.0), CentralDP(0.01, 2)] if private else []
-    grid = fake_grid({0: lost, 1: lost})
+    stages = [Clip(1.0), CentralDP(0.01, 3)] if private else []
+    grid = fake_grid({0: lost, 1: lost, 2: lost})
     _, rounds, _ = run(grid, 9, (Reaction.LOWER_RATE,), evaluate=None, stages=stages)
     assert any(r.reaction for r in rounds) == (not private)
 
@@ -209,3 +216,121 @@ def test_a_halted_run_stays_halted(overshooting, tmp_path):
 def test_synchronous_rounds_have_no_staleness_to_tighten():
     with pytest.raises(ConfigError, match="no staleness to tighten"):
         StableFedAvg(monitor=Monitor(reactions=(Reaction.TIGHTEN_STALENESS,)))
+
+
+LIES = {
+    "huge from round 5": lambda r, loss: 1e9 if r >= 5 else loss,
+    "largest float": lambda r, loss: 1.7e308 if r == 5 else loss,
+    "doubled": lambda r, loss: loss + 25 if r >= 5 else loss,
+    "far below zero at first": lambda r, loss: -1e9 if r <= 3 else loss,
+    "infinite": lambda r, loss: math.inf if r == 4 else loss,
+    "not a number": lambda r, loss: math.nan if r >= 4 else loss,
+}
+SHORT = Monitor(window=3, patience=2, reactions=(Reaction.HALT,))
+
+
+def claims(trained, lie, seen=None):
+    """Clients whose loss decreases by 5 % a round; the first one's claim is `lie`."""
+
+    def make(number):
+        def client(message):
+            server_round = message.content["config"]["server-round"]
+            loss = 2.0 * 0.95**server_round
+            told = lie(server_round, loss) if number == 0 else loss
+            return trained(0.1, metrics={"train-loss": told})(message)
+
+        return client
+
+    return {number: make(number) for number in range(10)}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("reaction", [Reaction.HALT, Reaction.ROLL_BACK, Reaction.LOWER_RATE])
+def test_one_claimed_loss_neither_halts_nor_slows_nor_rolls_back(fake_grid, trained, lie, reaction):
+    watch = Recorder()
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0,
+        min_available_nodes=10,
+        monitor=Monitor(window=3, patience=2, reactions=(reaction,)),
+        observer=watch,
+    )
+    grid = fake_grid(claims(trained, LIES[lie]))
+    start = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+    result = strategy.start(grid, start, num_rounds=12, timeout=5)
+    assert len(watch.rounds) == 13
+    assert not any(r.reaction for r in watch.rounds)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 1.2, rtol=1e-5)
+
+
+def test_a_majority_that_diverges_is_noticed_beside_a_liar(fake_grid, trained):
+    """The guard still works: nine losses grow, and one client says that all is well."""
+    watch = Recorder()
+    clients = claims(trained, lambda r, loss: 0.0)
+
+    def diverging(message):
+        loss = 2.0 ** message.content["config"]["server-round"]
+        return trained(0.1, metrics={"train-loss": loss})(message)
+
+    grid = fake_grid({n: client if n == 0 else diverging for n, client in clients.items()})
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0, min_available_nodes=10, monitor=SHORT, observer=watch
+    )
+    start = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+    strategy.start(grid, start, num_rounds=12, timeout=5)
+    assert watch.rounds[-1].reaction
+    assert watch.rounds[-1].round < 8
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_one_long_update_is_told_and_halts_nothing(fake_grid, trained, robust):
+    """Under a clip norm one update can make the step long, under a rule it cannot."""
+
+    def client(number):
+        def change(arrays):
+            far = number == 0 and arrays["w"][0] > 0.004
+            return {"w": arrays["w"] + np.float32(5.0 if far else 0.001)}
+
+        return trained(0.0, change=change)
+
+    watch = Recorder()
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0,
+        min_available_nodes=10,
+        monitor=SHORT,
+        observer=watch,
+        stages=[Clip(1.0), *([Robust("median")] if robust else [])],
+    )
+    start = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+    strategy.start(fake_grid({n: client(n) for n in range(10)}), start, num_rounds=9, timeout=5)
+    assert any(r.alarm for r in watch.rounds) == (not robust)
+    assert not any(r.reaction for r in watch.rounds)
+    assert watch.rounds[-1].round == 9
+
+
+def test_under_hidden_sums_no_claimed_loss_has_an_effect(federation, monkeypatch):
+    asked = []
+
+    def attack(message, answer):
+        asked.append(message)
+        with monkeypatch.context() as lying:
+            if sum(task_of(m) == "train" for m in asked) >= 4:
+                lying.setattr(sys.modules[KeyedDevice.__module__], "loss_of", lambda number: 500.0)
+            return answer(message)
+
+    grid, _ = federation(6, {3: attack})
+    watch = Recorder()
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0,
+        min_available_nodes=6,
+        monitor=SHORT,
+        observer=watch,
+        stages=[
+            federation.gate,
+            SecureSum(5.0, Committee(5, 3, quorum=4, min_clients=4), bits=20, clock=lambda: NOW),
+        ],
+    )
+    start = ArrayRecord({k: Array(np.asarray(v)) for k, v in MODEL.items()})
+    strategy.start(grid, start, num_rounds=7, timeout=5)
+    assert watch.rounds[-1].round == 7
+    assert not any(r.reaction for r in watch.rounds)
+    assert max(r.train_loss or 0 for r in watch.rounds) > 10, "the attack takes place"
