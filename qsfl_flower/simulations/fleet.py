@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import make_message
@@ -23,6 +24,7 @@ from flwr.supercore.run import Run
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.strategies.exchange import registered_nodes
+from qsfl_flower.strategies.update import Rejection, Sender, catch
 from qsfl_flower.wire.bundle import is_bundle, pack, unpack
 
 FIRST_DEVICE = 1 << 40
@@ -157,8 +159,12 @@ class FleetGrid(Grid):
         if reply.has_error():
             self._answer(host, {}, reply.error)
             return
-        missing = Error(_CLIENT_ERROR, "the host did not answer for this device")
-        self._answer(host, unpack(reply.content), missing)
+        sender = Sender(host.node_id, self._hosts.index(host), f"node {self._hosts.index(host)}")
+        parts = catch(sender, partial(unpack, reply.content))
+        if isinstance(parts, Rejection):
+            self._answer(host, {}, Error(_CLIENT_ERROR, f"{parts.reason}: {parts.detail}"))
+            return
+        self._answer(host, parts, Error(_CLIENT_ERROR, "the host did not answer for this device"))
 
     def _answer(
         self, host: _Host, parts: Mapping[int, RecordDict | Error], otherwise: Error
@@ -218,7 +224,7 @@ def _run_device(
         state=RecordDict(
             {k.removeprefix(prefix): v for k, v in context.state.items() if k.startswith(prefix)}
         ),
-        run_config=context.run_config,
+        run_config={**context.run_config},
     )
     metadata = copy(message.metadata)
     metadata.dst_node_id = own.node_id

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from copy import copy
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
-from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.errors import RejectedUpdate, plain
 from qsfl_flower.wire.arrays import records_of
 
 BUNDLE_RECORD = "qsfl-bundle"
 """ConfigRecord with the table of contents of a bundle."""
 
 _INDEX = "index"
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}")
+_MOST_CODES = 1 << 31
 
 
 def pack(parts: Mapping[int, RecordDict | Error]) -> RecordDict:
@@ -46,27 +51,47 @@ def is_bundle(content: RecordDict) -> bool:
 
 
 def unpack(content: RecordDict) -> dict[int, RecordDict | Error]:
-    """Return the contents that `pack` put into one.
+    """Return the contents that `pack` put into one; a part that makes no sense is an error.
+
+    No two parts share a record: whoever writes into one part does not change another. The bytes of
+    arrays, which nobody can write into, are shared.
 
     Raises
     ------
     RejectedUpdate
-        ``malformed``: anything else.
+        ``malformed``: this is no bundle.
     """
     try:
-        text = records_of(content, ConfigRecord)[BUNDLE_RECORD][_INDEX]
-        index = json.loads(str(text))
-        return {int(number): _part(entry, content) for number, entry in index.items()}
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RejectedUpdate(
-            "malformed", f"bundle: {type(error).__name__}: {error!s:.80}"
-        ) from None
+        index = json.loads(str(records_of(content, ConfigRecord)[BUNDLE_RECORD][_INDEX]))
+        numbers = {int(text): entry for text, entry in index.items() if _NUMBER.fullmatch(text)}
+        if len(numbers) < len(index):
+            raise ValueError("a part has no number")
+    except (KeyError, ValueError, AttributeError, RecursionError) as error:
+        raise RejectedUpdate("malformed", f"bundle: {plain(error, 80)}") from None
+    return {number: _part(entry, content) for number, entry in numbers.items()}
 
 
 def _part(entry: object, content: RecordDict) -> RecordDict | Error:
-    if isinstance(entry, list):
-        code, reason = entry
-        return Error(int(code), str(reason))
-    if not isinstance(entry, dict) or BUNDLE_RECORD in entry.values():
-        raise ValueError("a part is neither an error nor a mapping of names to records")
-    return RecordDict({str(name): content[key] for name, key in entry.items()})
+    match entry:
+        case [int(code), str(reason)] if 0 <= code < _MOST_CODES:
+            return Error(code, reason)
+        case dict() if all(isinstance(key, str) and key in content for key in entry.values()):
+            if BUNDLE_RECORD not in entry.values():
+                return RecordDict({name: own_record(content[key]) for name, key in entry.items()})
+    return Error(
+        ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+        "malformed: neither an error nor a mapping of names to records",
+    )
+
+
+def own_record(
+    record: ArrayRecord | ConfigRecord | MetricRecord,
+) -> ArrayRecord | ConfigRecord | MetricRecord:
+    """Return a record with the same content that can be written into without changing this one."""
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord(
+            {k: Array(a.dtype, tuple(a.shape), a.stype, a.data) for k, a in record.items()}
+        )
+    if isinstance(record, MetricRecord):
+        return MetricRecord({k: copy(value) for k, value in record.items()})
+    return ConfigRecord({k: copy(value) for k, value in record.items()})

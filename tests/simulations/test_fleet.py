@@ -1,5 +1,6 @@
 """Many devices on few nodes: the strategy sees devices, the app sees one device at a time."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -159,3 +160,69 @@ def test_a_fleet_gives_the_same_model_as_one_node_per_client(tmp_path):
 
     one, many = final("one"), final("many", supernodes=3)
     assert all(np.array_equal(one[k], many[k]) for k in one)
+
+
+def test_a_device_cannot_change_what_later_devices_get(fake_grid, trained):
+    """Device 0 writes into everything that it was handed; its host runs 3 and 6 after it."""
+
+    def device(message, context):
+        reply = trained(1.0)(message)
+        if context.node_config["partition-id"] == 0:
+            message.content["arrays"]["w"].data = b""
+            message.content["arrays"]["w"] = Array(np.full(4, 100, np.float32))
+            message.content["arrays"]["v"] = Array(np.zeros(1))
+            message.content["config"]["server-round"] = 100
+            message.content["mine"] = ConfigRecord({})
+            context.run_config["mine"] = 1
+        else:
+            assert message.content["config"]["server-round"] in (1, 2)
+            assert "mine" not in message.content
+            assert "mine" not in context.run_config
+        return reply
+
+    fleet, seen = Fleet(fake_grid, device), Rows()
+    strategy = StableFedAvg(fraction_evaluate=0, min_available_nodes=DEVICES, observer=seen)
+    result = strategy.start(fleet.grid, model(), num_rounds=2, timeout=5.0)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 2.0, rtol=1e-6)
+    assert [r.accepted for r in seen.records] == [0, DEVICES, DEVICES]
+
+
+BUNDLES = {
+    "no bundle": {"x": ConfigRecord({"a": 1})},
+    "nothing": {},
+    "no index": {"qsfl-bundle": ConfigRecord({})},
+    "an array": {"qsfl-bundle": ArrayRecord({"w": Array(np.zeros(1))})},
+    "deep": {"qsfl-bundle": ConfigRecord({"index": "[" * 100_000})},
+    "infinite": {"qsfl-bundle": ConfigRecord({"index": '{"1": [Infinity, ""], "4": [NaN, ""]}'})},
+    "huge": {"qsfl-bundle": ConfigRecord({"index": '{"1": [' + "9" * 5000 + ', ""]}'})},
+    "foreign": {"qsfl-bundle": ConfigRecord({"index": '{"0": {}, "1": {}, "4": {}}'})},
+}
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_hosts_malformed_bundle_rejects_its_own_devices_only(fake_grid, trained, bundle):
+    fleet, seen = Fleet(fake_grid, lambda message, context: trained(1.0)(message)), Rows()
+    fleet.inner.clients[21] = lambda message: Message(
+        RecordDict({**BUNDLES[bundle]}), reply_to=message
+    )
+    strategy = StableFedAvg(fraction_evaluate=0, min_available_nodes=DEVICES, observer=seen)
+    result = strategy.start(fleet.grid, model(), num_rounds=2, timeout=5.0)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 2.0, rtol=1e-6)
+    rejected = [n for n, row in enumerate(seen.rows[-1]) if row.status != "accepted"]
+    assert rejected == [1, 4]
+
+
+def test_one_malformed_part_rejects_its_device_only(fake_grid, trained):
+    fleet, seen = Fleet(fake_grid, lambda message, context: trained(1.0)(message)), Rows()
+    honest = fleet.inner.clients[21]
+
+    def host(message):
+        reply = honest(message)
+        index = json.loads(reply.content["qsfl-bundle"]["index"])
+        reply.content["qsfl-bundle"]["index"] = json.dumps({**index, "1": [float("inf"), ""]})
+        return reply
+
+    fleet.inner.clients[21] = host
+    strategy = StableFedAvg(fraction_evaluate=0, min_available_nodes=DEVICES, observer=seen)
+    strategy.start(fleet.grid, model(), num_rounds=1, timeout=5.0)
+    assert [n for n, row in enumerate(seen.rows[-1]) if row.status != "accepted"] == [1]
