@@ -12,12 +12,29 @@ from flwr.app import MetricRecord, RecordDict
 from qsfl_flower.numerics import bounded_weights, example_count
 from qsfl_flower.strategies.admission import finite_metrics, single
 from qsfl_flower.strategies.combine import mean_metrics
-from qsfl_flower.strategies.update import Rejection, Sender, Weighting, catch
+from qsfl_flower.strategies.update import Rejection, Sender, Weighting, catch, told_with_frames
 from qsfl_flower.wire import records_of
 
 log = logging.getLogger("qsfl_flower")
 
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
+
+
+def own_metrics(
+    function: MetricsFunction, contents: list[RecordDict], weighted_by_key: str, server_round: int
+) -> MetricRecord:
+    """Call the user's function on what clients sent; if it fails, log why and go on without."""
+    try:
+        return function(contents, weighted_by_key)
+    except Exception as error:
+        log.error(
+            "round %d: the metrics function failed on what %d clients sent, there are no metrics; "
+            "let it check what it reads: %s",
+            server_round,
+            len(contents),
+            told_with_frames(error),
+        )
+        return MetricRecord()
 
 
 def mean_evaluation(
@@ -65,7 +82,7 @@ def mean_evaluation(
     if not kept:
         return None
     if own is not None:
-        return own([content for *_, content in kept], weighted_by_key)
+        return own_metrics(own, [content for *_, content in kept], weighted_by_key, server_round)
     weights, _ = bounded_weights(
         [claim for claim, *_ in kept],
         max_num_examples=weighting.max_num_examples,

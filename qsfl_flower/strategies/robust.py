@@ -32,6 +32,23 @@ from qsfl_flower.strategies.update import Cohort, Rejection, Update
 NOT_SELECTED = "not-selected"
 """Status of an update that the rule has left out."""
 
+NONSENSE = frozenset(
+    {
+        "bad-indices",
+        "bad-num-examples",
+        "bad-record",
+        "bad-values",
+        "malformed",
+        "missing-array",
+        "not-finite",
+        "too-large",
+        "unknown-array",
+        "wrong-dtype",
+        "wrong-shape",
+    }
+)
+"""Reasons of rejections that no honest client of this run gets: each is one of the liars."""
+
 RootUpdate = Callable[[RoundContext], NDArray[np.float64]]
 
 
@@ -62,7 +79,8 @@ class Robust(CombineStage):
     -----
     A round with too few updates for `num_byzantine` leaves the model as it is: whatever a rule
     returned then, the liars could have chosen it. Updates with NaN, infinity or absurd numbers are
-    rejected and count as liars.
+    rejected and count as liars; where updates are too few, so do replies that were no updates at
+    all (`NONSENSE`), or a single one of them would stop the run.
 
     Who sees what: the server compares all updates in the clear.
     """
@@ -108,6 +126,23 @@ class Robust(CombineStage):
             ]
         }
 
+    def _aggregate(
+        self,
+        updates: Updates,
+        rule: Rule,
+        before: Preparation | None,
+        rejections: Sequence[Rejection],
+    ) -> Aggregate:
+        """Apply the rule; if updates are too few, clients that sent nonsense were some of the f."""
+        try:
+            return aggregate(updates, rule, before)
+        except TooFewUpdates:
+            known = sum(r.reason in NONSENSE for r in rejections)
+            if rule.num_byzantine is None or not known:
+                raise
+            left = replace(rule, num_byzantine=max(0, rule.num_byzantine - known))
+            return aggregate(updates, left, before)
+
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
         """Apply the rule to the updates of a round."""
         counting = [u for u in cohort.updates if u.status == "accepted"]
@@ -124,7 +159,7 @@ class Robust(CombineStage):
         if isinstance(before, Bucketing):
             before = replace(before, seed=before.seed + context.server_round)
         try:
-            found = aggregate(updates, rule, before)
+            found = self._aggregate(updates, rule, before, cohort.rejections)
         except TooFewUpdates as error:
             return Combined(cohort, None, state, skipped=str(error))
         if found.weights is not None and not found.weights.any():

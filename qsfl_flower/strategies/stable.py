@@ -30,7 +30,7 @@ from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.strategies.checks import arguments_of, check_numbers
 from qsfl_flower.strategies.combine import mean_metrics
-from qsfl_flower.strategies.evaluation import MetricsFunction, mean_evaluation
+from qsfl_flower.strategies.evaluation import MetricsFunction, mean_evaluation, own_metrics
 from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
 from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Post
@@ -597,7 +597,7 @@ class StableFedAvg(FedAvg):
             metrics = MetricRecord({**self.outcome.metrics})
         elif self._train_metrics is not None:
             accepted = [contents[u.sender.node_id] for u in updates if u.status == "accepted"]
-            metrics = self._train_metrics(accepted, self.weighted_by_key)
+            metrics = own_metrics(self._train_metrics, accepted, self.weighted_by_key, server_round)
         else:
             metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})
         return to_record(self.outcome.arrays), metrics

@@ -206,6 +206,45 @@ def run_one(strategy, grid):
         strategy.start(grid, model(), num_rounds=2, timeout=0.05)
 
 
+def test_a_malformed_reply_is_one_of_the_liars_that_a_rule_withstands(fake_grid, trained):
+    """Krum for one liar needs five updates; of five clients one sends nonsense."""
+    watch = Watch()
+    clients = {n: trained(1.0) for n in range(1, 6)} | {3: answers(header_byte(b"\x1d"))}
+    strategy = Krum(num_malicious_nodes=1, fraction_evaluate=0.0, observer=watch, **ALONE)
+    result = strategy.start(fake_grid(clients), model(), num_rounds=2, timeout=5)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 2.0)
+    silent = {**clients, 3: lambda message: None}
+    strategy = Krum(num_malicious_nodes=1, fraction_evaluate=0.0, observer=watch, **ALONE)
+    with pytest.raises(TooFewReplies, match="withstands at most 0"):
+        strategy.start(fake_grid(silent), model(), num_rounds=2, timeout=0.05)
+
+
+def test_a_reply_that_the_users_metrics_function_cannot_read_ends_nothing(fake_grid, trained):
+    def accuracy(contents, key):
+        return MetricRecord({"acc": sum(c["metrics"]["acc"] for c in contents)})
+
+    def client(acc):
+        def answer(message):
+            if message.metadata.message_type == "train":
+                return trained(1.0, metrics=acc)(message)
+            metrics = MetricRecord({"num-examples": 10, **acc})
+            return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+        return answer
+
+    clients = {n: client({"acc": 0.5}) for n in range(1, 5)} | {2: client({})}
+    options = {"train_metrics_aggr_fn": accuracy, "evaluate_metrics_aggr_fn": accuracy}
+    strategy = StableFedAvg(**options, **ALONE)
+    result = strategy.start(fake_grid(clients), model(), num_rounds=2, timeout=5)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 2.0)
+    assert dict(result.train_metrics_clientapp[1]) == {}
+    clients[2] = client({"acc": 0.5})
+    strategy = StableFedAvg(**options, **ALONE)
+    result = strategy.start(fake_grid(clients), model(), num_rounds=1, timeout=5)
+    assert result.train_metrics_clientapp[1]["acc"] == 2.0
+    assert result.evaluate_metrics_clientapp[1]["acc"] == 2.0
+
+
 class Broken(Validate):
     """A stage with a fault of ours: it fails on one update."""
 

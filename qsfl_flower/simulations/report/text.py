@@ -41,6 +41,8 @@ _REASONS = {
     "replay": "had been sent before",
     "not-encrypted": "came in the clear although encryption was asked for",
     "no-session": "came without a session to encrypt under",
+    "second-place": "came from a client that had a place in the buffer already",
+    "internal": "could not be read by a fault of the suite; the log has its traceback",
 }
 
 
