@@ -1,9 +1,16 @@
-"""A Flower grid in one process: every node is a function, and answers as soon as it is asked."""
+"""A Flower grid in one process, with a clock of its own and a place to interfere on every way.
+
+Every node is a function. A message goes through the tap of its node on the way down, the answer on
+the way up; what a tap returns is delivered, each after so many virtual seconds. Without taps a node
+answers as soon as it is asked.
+"""
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.proto.node_pb2 import NodeInfo
@@ -12,12 +19,16 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.testing.clock import VirtualTime
 
 App = Callable[[Message, Context], Message]
 """A ClientApp, or a mod with the app inside it."""
 
 Answer = Callable[[Message], Message | None]
 """What a node does with a message; None is silence."""
+
+Parcels = Iterable[tuple[float, Message]]
+"""Messages to deliver, each after so many virtual seconds, >= 0."""
 
 _CLIENT_ERROR = 2
 
@@ -55,6 +66,22 @@ class AppNode:
             return Message(Error(_CLIENT_ERROR, str(error)), reply_to=message)
 
 
+@dataclass(frozen=True)
+class Tap:
+    """Programs between the server and a node; see `qsfl_flower.testing.taps` for ready ones.
+
+    Parameters
+    ----------
+    down : Callable[[Message], Parcels], optional
+        Takes what the server sends and returns what reaches the node.
+    up : Callable[[Message], Parcels], optional
+        Takes what the node answers and returns what reaches the server.
+    """
+
+    down: Callable[[Message], Parcels] | None = None
+    up: Callable[[Message], Parcels] | None = None
+
+
 class NodeGrid(Grid):
     """Hands every message to the function of its node.
 
@@ -82,6 +109,10 @@ class NodeGrid(Grid):
         self.seed, self.ranks, self._run = seed, ranks, Run.create_empty(run)
         self.pushed: list[Message] = []
         self.ready: dict[str, Message] = {}
+        self.taps: dict[int, Tap] = {}
+        self.time = VirtualTime()
+        self._way: list[tuple[float, int, bool, Message]] = []
+        self._sent = 0
 
     def set_run(self, run: Run) -> None:
         """Do nothing: there is one run."""
@@ -107,18 +138,37 @@ class NodeGrid(Grid):
             self.pushed.append(message)
             name = f"local-{len(self.pushed)}"
             message.metadata.__dict__["_message_id"] = name
-            reply = self.clients[message.metadata.dst_node_id](message)
-            if reply is not None:
-                self.ready[name] = reply
+            tap = self.taps.get(message.metadata.dst_node_id, Tap())
+            self._send([(0.0, message)] if tap.down is None else tap.down(message), up=False)
             ids.append(name)
+        self._deliver()
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there."""
+        self._deliver()
         found = [i for i in message_ids if i in self.ready]
         if self.seed is not None:
             random.Random(self.seed).shuffle(found)
         return [self.ready.pop(i) for i in found]
+
+    def _send(self, parcels: Parcels, up: bool) -> None:
+        for seconds, message in parcels:
+            self._sent += 1
+            heapq.heappush(self._way, (self.time.now + seconds, self._sent, up, message))
+
+    def _deliver(self) -> None:
+        """Hand over what is due by now, in the order in which it is due."""
+        while self._way and self._way[0][0] <= self.time.now:
+            *_, up, message = heapq.heappop(self._way)
+            if up:
+                self.ready[message.metadata.reply_to_message_id] = message
+                continue
+            node = message.metadata.dst_node_id
+            reply = self.clients[node](message)
+            if reply is not None:
+                tap = self.taps.get(node, Tap())
+                self._send([(0.0, reply)] if tap.up is None else tap.up(reply), up=True)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

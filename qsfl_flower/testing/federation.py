@@ -1,0 +1,258 @@
+"""A federation with keys in one process, and what a coalition of its parties sees.
+
+    federation = LocalFederation(clients=6)
+    outcome = federation.run([Clip(1.0)], rounds=2)
+
+Client n adds `update_of(n)` to the model in every round. With all of Flower's messages, mods,
+signatures and node configuration it is the real thing; only processes and waiting are left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.typing import Mod
+from numpy.typing import NDArray
+
+from qsfl_flower.asynchrony import WallClock
+from qsfl_flower.clients.authentication import auth_mod
+from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.federation import create_federation
+from qsfl_flower.crypto.roster import open_roster
+from qsfl_flower.errors import QSFLError
+from qsfl_flower.strategies import Authenticate, RunObserver, StableFedAvg, Stage
+from qsfl_flower.strategies.record import ClientRow, RoundRecord
+from qsfl_flower.testing.grid import App, AppNode, NodeGrid, Tap, context_of
+from qsfl_flower.testing.taps import observe
+from qsfl_flower.wire.arrays import from_record
+
+FIRST_NODE = 100
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Parameters
+    ----------
+    model : ndarray or None, shape (size,)
+        The model after the last round; None if the run ended with an error.
+    rounds : tuple of RoundRecord
+        What an observer was shown.
+    clients : tuple of tuple of ClientRow
+        And the clients of every round.
+    error : QSFLError or None
+        What ended the run.
+    """
+
+    model: Floats | None
+    rounds: tuple[RoundRecord, ...]
+    clients: tuple[tuple[ClientRow, ...], ...]
+    error: QSFLError | None = None
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """How many replies were rejected, by reason, in all rounds."""
+        counts: dict[str, int] = {}
+        for record in self.rounds:
+            for reason, count in record.rejected.items():
+                counts[reason] = counts.get(reason, 0) + count
+        return counts
+
+
+class View(RunObserver):
+    """Everything that a coalition sees: the server all messages, a client its own.
+
+    Parameters
+    ----------
+    nodes : collection of int, optional
+        The nodes whose messages are seen; None: all, as the server does.
+    """
+
+    def __init__(self, nodes: Iterable[int] | None = None) -> None:
+        self.nodes = None if nodes is None else frozenset(nodes)
+        self.down: list[Message] = []
+        self.up: list[Message] = []
+
+    def tap(self, node: int) -> Tap:
+        """Return the tap that watches a node."""
+        if self.nodes is not None and node not in self.nodes:
+            return Tap()
+        return Tap(down=observe(self.down.append), up=observe(self.up.append))
+
+    def bytes_up(self) -> list[bytes]:
+        """Return every byte string that nodes have sent: arrays, values, texts."""
+        found: list[bytes] = []
+        for message in self.up:
+            if message.has_error():
+                found.append((message.error.reason or "").encode())
+                continue
+            for record in message.content.values():
+                if isinstance(record, ArrayRecord):
+                    found += [array.data for array in record.values()]
+                else:
+                    found += [_bytes(value) for value in record.values()]
+        return found
+
+    def numbers_up(self) -> list[float]:
+        """Return every number in metrics and configurations that nodes have sent."""
+        return [
+            float(value)
+            for message in self.up
+            if message.has_content()
+            for record in message.content.values()
+            if isinstance(record, MetricRecord | ConfigRecord)
+            for value in record.values()
+            if isinstance(value, int | float)
+        ]
+
+
+class _Rows(RunObserver):
+    def __init__(self) -> None:
+        self.rounds: list[RoundRecord] = []
+        self.clients: list[tuple[ClientRow, ...]] = []
+
+    def on_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
+        self.rounds.append(record)
+        self.clients.append(clients)
+
+
+@dataclass
+class LocalFederation:
+    """Clients with keys on a grid in this process.
+
+    Parameters
+    ----------
+    clients : int
+        How many; client n has the name ``client-n`` and the node 100 + n.
+    size : int
+        Coordinates of the model.
+    node_config : Callable[[int], Mapping[str, Any]]
+        Further entries of a node's configuration, such as ``qsfl-policy``, by client.
+    run_config : Mapping[str, Any]
+        The run's configuration.
+    mods : sequence of Mod
+        Between `auth_mod` and the app; `qsfl_mod` alone by default.
+    train : Callable[[int, Floats], Floats], optional
+        Takes client and model, returns the trained model.
+    """
+
+    clients: int = 6
+    size: int = 256
+    node_config: Callable[[int], Mapping[str, Any]] = lambda client: {}
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+    mods: Sequence[Mod] = (qsfl_mod,)
+    train: Callable[[int, Floats], Floats] | None = None
+
+    def __post_init__(self) -> None:
+        self.names = [f"client-{n}" for n in range(self.clients)]
+        now = int(time.time())
+        self.keys = create_federation(self.names, now=now)
+        self.roster = open_roster(self.keys.roster, self.keys.authority)
+        self.credentials = Credentials(self.keys.server, self.roster)
+        self.contexts = [context_of(FIRST_NODE + n, n, self.clients) for n in range(self.clients)]
+        for n, context in enumerate(self.contexts):
+            context.node_config.update(self.node_config(n))
+            context.run_config.update(self.run_config)
+        self.grid = NodeGrid(
+            {c.node_id: AppNode(self.app(n), c) for n, c in enumerate(self.contexts)}
+        )
+        self.grid.time.start = now
+
+    def update_of(self, client: int) -> Floats:
+        """Return what a client adds to the model: of norm 1/2, and like no other's."""
+        update = np.random.default_rng(client).normal(size=self.size)
+        return np.asarray(0.5 * update / np.linalg.norm(update))
+
+    @property
+    def updates(self) -> Floats:
+        """All updates, shape (clients, size)."""
+        return np.stack([self.update_of(n) for n in range(self.clients)])
+
+    def app(self, client: int) -> App:
+        """Return the client's app with its mods around it."""
+        credentials = Credentials(self.keys.clients[self.names[client]], self.roster)
+        chain = (auth_mod(lambda context: credentials, self.grid_time), *self.mods)
+
+        def call(message: Message, context: Context, left: Sequence[Mod] = chain) -> Message:
+            if not left:
+                return self._train(client, message)
+            return left[0](message, context, lambda m, c: call(m, c, left[1:]))
+
+        return call
+
+    def grid_time(self) -> float:
+        """Return the virtual Unix time."""
+        return self.grid.time.time()
+
+    def authenticate(self) -> Authenticate:
+        """Return the stage with the server's keys."""
+        return Authenticate(self.credentials, clock=self.grid_time)
+
+    def watch(self, clients: Iterable[int] | None = None) -> View:
+        """Return the view of the server, or of some clients, from now on."""
+        view = View(None if clients is None else [FIRST_NODE + n for n in clients])
+        self.grid.taps |= {node: view.tap(node) for node in self.grid.clients}
+        return view
+
+    def run(
+        self,
+        stages: Sequence[Stage] = (),
+        rounds: int = 1,
+        kind: Callable[..., StableFedAvg] = StableFedAvg,
+        **options: Any,
+    ) -> Outcome:
+        """Run a strategy with these stages behind `authenticate`.
+
+        Parameters
+        ----------
+        stages : sequence of Stage
+            Without `authenticate`, which is always there.
+        rounds : int
+            Number of rounds.
+        kind : Callable[..., StableFedAvg]
+            The strategy; it gets the stages and `options`.
+        """
+        rows = _Rows()
+        arguments: dict[str, Any] = {
+            "fraction_evaluate": 0.0,
+            "min_available_nodes": self.clients,
+            "min_train_nodes": self.clients,
+            "max_failed_rounds": 1,
+            "observer": rows,
+            "clock": WallClock(self.grid.time.monotonic),
+        }
+        strategy = kind(stages=[self.authenticate(), *stages], **(arguments | options))
+        start = ArrayRecord({"w": Array(np.zeros(self.size))})
+        with self.grid.time.for_strategies():
+            try:
+                result = strategy.start(self.grid, start, num_rounds=rounds, timeout=60.0)
+            except QSFLError as error:
+                return Outcome(None, tuple(rows.rounds), tuple(rows.clients), error)
+        model = from_record(result.arrays)["w"].astype(np.float64)
+        return Outcome(model, tuple(rows.rounds), tuple(rows.clients))
+
+    def _train(self, client: int, message: Message) -> Message:
+        model = from_record(next(iter(message.content.array_records.values())))
+        if self.train is None:
+            trained = {k: v + self.update_of(client).reshape(v.shape) for k, v in model.items()}
+        else:
+            trained = {k: self.train(client, v) for k, v in model.items()}
+        arrays = ArrayRecord({k: Array(np.asarray(v)) for k, v in trained.items()})
+        metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0 + 0.01 * client})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+def _bytes(value: object) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, list):
+        return b"".join(_bytes(one) for one in value)
+    return np.float64(value).tobytes() if isinstance(value, int | float) else str(value).encode()
