@@ -146,7 +146,8 @@ class ClientCheckpoints:
             try:
                 checkpoint = self._load(path)
             except _DAMAGE as error:
-                log.warning("checkpoint %s is not usable: %s", path.name, error or type(error))
+                why = str(error) or type(error).__name__
+                log.warning("checkpoint %s is not usable: %s", path.name, why)
                 continue
             if 0 <= server_round - checkpoint.server_round <= max_staleness:
                 return checkpoint

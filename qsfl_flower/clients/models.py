@@ -224,7 +224,7 @@ def build_model(
         torch.default_generator.manual_seed(seed)
         try:
             model = factory(tuple(input_shape), num_classes, **(options or {}))
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"model {name!r} cannot be built for examples of shape {tuple(input_shape)}, "
                 f"{num_classes} classes and options {dict(options or {})}: {error}"
@@ -276,9 +276,11 @@ def _factory(name: str) -> ModelFactory:
             f"unknown model {name!r}; allowed are {', '.join(MODELS)} or an import path "
             f"'package.module:factory'.{hint}"
         )
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ConfigError(f"model {name!r}: an import path is 'package.module:factory'")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module does when it is imported
         raise ConfigError(f"model {name!r} cannot be imported: {error}") from error
     if not callable(factory):
         raise ConfigError(f"model {name!r} is a {type(factory).__name__}, not callable")

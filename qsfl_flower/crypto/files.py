@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from qsfl_flower.crypto.errors import KeyFileError
 
@@ -67,6 +68,12 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     _sync_folder(path.parent)
 
 
+def open_to_append(path: Path) -> TextIO:
+    """Open a text file for more, and never through a link; `OSError` if it cannot be."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o644), "a", encoding="utf-8")
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the new name last through a power cut, where the system lets folders be synchronised."""
     if os.name != "posix":
@@ -78,8 +85,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_file(path: Path, *, private: bool) -> bytes:
-    """Return the content of a file; a private one must not be readable by anybody else.
+def read_file(path: Path, *, private: bool, most: int = MAX_FILE) -> bytes:
+    """Return the content of a file of at most `most` bytes; a private one is its owner's alone.
 
     Raises
     ------
@@ -95,9 +102,10 @@ def read_file(path: Path, *, private: bool) -> bytes:
                     f"{path} has mode {mode:04o} and may be read by others: a secret key file must "
                     f"have 0600 (chmod 600 {path})"
                 )
-            if status.st_size > MAX_FILE:
-                raise KeyFileError(f"{path} has {status.st_size} bytes, at most {MAX_FILE} allowed")
-            return file.read()
+            data = file.read(most + 1)
+            if len(data) > most:
+                raise KeyFileError(f"{path} has more than {most} bytes")
+            return data
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror}") from error
 

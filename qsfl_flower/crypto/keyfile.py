@@ -36,9 +36,10 @@ from qsfl_flower.crypto.statement import SigningKey, VerifyKey
 FORMAT = "qsfl-flower key"
 VERSION = 1
 SCRYPT_N = 1 << 17  # with r = 8: 128 MiB and some tenths of a second for each guess
-_MAX_SCRYPT_N = 1 << 20
+_MAX_SCRYPT_N = 1 << 18  # 256 MiB: a file from outside may cost no more
 _FIELDS = {"format", "version", "kind", "name", "protection", "payload"}
 _MAX_SECRET = 1 << 16
+_MAX_FILE = 1 << 20
 
 
 def pack_identity(identity: Identity) -> Secret:
@@ -171,7 +172,8 @@ def _load_secret(path: Path, kind: str, passphrase: Secret | None) -> bytes:
     try:
         cost, salt = protection["n"], bytes.fromhex(protection["salt"])
         known = {"kdf": "scrypt", "n": cost, "r": 8, "p": 1, "salt": salt.hex()}
-        if protection != known or not 1 < cost <= _MAX_SCRYPT_N or cost & (cost - 1):
+        sound = type(cost) is int and 1 < cost <= _MAX_SCRYPT_N and not cost & (cost - 1)
+        if not sound or protection != known:
             raise ValueError("parameters out of range")
     except (KeyError, TypeError, ValueError) as error:
         raise KeyFileError(f"{path}: the protection is not understood ({error})") from None
@@ -207,7 +209,7 @@ def _document(header: dict[str, Any], payload: bytes) -> bytes:
 
 def _read(path: Path, *, private: bool, kind: str | None) -> dict[str, Any]:
     try:
-        document = json.loads(read_file(path, private=private))
+        document = json.loads(read_file(path, private=private, most=_MAX_FILE))
     except (ValueError, RecursionError):
         raise KeyFileError(f"{path} is not a key file: not JSON") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:

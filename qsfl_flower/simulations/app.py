@@ -8,6 +8,7 @@ for run folders. ``qsfl run`` hands the experiment over directly.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -32,6 +33,7 @@ from qsfl_flower.simulations.federation import authenticates, client_credentials
 from qsfl_flower.simulations.fleet import fleet_mod, hosts_of
 from qsfl_flower.simulations.privacy import policy_of
 from qsfl_flower.simulations.progress import LogDisplay
+from qsfl_flower.simulations.ray_access import is_open
 from qsfl_flower.simulations.serve import Job, prepare, serve
 from qsfl_flower.strategies.exchange import wait_for_nodes
 
@@ -159,6 +161,11 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run config and leave a run folder."""
     experiment = experiment_from_run_config(context.run_config)
     log.info("%s", announcement(context.run_config, experiment))
+    if "ray" in sys.modules and is_open():
+        log.warning(
+            "Ray listens on every interface and asks for no token; set RAY_AUTH_MODE=token and "
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before `flwr run`, see docs/threat-model.md"
+        )
     job = prepare(experiment)
     job.display = LogDisplay()
     try:
@@ -170,6 +177,8 @@ def main(grid: Grid, context: Context) -> None:
         serve(job, grid)
     except Exception as error:
         job.finish("failed", str(error))
+        job.report()
         raise
     job.finish("finished", None)
+    job.report()
     log.info("report: %s", job.folder.path / "report.html")

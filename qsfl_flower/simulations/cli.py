@@ -21,14 +21,17 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from qsfl_flower import __version__
-from qsfl_flower.errors import ConfigError, QSFLError, RunInterrupted
+from qsfl_flower.errors import ConfigError, QSFLError, RunInterrupted, plain
 from qsfl_flower.simulations.config import dump_experiment, json_schema, load_experiment
 from qsfl_flower.simulations.keys_cli import keys_app
 from qsfl_flower.simulations.privacy_cli import app as privacy_app
 from qsfl_flower.simulations.runs import find_run, list_runs
+from qsfl_flower.simulations.stopping import end_process
 
 app = typer.Typer(
     help="Private, robust, quantum-safe federated learning on Flower.",
@@ -99,20 +102,23 @@ def run(
         from qsfl_flower.simulations.runner import run_experiment
 
         _out.print(
-            f"[bold]{experiment.name}[/bold]: {experiment.strategy.name}, "
+            f"[bold]{escape(experiment.name)}[/bold]: {experiment.strategy.name}, "
             f"{experiment.clients.count} clients, {experiment.rounds} rounds of "
-            f"{experiment.data.dataset} with {experiment.model.name}",
+            f"{escape(experiment.data.dataset)} with {escape(experiment.model.name)}",
             highlight=False,
         )
         with TerminalDisplay(_out, experiment.rounds) as display:
             summary = run_experiment(experiment, resume=path, display=display)
-        report = Path(summary["folder"]) / "report.html"
+        report = summary["report"] or f"not written yet: qsfl report {summary['folder']}"
         accuracy = summary["accuracy"]
         told = "" if accuracy is None else f"accuracy {accuracy:.2%}, "
-        _out.print(f"{told}{summary['seconds']:.1f} s, report: {report}", highlight=False)
+        _out.print(
+            f"{told}{summary['seconds']:.1f} s, report: {report}", markup=False, highlight=False
+        )
         if as_json:
             line = {**{k: summary[k] for k in JSON_KEYS}, "run": summary["folder"]}
             sys.stdout.write(json.dumps(line) + "\n")
+        end_process(0)
 
 
 @app.command()
@@ -163,7 +169,7 @@ def report(
     with _errors():
         from qsfl_flower.simulations.report import write_report
 
-        _out.print(str(write_report(find_run(name, folder))), highlight=False)
+        _show(write_report(find_run(name, folder)))
 
 
 @app.command()
@@ -182,7 +188,7 @@ def compare(
         folders = [find_run(name, folder) for name in names]
         table, _ = compare_runs(folders)
         sys.stdout.write(table + "\n")
-        _out.print(str(write_comparison(folders, out)), highlight=False)
+        _show(write_comparison(folders, out))
 
 
 @app.command("list")
@@ -192,8 +198,8 @@ def list_command(folder: RunsFolder = Path("runs")) -> None:
         table = Table("run", "status", "rounds", "accuracy", "seconds", "started", box=None)
         for row in list_runs(folder):
             table.add_row(
-                row.name,
-                row.status,
+                Text(row.name),
+                Text(row.status),
                 str(row.rounds),
                 "" if row.accuracy is None else f"{row.accuracy:.2%}",
                 "" if row.seconds is None else f"{row.seconds:.1f}",
@@ -222,19 +228,31 @@ def version() -> None:
     sys.stdout.write(f"{__version__}\n")
 
 
+def _show(path: Path) -> None:
+    """Print where something is."""
+    _out.print(plain(path, 4096), markup=False, highlight=False)
+
+
+def _complain(error: QSFLError, style: str | None = None) -> None:
+    """Print an error, whatever stands in it."""
+    lines = [plain(line, 2000) for line in str(error).splitlines()]
+    _err.print("\n".join(lines), style=style, markup=False, highlight=False)
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """Print errors as text and choose the exit code: 2 for a bad configuration, 1 for the rest."""
     try:
         yield
     except ConfigError as error:
-        _err.print(str(error), style="red", markup=False, highlight=False)
+        _complain(error, "red")
         raise typer.Exit(2) from None
     except RunInterrupted as error:
-        _err.print(f"{error}; go on with: qsfl run --resume latest", markup=False, highlight=False)
+        _complain(error)
+        end_process(130)
         raise typer.Exit(130) from None
     except QSFLError as error:
-        _err.print(str(error), style="red", markup=False, highlight=False)
+        _complain(error, "red")
         raise typer.Exit(1) from None
 
 

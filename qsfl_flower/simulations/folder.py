@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from qsfl_flower.crypto.files import replace_file
+from qsfl_flower.crypto.files import open_to_append, replace_file
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.config import Experiment, dump_experiment
 from qsfl_flower.simulations.loggers import RoundLogger
@@ -34,6 +34,7 @@ PACKAGES = (
     "qsfl-flower", "flwr", "flwr-datasets", "torch", "torchvision", "opacus", "numpy", "scipy",
     "pqcrypto", "cryptography", "scikit-learn", "ray",
 )  # fmt: skip
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _SPARE_BYTES = 16 * 1024 * 1024
 
 
@@ -76,8 +77,8 @@ def check_room(folder: Path, experiment: Experiment, model_bytes: int) -> None:
     # A checkpoint holds the model and at most two float64 moments of a server optimiser.
     needed = (experiment.output.keep_checkpoints + 1) * 5 * model_bytes + _SPARE_BYTES
     try:
-        probe = folder / ".probe"
-        probe.write_bytes(b"x")
+        probe = folder / f".probe.{secrets.token_hex(8)}"
+        replace_file(probe, b"x")
         probe.unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -124,16 +125,19 @@ class RunFolder:
             if not path.exists():
                 continue
             kept = []
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # the last line of a killed run
-                if record.get("round", 0) <= server_round:
-                    kept.append(line)
-                    if name == "metrics.jsonl":
-                        self._count(record)
-                        self._last = record
+            try:
+                for line in path.read_text().splitlines():
+                    try:
+                        record = json.loads(line)
+                    except ValueError:
+                        continue  # the last line of a killed run
+                    if record.get("round", 0) <= server_round:
+                        kept.append(line)
+                        if name == "metrics.jsonl":
+                            self._count(record)
+                            self._last = record
+            except _DAMAGE as error:
+                raise RunError(f"{path} cannot be gone on with: {error!r}") from None
             self._write(name, "".join(line + "\n" for line in kept))
         self.event("resumed", f"resumed after round {server_round}")
 
@@ -223,7 +227,7 @@ class RunFolder:
 
     def _append(self, name: str, records: list[dict[str, Any]]) -> None:
         if records:
-            with (self.path / name).open("a", encoding="utf-8") as file:
+            with open_to_append(self.path / name) as file:
                 file.write("".join(_json(r) + "\n" for r in records))
 
 

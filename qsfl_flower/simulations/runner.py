@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from qsfl_flower.errors import QSFLError, RunError, RunInterrupted
+from qsfl_flower.crypto.files import open_to_append
+from qsfl_flower.errors import CheckpointError, QSFLError, RunError, RunInterrupted
 from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.simulations.fleet import hosts_of
+from qsfl_flower.simulations.ray_access import close_ray
 from qsfl_flower.simulations.serve import Display, Job, prepare
+from qsfl_flower.simulations.stopping import (
+    Stop,
+    in_time,
+    signals,
+    something_left,
+    wait_for_the_last,
+)
 
 log = logging.getLogger("qsfl_flower")
 
+_FOR_THE_ROUND = 2.0
+_FOR_THE_REPORT = 4.0
+"""Seconds after a signal in which the round may end, and the report may be written."""
 _LOGGERS = ("flwr", "qsfl_flower", "ray", "py.warnings")
 
 
@@ -28,8 +37,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run an experiment and return its summary; the report is in its run folder.
 
-    Ctrl-C and SIGTERM end the run after the exchange that is under way, with a complete
-    checkpoint; a second signal ends the process at once.
+    Ctrl-C and SIGTERM end the run within seconds; what it knows at the end of the last finished
+    round is in its folder. A second signal ends the process at once.
 
     Parameters
     ----------
@@ -43,7 +52,8 @@ def run_experiment(
     Returns
     -------
     dict[str, Any]
-        The content of ``summary.json``, with ``folder`` added.
+        The content of ``summary.json``, with ``folder`` added, and ``report``: the page, or None if
+        there was no time for it.
 
     Raises
     ------
@@ -54,17 +64,22 @@ def run_experiment(
     job = prepare(experiment, resume)
     if display is not None:
         job.display = display
-    stopping = threading.Event()
-    job.stop = stopping.is_set
-    with _logging_to(job.folder.path / "log.txt"), _signals(stopping) as listen:
-        error = _simulate(job, listen)
+    stop = Stop()
+    job.stop = stop.asked
+    with _logging_to(job.folder.path / "log.txt"), signals(stop) as listen:
+        error = _simulate(job, stop, listen)
         if isinstance(error, RunInterrupted):
+            error = RunInterrupted(f"{error}; {_what_next(job)}")
             summary = job.finish("interrupted", str(error))
         elif error is not None:
             log.error("the run failed", exc_info=error)
             summary = job.finish("failed", str(error))
         else:
             summary = job.finish("finished", None)
+        written, trouble = in_time(job.report, lambda: stop.left(_FOR_THE_REPORT) > 0, listen)
+    if trouble is not None:
+        raise trouble
+    summary["report"] = str(job.folder.path / "report.html") if written else None
     summary["folder"] = str(job.folder.path)
     if isinstance(error, QSFLError):
         raise error
@@ -76,36 +91,44 @@ def run_experiment(
     return summary
 
 
-def _simulate(job: Job, listen: Callable[[], None]) -> BaseException | None:
+def _simulate(job: Job, stop: Stop, listen: Callable[[], None]) -> BaseException | None:
     """Run Flower's simulation in a thread of its own, since Ray takes over signal handlers."""
-    from flwr.simulation import run_simulation
+    close_ray()
+    wait_for_the_last()
 
-    from qsfl_flower.simulations.app import make_client_app, make_server_app
+    def simulate() -> None:
+        from flwr.simulation import run_simulation
 
-    errors: list[BaseException] = []
+        from qsfl_flower.simulations.app import make_client_app, make_server_app
 
-    def target() -> None:
-        try:
-            run_simulation(
-                server_app=make_server_app(job),
-                client_app=make_client_app(job.experiment, job.owners),
-                num_supernodes=hosts_of(job.experiment),
-                backend_config=backend_config(job.experiment),
-            )
-        except BaseException as error:
-            errors.append(error)
+        run_simulation(
+            server_app=make_server_app(job),
+            client_app=make_client_app(job.experiment, job.owners),
+            num_supernodes=hosts_of(job.experiment),
+            backend_config=backend_config(job.experiment),
+        )
 
-    thread = threading.Thread(target=target, name="simulation", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        # Ray's core replaces the process's SIGTERM handler whenever it starts.
-        listen()
-        thread.join(0.2)
-    if errors:
-        return errors[0]
-    if job.final is None:
+    def more_time() -> bool:
+        return stop.left(_FOR_THE_ROUND) > 0 and not (stop.asked() and job.over.is_set())
+
+    # Ray's core replaces the process's SIGTERM handler whenever it starts, hence `listen`.
+    ended, error = in_time(simulate, more_time, listen)
+    if error is not None:
+        return error
+    if job.final is not None:
+        return None
+    if ended:
         return RunError("the simulation ended without a result")
-    return None
+    return RunInterrupted("the run was asked to stop")
+
+
+def _what_next(job: Job) -> str:
+    """Say how an interrupted run goes on."""
+    try:
+        done = job.checkpoints.latest().server_round
+    except CheckpointError:
+        return "no round was finished, so there is nothing to resume: start the run again"
+    return f"round {done} is finished; go on with: qsfl run --resume {job.folder.path}"
 
 
 def backend_config(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -136,7 +159,7 @@ def _logging_to(path: Path) -> Iterator[None]:
 
     The standard error of the process goes there too: Ray's core and its processes write to it.
     """
-    file = path.open("a", encoding="utf-8")
+    file = open_to_append(path)
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
@@ -155,37 +178,9 @@ def _logging_to(path: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
-        for logger, handlers, level, propagate in before:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
-        logging.captureWarnings(False)
-        file.close()
-
-
-@contextmanager
-def _signals(stopping: threading.Event) -> Iterator[Callable[[], None]]:
-    """Turn the first SIGINT or SIGTERM into a wish to stop, the second into the end.
-
-    Yields a function that takes the signals (again).
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        del frame
-        if stopping.is_set():
-            os._exit(128 + number)
-        stopping.set()
-
-    def listen() -> None:
-        for number in before:
-            signal.signal(number, ask)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    listen()
-    try:
-        yield listen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not something_left():  # which would go on logging
+            for logger, handlers, level, propagate in before:
+                logger.handlers, logger.propagate = handlers, propagate
+                logger.setLevel(level)
+            logging.captureWarnings(False)
+            file.close()

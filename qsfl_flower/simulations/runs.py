@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import yaml
-
-from qsfl_flower.errors import CheckpointError, RunError
+from qsfl_flower.errors import CheckpointError, ConfigError, RunError, plain
+from qsfl_flower.simulations.config.document import parse
+from qsfl_flower.simulations.config.tree import Place, to_plain
 
 Record = Mapping[str, Any]
 
@@ -31,6 +31,11 @@ _SUMMARY = "summary.json"
 _METRICS = "metrics.jsonl"
 _CLIENTS = "clients.jsonl"
 _EVENTS = "events.jsonl"
+_MOST_CONFIG, _MOST_FILE, _MOST_LINE, _MOST_JOURNAL = 1 << 18, 1 << 20, 1 << 20, 1 << 28
+"""Bytes that a configuration, a summary, a line and a whole journal may have."""
+_MOST_VALUES = 5_000_000
+"""Values in what is kept in memory as a whole: 100,000 rounds of 50."""
+_MOST_ROUNDS = 10_000_000
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 
 FINISHED = "finished"
@@ -81,17 +86,23 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's name, by which ``find_run`` finds the run again."""
-        return self.folder.resolve().name
+        return plain(self.folder.resolve().name)
 
     @cached_property
     def config(self) -> Record:
         """The resolved configuration."""
-        return _mapping(self.folder / _CONFIG, self.config_text, yaml.safe_load)
+        path = self.folder / _CONFIG
+        try:
+            node = parse(_read(path, _MOST_CONFIG), Place(str(path), 1))
+        except ConfigError as error:
+            raise RunError(f"damaged YAML: {error}") from None
+        return _mapping(path, None if node is None else to_plain(node))
 
     @cached_property
     def config_text(self) -> str:
-        """The resolved configuration as it stands in the file."""
-        return _read(self.folder / _CONFIG)
+        """The resolved configuration, line by line as it stands in the file."""
+        lines = _read(self.folder / _CONFIG, _MOST_CONFIG).splitlines()
+        return "".join(_clean(line) + "\n" for line in lines)
 
     @cached_property
     def environment(self) -> Record:
@@ -101,7 +112,7 @@ class Run:
     @cached_property
     def partition(self) -> Record:
         """Who holds how many examples of which class."""
-        return _json_file(self.folder / "partition.json")
+        return _json_file(self.folder / "partition.json", _MOST_JOURNAL)
 
     @cached_property
     def summary(self) -> Record | None:
@@ -125,17 +136,20 @@ class Run:
         """One record a round in the order of rounds; of a repeated round the last record."""
         path = self.folder / _METRICS
         rounds: dict[int, Record] = {}
-        for line, record in _journal(path):
+        for line, record in _journal(path, kept=True):
             number = record.get("round")
-            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-                raise RunError(f"{path}, line {line}: round is {number!r}, not an integer >= 0")
+            if type(number) is not int or not 0 <= number <= _MOST_ROUNDS:
+                raise RunError(
+                    f"{path}, line {line}: round is {plain(number, 40)!r}, not an integer from 0 "
+                    f"to {_MOST_ROUNDS}"
+                )
             rounds[number] = record
         return tuple(rounds[number] for number in sorted(rounds))
 
     @cached_property
     def events(self) -> tuple[Record, ...]:
         """Notable events in the order in which they happened."""
-        return tuple(record for _, record in _journal(self.folder / _EVENTS))
+        return tuple(record for _, record in _journal(self.folder / _EVENTS, kept=True))
 
     def clients(self) -> Iterator[Record]:
         """Stream the record of every client and round; there may be millions, so none is kept."""
@@ -144,7 +158,7 @@ class Run:
     @property
     def status(self) -> str:
         """How the run ended: what the summary says, ``"unfinished"`` without a summary."""
-        return UNFINISHED if self.summary is None else str(self.summary.get("status"))
+        return UNFINISHED if self.summary is None else plain(self.summary.get("status"), 40)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -306,43 +320,60 @@ def _names(folders: list[Path], most: int = 10) -> str:
     return names if len(folders) <= most else f"{names} and {len(folders) - most} more"
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, most: int) -> str:
+    _check_regular(path)
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise RunError(f"{path}: has more than {most} bytes")
+        return data.decode()
     except FileNotFoundError:
         raise RunError(f"{path}: the file is missing from the run folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from error
 
 
-def _json_file(path: Path) -> Record:
-    return _mapping(path, _read(path), json.loads)
-
-
-def _mapping(path: Path, text: str, parse: Any) -> Record:
+def _json_file(path: Path, most: int = _MOST_FILE) -> Record:
+    text = _read(path, most)
+    _check_values(path)
     try:
-        value = parse(text)
+        return _mapping(path, _clean(json.loads(text)))
     except json.JSONDecodeError as error:
         raise RunError(f"{path}, line {error.lineno}: damaged JSON: {error.msg}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or error
-        raise RunError(f"{path}{line}: damaged YAML: {problem}") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be parsed: {error}") from error
+
+
+def _clean(value: Any) -> Any:
+    """Return JSON values in which no text can disturb a terminal or a page."""
+    if isinstance(value, str):
+        return value if value.isprintable() else plain(value, len(value))
+    if isinstance(value, dict):
+        return {_clean(key): _clean(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_clean(one) for one in value]
+    return value
+
+
+def _mapping(path: Path, value: Any) -> Record:
     if not isinstance(value, dict):
         raise RunError(f"{path}: holds a {type(value).__name__}, not a mapping of names to values")
     return value
 
 
-def _journal(path: Path) -> Iterator[tuple[int, Record]]:
+def _journal(path: Path, *, kept: bool = False) -> Iterator[tuple[int, Record]]:
     """Yield line number and record of a ``.jsonl`` file; a cut-off last line ends it."""
     if not path.exists():
         return
+    _check_regular(path)
+    if kept:
+        _check_values(path)
     try:
         with path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
+            for line, raw in enumerate(_lines(file), start=1):
+                if len(raw) > _MOST_LINE:
+                    raise RunError(f"{path}, line {line}: has more than {_MOST_LINE} bytes")
                 if not raw.strip():
                     continue
                 record = _record(raw)
@@ -355,9 +386,36 @@ def _journal(path: Path) -> Iterator[tuple[int, Record]]:
         raise RunError(f"{path}: cannot be read: {error}") from error
 
 
+def _check_regular(path: Path) -> None:
+    """Refuse pipes and devices, which never end."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: is not a regular file")
+
+
+def _check_values(path: Path) -> None:
+    """Refuse a file that has no room in memory as a whole; counting is quick, parsing is not."""
+    room = _MOST_VALUES
+    with path.open("rb") as file:
+        while room >= 0 and (part := file.read(1 << 20)):
+            room -= _values(part)
+    if room < 0:
+        raise RunError(f"{path}: more than {_MOST_VALUES} values")
+
+
+def _values(raw: bytes) -> int:
+    """Count the values of a JSON text, or more."""
+    return sum(map(raw.count, (b",", b"[", b"{"))) + 1
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; one that is too long is cut where it becomes so."""
+    while raw := file.readline(_MOST_LINE + 1):
+        yield raw
+
+
 def _record(raw: bytes) -> Record | None:
     try:
-        value = json.loads(raw)
+        value = _clean(json.loads(raw))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -367,6 +425,6 @@ def _is_cut_off(path: Path) -> bool:
     """Tell whether the last line neither ends nor parses, as after a kill in mid-write."""
     with path.open("rb") as file:
         last = b"\n"
-        for last in file:  # noqa: B007  (the last line is what is wanted)
+        for last in _lines(file):  # noqa: B007  (the last line is what is wanted)
             pass
     return not last.endswith(b"\n") and _record(last) is None

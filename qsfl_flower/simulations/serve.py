@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Job(RunObserver):
     stop: Callable[[], bool] = lambda: False
     started: float = field(default_factory=time.perf_counter)
     final: ArrayRecord | None = None
+    over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -105,15 +107,17 @@ class Job(RunObserver):
         )
 
     def finish(self, status: str, error: str | None) -> dict[str, Any]:
-        """Write model, summary and report; return the summary."""
+        """Write model and summary; return the summary."""
+        arrays = None if self.final is None else from_record(self.final)
+        seconds = time.perf_counter() - self.started
+        return self.folder.finish(status, seconds, arrays, error)
+
+    def report(self) -> None:
+        """Write the report."""
         # matplotlib is heavy, and not needed before the end.
         from qsfl_flower.simulations.report import write_report
 
-        arrays = None if self.final is None else from_record(self.final)
-        seconds = time.perf_counter() - self.started
-        summary = self.folder.finish(status, seconds, arrays, error)
         write_report(self.folder.path)
-        return summary
 
 
 def checkpoint_store(folder: Path, experiment: Experiment) -> CheckpointStore:
@@ -169,19 +173,25 @@ def _loggers(experiment: Experiment, folder: Path) -> list[RoundLogger]:
 
 def serve(job: Job, grid: Grid) -> None:
     """Run the rounds on a grid; the final model is in ``job.final``."""
+    try:
+        _serve(job, grid)
+    finally:
+        job.over.set()
+
+
+def _serve(job: Job, grid: Grid) -> None:
     experiment = job.experiment
     strategy = strategy_of(experiment, job.checkpoints, job)
     if experiment.simulation.supernodes is not None:
         grid = FleetGrid(grid, experiment.clients.count, experiment.simulation.supernodes)
     try:
-        result = strategy.start(
+        job.final = strategy.start(
             grid,
             to_record(job.initial),
             num_rounds=experiment.rounds,
             timeout=experiment.simulation.round_timeout,
             evaluate_fn=evaluator_of(experiment),
             resume=job.resume,
-        )
+        ).arrays
     finally:
         shutil.rmtree(phone_folder(experiment, grid.run.run_id), ignore_errors=True)
-    job.final = result.arrays

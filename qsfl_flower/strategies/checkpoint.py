@@ -28,6 +28,9 @@ from qsfl_flower.strategies.charges import Charge, Charges, read_charges, write_
 log = logging.getLogger("qsfl_flower")
 
 FORMAT = 1
+_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class CheckpointStore:
         for path in reversed(self._files()):
             try:
                 snapshot = self._load(path)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except _DAMAGE as error:
                 log.warning("checkpoint %s is damaged (%s); trying an older one", path.name, error)
                 continue
             if (charges := self.charged()) is None or charges.number <= snapshot.charges:
@@ -195,6 +198,11 @@ class CheckpointStore:
         if hashlib.sha256(data).hexdigest() != meta["sha256"]:
             raise ValueError("checksum mismatch")
         tensors = load_tensors(data)
+        counts = (meta["round"], meta.get("charges", 0))
+        if not all(type(count) is int and 0 <= count < 1 << 31 for count in counts):
+            raise ValueError("a number in it is no whole number, or out of range")
+        if not isinstance(meta["progress"], dict):
+            raise ValueError("it has no progress")
         states: dict[str, dict[str, Any]] = {k: dict(v) for k, v in meta["states"].items()}
         for name, value in tensors.items():
             if name.startswith("state/"):

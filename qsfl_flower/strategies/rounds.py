@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from qsfl_flower.errors import BudgetExceeded, TooFewReplies
+from qsfl_flower.errors import BudgetExceeded, CheckpointError, TooFewReplies
 from qsfl_flower.numerics import MonitorState, Reaction
 from qsfl_flower.strategies.aggregate import Outcome
 from qsfl_flower.strategies.checkpoint import Snapshot
@@ -102,7 +102,10 @@ def run_rounds(
 ) -> Result:
     """Run a strategy from its first or its next round to the last; see `StableFedAvg.start`."""
     if resume is not None:
-        progress = _restore(strategy, resume)
+        try:
+            progress = _restore(strategy, resume)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
     strategy.recover(resume)
     if resume is None:
         progress = _Progress(Result(arrays=initial_arrays), strategy.monitor.init(), _now())

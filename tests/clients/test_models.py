@@ -115,6 +115,11 @@ def test_bring_your_own() -> None:
         ("mnist-ccn", (1, 28, 28), {}, "allowed are linear, mlp, .* Did you mean 'mnist-cnn'"),
         ("resnet", (1, 28, 28), {}, "import path 'package.module:factory'"),
         ("no.such.module:f", (1, 28, 28), {}, "cannot be imported: No module named 'no'"),
+        *(
+            (name, (1, 28, 28), {}, "an import path is 'package.module:factory'")
+            for name in (".x:y", "..:a", "os:", ":", "a b:c", "\x00:a")
+        ),
+        ("builtins:exit", (1, 28, 28), {}, "cannot be built"),
         (f"{HERE}:nothing", (1, 28, 28), {}, "cannot be imported: .* 'nothing'"),
         (f"{HERE}:NOT_CALLABLE", (1, 28, 28), {}, "is a int, not callable"),
         (f"{HERE}:not_a_model", (4,), {}, "returned str, not a torch.nn.Module"),

@@ -120,3 +120,25 @@ def test_packed_identity() -> None:
     for bad in (b"", b"\0", packed.reveal()[:-1], packed.reveal() + b"\0"):
         with pytest.raises(Malformed):
             unpack_identity(Secret(bad))
+
+
+@pytest.mark.parametrize(
+    "cost", [1 << 19, 1 << 20, 1 << 30, 1024.0, True, 0, -2, 1023, "1024", None]
+)
+def test_no_file_makes_the_reader_work_for_long(tmp_path: Path, cost: object) -> None:
+    """2^20 took 1 GiB and seconds for every file that somebody sends."""
+    path = tmp_path / "alice.key"
+    save_identity(path, ALICE, PASSPHRASE)
+    document = json.loads(path.read_text())
+    document["protection"]["n"] = cost
+    path.write_text(json.dumps(document))
+    with pytest.raises(KeyFileError, match="protection is not understood"):
+        load_identity(path, PASSPHRASE)
+
+
+def test_a_key_file_has_a_size(tmp_path: Path) -> None:
+    path = tmp_path / "alice.key"
+    path.write_bytes(b"[" * (1 << 20) + b"[")
+    path.chmod(0o600)
+    with pytest.raises(KeyFileError, match="more than 1048576 bytes"):
+        load_identity(path)

@@ -123,3 +123,65 @@ def test_a_resumed_strategy_goes_on_bit_for_bit(fake_grid, trained, tmp_path):
     )
     assert from_record(whole.arrays)["w"].tobytes() == from_record(resumed.arrays)["w"].tobytes()
     assert whole.train_metrics_clientapp == resumed.train_metrics_clientapp
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"states": []},
+        {"states": {"a": 5}},
+        {"round": "x"},
+        {"round": -1},
+        {"round": True},
+        {"round": 1e3},
+        {"progress": [1]},
+        {"charges": "9"},
+        {"order": ["zz"]},
+        {"order": 5},
+    ],
+)
+def test_a_crafted_checkpoint_is_passed_over(tmp_path, change):
+    store = CheckpointStore(tmp_path, keep=5)
+    store.save(snapshot(1))
+    store.save(snapshot(2))
+    path = tmp_path / "round-000002.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert store.latest().server_round == 1
+
+
+def test_a_deeply_nested_checkpoint_is_passed_over(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    store.save(snapshot(1))
+    (tmp_path / "round-000002.json").write_text("[" * 100_000)
+    assert store.latest().server_round == 1
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [{}, {"selection": 5}, {"under_way": 7, "selection": {}}, {"history": [], "monitor": None}],
+)
+def test_a_checkpoint_without_progress_is_an_error_of_ours(tmp_path, fake_grid, trained, progress):
+    saved = Snapshot(1, {"w": np.zeros(3)}, {}, progress)
+    strategy = StableFedAvg(fraction_evaluate=0.0)
+    grid = fake_grid({n: trained(0.1) for n in range(2)})
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        strategy.start(grid, to_record({"w": np.zeros(3)}), 2, timeout=1, resume=saved)
+
+
+def test_files_are_private_and_never_written_through_links(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "checkpoints"
+    old = os.umask(0)
+    try:
+        CheckpointStore(folder).save(snapshot(1))
+        for name in ("round-000002.json", "round-000002.safetensors"):
+            (folder / name).symlink_to(victim)
+            (folder / f".{name}.{os.getpid()}.tmp").symlink_to(victim)
+        CheckpointStore(folder).save(snapshot(2))
+    finally:
+        os.umask(old)
+    assert victim.read_text() == "precious"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    written = [p for p in folder.iterdir() if not p.is_symlink()]
+    assert {p.stat().st_mode & 0o777 for p in written} == {0o600}

@@ -9,7 +9,7 @@ from pathlib import Path
 from qsfl_flower.simulations.config.shape import closest
 from qsfl_flower.simulations.config.tree import shown
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 18
 _PACKAGE = Path(__file__).parents[2]
 _BARE_NAME = re.compile(r"[\w-]+")
 

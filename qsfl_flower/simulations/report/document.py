@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from qsfl_flower import __version__
+from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.report.html import Html, element, page
 from qsfl_flower.simulations.report.section import Section
@@ -56,10 +57,8 @@ def publish(content: str, out: Path, sections: Sequence[Section], plots: Path) -
     try:
         for plot in (plot for section in sections for plot in section.plots):
             plots.mkdir(parents=True, exist_ok=True)
-            (plots / f"{plot.name}.png").write_bytes(plot.png)
-        unfinished = out.with_name(out.name + ".part")
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(out)
+            replace_file(plots / f"{plot.name}.png", plot.png, 0o644)
+        replace_file(out, content.encode(), 0o644)
     except OSError as error:
         raise RunError(f"{error.filename or out}: cannot write the report: {error}") from error
     return out

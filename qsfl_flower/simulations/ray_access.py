@@ -1,0 +1,34 @@
+"""Who can reach Ray while a simulation runs: only this machine, and only who knows a random token.
+
+By default Ray listens on every interface, and whoever connects may run code as this user.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import MutableMapping
+
+MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's name for: more than one machine. Without it Ray keeps to the loopback interface."""
+
+
+def close_ray(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set Ray's environment for a simulation in this process, before Ray starts.
+
+    Ray's processes inherit it. A token is drawn once in a process and is in no log, file or command
+    line. What the user has set stays, and so does a cluster that the user names.
+    """
+    if "RAY_ADDRESS" in environment:
+        return
+    environment.setdefault(_CLUSTER, "0")
+    if environment.setdefault(MODE, "token") != "token":
+        return
+    if TOKEN_FILE not in environment:
+        environment.setdefault(TOKEN, secrets.token_hex(32))
+
+
+def is_open(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Return whether a Ray that starts with this environment asks for no token."""
+    return environment.get(MODE) != "token"
