@@ -20,6 +20,7 @@ from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.simulations.build import client_of, owners_of, rows_of, strategy_of
 from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.simulations.materials import model_of
+from qsfl_flower.simulations.ray_access import explain_ray
 from qsfl_flower.simulations.report.text import count, duration, size, some_clients
 from qsfl_flower.strategies import CheckpointStore, RunObserver, StableFedAvg
 from qsfl_flower.strategies.explanation import explain
@@ -63,6 +64,7 @@ def explain_experiment(experiment: Experiment) -> str:
         "Costs",
         *_bullets([*_bytes(told.bytes_up, layout, experiment), _time(experiment)]),
     ]
+    lines += ["", "While `qsfl run` simulates it", *_bullets([explain_ray()])]
     if experiment.attacks or experiment.faults:
         lines += ["", "Tried in this experiment", *_bullets(_trials(experiment))]
     return "\n".join(lines) + "\n"

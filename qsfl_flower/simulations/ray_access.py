@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -29,6 +29,15 @@ def close_ray(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.setdefault(TOKEN, secrets.token_hex(32))
 
 
-def is_open(environment: MutableMapping[str, str] = os.environ) -> bool:
+def is_open(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether a Ray that starts with this environment asks for no token."""
     return environment.get(MODE) != "token"
+
+
+def explain_ray(environment: Mapping[str, str] = os.environ) -> str:
+    """Say who can reach Ray while ``qsfl run`` simulates."""
+    if "RAY_ADDRESS" in environment:
+        return "Ray is the cluster that RAY_ADDRESS names; who reaches it may run code as its user"
+    if environment.get(MODE, "token") != "token":
+        return f"Ray asks for no token ({MODE} says so): who reaches it may run code as this user"
+    return "Ray listens on the loopback interface alone and asks every process for a random token"

@@ -95,4 +95,4 @@ def test_the_lock_excludes(tmp_path: Path) -> None:
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     write_file(tmp_path / "key", b"four", private=True)
     with pytest.raises(KeyFileError, match="more than 3 bytes"):
-        read_file(tmp_path / "key", private=True)
+        read_file(tmp_path / "key", private=True, most=3)

@@ -122,9 +122,7 @@ def test_packed_identity() -> None:
             unpack_identity(Secret(bad))
 
 
-@pytest.mark.parametrize(
-    "cost", [1 << 19, 1 << 20, 1 << 30, 1024.0, True, 0, -2, 1023, "1024", None]
-)
+@pytest.mark.parametrize("cost", [1 << 19, 1 << 20, 1024.0, True, 0, -2, 1023, "1024", None])
 def test_no_file_makes_the_reader_work_for_long(tmp_path: Path, cost: object) -> None:
     """2^20 took 1 GiB and seconds for every file that somebody sends."""
     path = tmp_path / "alice.key"
