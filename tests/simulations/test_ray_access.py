@@ -1,12 +1,15 @@
-"""While a simulation runs, nobody without its token reaches Ray, and nobody from another machine."""
+"""While a simulation runs, nobody reaches Ray without its token, or from another machine."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -70,31 +73,49 @@ def listening(pids: list[int]) -> list[tuple[str, int]]:
     for pid in pids:
         for fd in Path(f"/proc/{pid}/fd").glob("*"):
             try:
-                inodes |= set(re.findall(r"^socket:\[(\d+)\]$", os.readlink(fd)))
+                inodes |= set(re.findall(r"^socket:\[(\d+)\]$", str(fd.readlink())))
             except OSError:
                 continue
-    lines = [
-        line
-        for name in ("tcp", "tcp6")
-        for line in Path("/proc/net", name).read_text().split("\n")[1:]
-    ]
+    tables = [Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
+    lines = [line for table in tables for line in table.split("\n")[1:]]
     fields = [line.split() for line in lines if line]
     ours = [f[1].split(":") for f in fields if f[3] == "0A" and f[9] in inodes]
     return [(address, int(port, 16)) for address, port in ours]
 
 
-def call(port: int, token: str | None) -> str:
-    """Ask Ray's global control store for a key, and return the status."""
+SERVICES = (
+    "InternalKVGcsService/InternalKVGet",
+    "NodeManagerService/GetSystemConfig",
+    "ObjectManagerService/FreeObjects",
+    "CoreWorkerService/GetCoreWorkerStats",
+)
+
+
+def call(port: int, token: str | None) -> set[str]:
+    """Ask a port of Ray for something in every way that Ray knows, and return what it says."""
     import grpc
 
-    metadata = [("authorization", f"Bearer {token}")] if token else []
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    said = set()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        ask = channel.unary_unary("/ray.rpc.InternalKVGcsService/InternalKVGet")
+        for service in SERVICES:
+            try:
+                channel.unary_unary(f"/ray.rpc.{service}")(
+                    b"", timeout=5, metadata=[*headers.items()]
+                )
+                said.add("OK")
+            except grpc.RpcError as error:
+                said.add(error.code().name)
+    if said == {"UNAVAILABLE"}:  # no gRPC is spoken here
+        url = f"http://127.0.0.1:{port}/get_or_create_runtime_env"
         try:
-            ask(b"", timeout=5, metadata=metadata)
-        except grpc.RpcError as error:
-            return str(error.code().name)
-        return "OK"
+            urllib.request.urlopen(urllib.request.Request(url, b"", headers), timeout=5)
+        except urllib.error.HTTPError as error:
+            return {"UNAUTHENTICATED" if error.code in (401, 403) else str(error.code)}
+        except (OSError, http.client.HTTPException):
+            return {"UNAVAILABLE"}
+        return {"OK"}
+    return said - {"UNIMPLEMENTED"}  # another service's port
 
 
 @pytest.mark.slow
@@ -117,11 +138,10 @@ def test_nobody_without_the_token_reaches_a_simulation(tmp_path: Path) -> None:
         outside = {port: call(port, None) for _, port in sockets}
         wrong = {port: call(port, "0" * 64) for _, port in sockets}
         inside = {port: call(port, token.decode()) for _, port in sockets}
-        refused = {"UNAUTHENTICATED", "UNAVAILABLE"}  # the latter where no gRPC is spoken
-        assert set(outside.values()) <= refused
-        assert set(wrong.values()) <= refused
-        assert "UNAUTHENTICATED" in outside.values()
-        assert any(status not in refused for status in inside.values())
+        for answers in (outside, wrong):
+            assert set().union(*answers.values()) <= {"UNAUTHENTICATED", "UNAVAILABLE"}, answers
+            assert sum("UNAUTHENTICATED" in said for said in answers.values()) >= 4, answers
+        assert not any("UNAUTHENTICATED" in said for said in inside.values()), inside
         commands = b"".join(Path(f"/proc/{p}/cmdline").read_bytes() for p in pids)
         assert token not in commands
         session = re.search(rb"(/[^\0]*/ray/session_[^/\0]*)", commands)
