@@ -43,6 +43,7 @@ MIN_SPEEDUP = 3.0
 CLIP, LEVELS, MODULUS, MAX_WEIGHT = 8.0, 1 << 22, 1 << 32, 1000.0  # Flower's defaults
 EXAMPLES = 100
 POLICY = Policy(colluding=0.0)
+INSTRUCTION = bytes(32)
 
 secaggplus_mod = sys.modules["flwr.client.mod.secure_aggregation.secaggplus_mod"]
 
@@ -83,7 +84,7 @@ class Ours:
         dealt = [self.deal(place) for place in range(n)]
         self.clients = [state for state, _ in dealt]
         self.deals = {
-            place: server.read_deal(self.terms, place, data, self.roster, NOW)
+            place: server.read_deal(self.terms, place, data, INSTRUCTION, self.roster, NOW)
             for place, (_, data) in enumerate(dealt)
         }
         self.relayed = [server.relay(self.terms, self.deals, place) for place in range(n)]
@@ -109,7 +110,7 @@ class Ours:
 
     def deal(self, place: int = -1) -> tuple[client.Client, bytes]:
         """Draw keys and seal shares of them."""
-        return client.deal(self.terms, self.parties[place], POLICY, NOW)
+        return client.deal(self.terms, INSTRUCTION, self.parties[place], POLICY, NOW)
 
     def mask(self, place: int = -1) -> tuple[client.Client, bytes]:
         """Encode the finished update, open the packets, mask."""
@@ -134,7 +135,8 @@ class Ours:
     def unmask(self) -> Words:
         """Take off all masks."""
         total = self.total.copy()
-        server.unmask(self.terms, self.deals, self.lockers, self.releases, total)
+        found = server.Findings()
+        server.unmask(self.terms, self.deals, self.lockers, self.releases, total, found)
         return total
 
 

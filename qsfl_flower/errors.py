@@ -99,7 +99,7 @@ REFUSALS = frozenset(
 )
 """The reasons that a device may give for refusing what it was asked; any other is malformed."""
 
-COMPLAINTS = REFUSALS | {"bad-packet", "refused", "second-mask", "second-release"}
+COMPLAINTS = REFUSALS | {"bad-packet", "refused"}
 """Those that a device may give inside a masked sum."""
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +21,7 @@ from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
 from qsfl_flower.secure.tally import Tally
-from qsfl_flower.strategies.admission import check_encoding, declined
+from qsfl_flower.strategies.admission import check_encoding, check_willing, declined
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import (
@@ -67,7 +65,8 @@ class MaskedSum(CombineStage):
         Largest magnitude of a coordinate of a difference, > 0. A client with a larger one does not
         take part; `Clip` with a norm of at most `bound` excludes that.
     min_clients : int
-        Least number of clients in a sum, >= 2; the clients release no other.
+        Least number of clients in a sum, >= 2; the clients release no other, nor one of fewer than
+        their own least cohort, which is 3 unless a node says otherwise.
     max_examples : int
         No client counts for more examples than this, >= 1.
     metrics : Sequence[str]
@@ -89,8 +88,11 @@ class MaskedSum(CombineStage):
     Who sees what: the server learns the sum over the survivors, and who dropped out when. So does
     whoever is given the model. A client learns nothing about the others but their names. With
     `colluding` of the clients on its side, the server still learns no more than the sum over all
-    others. A client cannot be stopped from adding garbage of its own; one that makes a sum fail
-    and can be named takes no part in later rounds.
+    others. All clients in a sum have answered one instruction, or none of them masks anything.
+
+    A client cannot be stopped from adding garbage of its own. One that makes a sum fail takes no
+    part in later rounds if bytes that it has signed prove it. If one of two clients lies about the
+    other and nothing proves which, the two never share an edge again, and nobody is excluded.
 
     References
     ----------
@@ -143,7 +145,7 @@ class MaskedSum(CombineStage):
             Topic.NETWORK: ["updates only if both X25519 and ML-KEM-768 are broken"],
             Topic.LIARS: [
                 f"no coordinate of an update is larger than {self.bound:g}, or its own client "
-                "refuses; a liar can spoil a sum"
+                "refuses; an attacker can spoil a sum with garbage"
             ],
         }
 
@@ -154,16 +156,16 @@ class MaskedSum(CombineStage):
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""
         del layout
-        return {"names": {}, "terms": "", "excluded": {}}
+        return {"names": {}, "terms": "", "excluded": {}, "apart": []}
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Fix the terms of the sum before training, if everybody's name is known already."""
         names = [state["names"].get(str(sender.node_id)) for sender in context.senders]
         names = [name for name in names if name not in state["excluded"]]
-        terms = ""
+        terms, apart = "", _pairs(state)
         if None not in names and len(set(names)) == len(names):
             with suppress(server.SumAbandoned):
-                terms = base64.b64encode(self._terms(names, context).encode()).decode()
+                terms = base64.b64encode(self._terms(names, apart, context).encode()).decode()
         return {**state, "terms": terms if len(terms) <= _MAX_TERMS else ""}
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
@@ -203,16 +205,18 @@ class MaskedSum(CombineStage):
         # Authentication lets each name in once.
         names = {str(u.sender.node_id): u.sender.name for u in cohort.updates}
         updates = {u.sender.name: u for u in cohort.updates if u.sender.name not in excluded}
-        run = _Run(self, context, {n: u.sender for n, u in updates.items()}, int(self._clock()))
+        senders = {name: update.sender for name, update in updates.items()}
+        run = _Run(self, context, senders, int(self._clock()), _pairs(state))
         step, metrics, skipped = None, None, None
         try:
             step, metrics = self._sum(run, state["terms"], updates, context)
         except (server.SumAbandoned, RejectedUpdate) as error:
             skipped = str(error)
+            excluded |= run.proven
             if isinstance(error, server.SumAbandoned) and error.culprit is not None:
                 excluded[error.culprit] = error.reason
         barred = [
-            Rejection(u.sender, "excluded", f"for {excluded[u.sender.name]} in an earlier round")
+            Rejection(u.sender, "excluded", f"for {excluded[u.sender.name]}, which is proven")
             for u in cohort.updates
             if u.sender.name not in updates
         ]
@@ -226,7 +230,12 @@ class MaskedSum(CombineStage):
             measured["degree"] = float(run.terms.degree)
             measured["threshold"] = float(run.terms.threshold)
         cohort = Cohort(kept, (*cohort.rejections, *barred, *run.lost.values()))
-        state = {"names": {**state["names"], **names}, "terms": "", "excluded": excluded}
+        state = {
+            "names": {**state["names"], **names},
+            "terms": "",
+            "excluded": excluded,
+            "apart": sorted([*pair] for pair in run.apart),
+        }
         return Combined(cohort, step, state, measured, skipped, metrics)
 
     def _sum(
@@ -238,7 +247,8 @@ class MaskedSum(CombineStage):
     ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], Mapping[str, float]]:
         dealt = Terms.decode(base64.b64decode(terms)) if terms else None
         if dealt is None or not run.dealt_enough(dealt, updates):
-            run.ask_to_deal(self._terms([n for n in updates if n not in run.lost], context))
+            left = [name for name in updates if name not in run.lost]
+            run.ask_to_deal(self._terms(left, run.apart, context))
         size = context.layout.size if context.support is None else context.support.size
         total = run.ask_to_mask(size + LIMBS * self.tally.size)
         if len(run.lockers) < self.min_clients:
@@ -253,20 +263,31 @@ class MaskedSum(CombineStage):
         step /= context.weighting.denominator or weight
         return step, metrics
 
-    def _terms(self, names: Sequence[str], context: RoundContext) -> Terms:
-        n = len(names)
-        if n < 2:
-            raise server.SumAbandoned("too-few-clients", f"a sum of {n} clients hides nothing")
-        try:
-            graph = (
-                sparse_graph(n, self.colluding, self.dropouts)
-                if self.sparse
-                else complete_graph(n, self.colluding)
-            )
-        except ConfigError as error:
-            raise server.SumAbandoned("too-few-clients", str(error)) from None
-        everybody = tuple(sorted(names))
-        return Terms(context.run_id, context.server_round, everybody, graph.degree, graph.threshold)
+    def _terms(
+        self, names: Sequence[str], apart: Set[tuple[str, str]], context: RoundContext
+    ) -> Terms:
+        """Return terms for all of these clients but those who are apart from too many others."""
+        left = sorted(names)
+        while len(left) >= self.min_clients:
+            n = len(left)
+            try:
+                graph = (
+                    sparse_graph(n, self.colluding, self.dropouts)
+                    if self.sparse
+                    else complete_graph(n, self.colluding)
+                )
+            except ConfigError as error:
+                raise server.SumAbandoned("too-few-clients", str(error)) from None
+            pairs = tuple(sorted(pair for pair in apart if set(pair) <= set(left)))
+            where = context.run_id, context.server_round
+            terms = Terms(*where, tuple(left), graph.degree, graph.threshold, apart=pairs)
+            if not (alone := terms.isolated()):
+                return terms
+            left.remove(alone[0])
+        raise server.SumAbandoned(
+            "too-few-clients",
+            f"{len(left)} of {len(names)} clients can share edges, a sum needs {self.min_clients}",
+        )
 
 
 @dataclass
@@ -277,12 +298,13 @@ class _Run:
     context: RoundContext
     senders: Mapping[str, Sender]
     now: int
+    apart: set[tuple[str, str]]
     terms: Terms | None = None
     deals: dict[int, server.Deal] = field(default_factory=dict)
     lockers: dict[int, dict[int, bytes]] = field(default_factory=dict)
     lost: dict[str, Rejection] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
-    complaints: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    proven: dict[str, str] = field(default_factory=dict)
     exchanges: int = 1
 
     @property
@@ -295,10 +317,13 @@ class _Run:
     def dealt_enough(self, terms: Terms, updates: Mapping[str, Update]) -> bool:
         """Take the shares that came with the training replies; tell whether they suffice."""
         self.terms = terms
-        if not terms.places.keys() >= updates.keys():
+        alone = {name for pair in self.apart for name in pair}
+        if not terms.places.keys() | alone >= updates.keys():
             return False
         for name, update in updates.items():
-            if isinstance(update.sealed, bytes):
+            if name not in terms.places:
+                self._leave_out(name)
+            elif isinstance(update.sealed, bytes):
                 self._take(name, partial(self._read_deal, name, update.sealed))
         try:
             server.check_enough(terms, self.deals)
@@ -309,6 +334,8 @@ class _Run:
     def ask_to_deal(self, terms: Terms) -> None:
         """Have everybody who has trained deal shares for these terms."""
         self.terms, self.deals = terms, {}
+        for name in self.senders.keys() - self.lost.keys() - terms.places.keys():
+            self._leave_out(name)
         self._ask(
             "deal",
             {name: {"terms": terms.encode()} for name in terms.names},
@@ -336,12 +363,6 @@ class _Run:
             for place in self.deals
         }
         self._ask("mask", relays, read)
-        helpers = math.floor(self.stage.colluding * len(terms.names))
-        for name, complaining in self.complaints.items():
-            # More than can be in league against an honest client.
-            if name in terms.places and len(complaining) > helpers:
-                detail = f"{len(complaining)} clients could not use what {name} dealt"
-                raise server.SumAbandoned("bad-packet", detail, name)
         server.check_enough(terms, self.lockers)
         return total
 
@@ -362,8 +383,16 @@ class _Run:
         # Who answers no more is in the sum nevertheless.
         self.faults = {n: r.reason for n, r in self.lost.items() if n not in lost}
         self.lost = lost
-        faults = server.unmask(terms, self.deals, self.lockers, releases, total)
-        self.faults |= {terms.seats[place]: error.reason for place, error in faults.items()}
+        found = server.Findings()
+        try:
+            server.unmask(terms, self.deals, self.lockers, releases, total, found)
+        finally:
+            for place, fault in found.faults.items():
+                self.faults[terms.seats[place]] = fault.reason
+                if fault.reason in server.PROVEN:
+                    self.proven[terms.seats[place]] = fault.reason
+            for a, b in found.apart:
+                self._keep_apart(terms.seats[a], terms.seats[b])
 
     def _ask(
         self,
@@ -398,9 +427,10 @@ class _Run:
     ) -> None:
         if sender.name != name:
             raise RejectedUpdate("wrong-node", f"{sender.name} answers in the place of {name}")
+        check_willing(content)
         told = records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()
         if "refused" in told:
-            self.complaints[str(told.get("about", ""))].add(name)
+            self._complain(name, told.get("about"))
             raise declined(told["refused"], told.get("detail", ""), COMPLAINTS)
         read(name, content)
 
@@ -408,12 +438,39 @@ class _Run:
         found = catch(self.senders[name], read)
         if isinstance(found, Rejection):
             self.lost[name] = found
+            if found.reason in server.PROVEN:
+                self.proven[name] = found.reason
+
+    def _complain(self, name: str, dealers: object) -> None:
+        """Keep a client apart from those whose packets it says that it cannot use."""
+        places = self.agreed.places
+        for dealer in dealers if isinstance(dealers, list) else ():
+            other = places.get(str(dealer))
+            if other in self.deals and other in self.agreed.neighbours(places[name]):
+                self._keep_apart(name, str(dealer))
+
+    def _keep_apart(self, a: str, b: str) -> None:
+        self.apart.add((min(a, b), max(a, b)))
+
+    def _leave_out(self, name: str) -> None:
+        others = sum(name in pair for pair in self.apart)
+        detail = f"it is kept apart from {others} others; nothing proves who lied, nobody is blamed"
+        self.lost[name] = Rejection(self.senders[name], "apart", detail)
 
     def _read_deal(self, name: str, data: bytes) -> None:
         place = self.agreed.places[name]
         self.deals[place] = server.read_deal(
-            self.agreed, place, data, self.stage.credentials.roster, self.now
+            self.agreed,
+            place,
+            data,
+            self.context.instructions.get(self.context.server_round, b""),
+            self.stage.credentials.roster,
+            self.now,
         )
+
+
+def _pairs(state: State) -> set[tuple[str, str]]:
+    return {(a, b) for a, b in state.get("apart", ())}
 
 
 def _bytes(content: RecordDict, name: str) -> bytes:

@@ -26,7 +26,7 @@ class ClientPhase(IntEnum):
     ENCODE = 50
 
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 _MAX_BYTES = 64 * 1024
 
 

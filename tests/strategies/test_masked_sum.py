@@ -3,17 +3,13 @@
 import base64
 import json
 import time
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.client import NumPyClient
+from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from qsfl_flower.clients import steps
-from qsfl_flower.clients.authentication import auth_mod
-from qsfl_flower.clients.bridge import numpy_client_app
-from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
@@ -27,7 +23,6 @@ from qsfl_flower.strategies import (
     CombineStage,
     MaskedSum,
     Phase,
-    RunObserver,
     SecAggFedAvg,
     SharedMask,
     StableFedAvg,
@@ -36,84 +31,18 @@ from qsfl_flower.strategies import (
 from qsfl_flower.wire import QSFL_RECORD, from_record, to_record
 from qsfl_flower.wire.keys import MASKED_SUM, PLAN_KEY, TASK_KEY
 
-NOW = 1_800_000_000
-NAMES = tuple(str(n) for n in range(6))
-MODEL = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float64)}
-
-
-class Add(NumPyClient):
-    """Adds its own constant; client n has 100 (n + 1) examples."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def fit(self, parameters, config):
-        step = 0.1 * (self.number + 1)
-        arrays = [p + np.asarray(step, p.dtype) for p in parameters]
-        return arrays, 100 * (self.number + 1), {"train-loss": float(self.number), "secret": 5.0}
-
-    def evaluate(self, parameters, config):
-        return 1.0, 5, {}
-
-
-class Device:
-    """A client with its own keys and state. `attack(message, answer)` may do something else."""
-
-    def __init__(self, name, identity, roster, attack=None, config=None, clock=lambda: NOW):
-        self.context = Context(
-            1,
-            100 + int(name),
-            {"partition-id": int(name), "qsfl-min-cohort": 2, **(config or {})},
-            RecordDict(),
-            {},
-        )
-        credentials = Credentials(identity, roster)
-        self.app = numpy_client_app(
-            lambda context: Add(int(name)),
-            mods=[auth_mod(lambda context: credentials, clock), qsfl_mod],
-        )
-        self.attack = attack
-        self.replies = []
-
-    def answer(self, message):
-        try:
-            reply = self.app(message, self.context)
-        except Exception as error:
-            return Message(Error(2, str(error)), reply_to=message)
-        self.replies.append(reply)
-        return reply
-
-    def __call__(self, message):
-        if self.attack is None:
-            return self.answer(message)
-        return self.attack(message, self.answer)
-
-
-def task_of(message):
-    """Return ``"train"``, or the last part of a task's name."""
-    record = message.content.config_records.get(QSFL_RECORD) or {}
-    return record.get(TASK_KEY, message.metadata.message_type).rpartition(".")[2]
-
-
-def vanish(*tasks, rounds=(1, 2, 3)):
-    """Give no answer to some tasks of some rounds."""
-    seen = {"round": 0}
-
-    def attack(message, answer):
-        task = task_of(message)
-        seen["round"] += task == "train"
-        return None if task in tasks and seen["round"] in rounds else answer(message)
-
-    return attack
-
-
-class Recorder(RunObserver):
-    def __init__(self):
-        self.rounds, self.rows = [], []
-
-    def on_round(self, record, clients):
-        self.rounds.append(record)
-        self.rows.append({row.client: row for row in clients})
+from .masked import (
+    MODEL,
+    NAMES,
+    NOW,
+    Add,
+    Device,
+    Recorder,
+    refusal,
+    run_federation,
+    task_of,
+    vanish,
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,28 +57,7 @@ def roster(keys):
 
 @pytest.fixture
 def federation(fake_grid, keys, roster):
-    """Run a federation of six devices, some of which attack."""
-
-    def run(rounds=2, attacks=None, config=None, stages=(), clip=True, **options):
-        attacks, recorder = attacks or {}, Recorder()
-        devices = {
-            100 + int(n): Device(n, keys.clients[n], roster, attacks.get(int(n)), config)
-            for n in NAMES
-        }
-        server = Credentials(keys.server, roster)
-        gate = Authenticate(server, clock=lambda: NOW)
-        masked = MaskedSum(server, clock=lambda: NOW, **{"colluding": 0.0, **options})
-        strategy = StableFedAvg(
-            fraction_evaluate=0.0, stages=[gate, masked, *stages], observer=recorder
-        )
-        grid = fake_grid(devices)
-        result = strategy.start(grid, to_record(MODEL), num_rounds=rounds, timeout=0.05)
-        return SimpleNamespace(
-            result=result, grid=grid, rounds=recorder.rounds[1:], rows=recorder.rows[1:],
-            devices=devices, strategy=strategy,
-        )  # fmt: skip
-
-    return run
+    return partial(run_federation, fake_grid, keys, roster)
 
 
 def expected(members, rounds=1, max_examples=1000):
@@ -354,23 +262,8 @@ def test_a_client_answers_one_list_of_survivors_only(federation, keys, roster):
         return both(message, answer)
 
     run = federation(rounds=1, attacks={0: attack})
-    assert told == ["second-release"]
+    assert told == ["policy-second-answer"]
     assert run.rounds[0].skipped is None
-
-
-def refusal(message, fields, device, keys, roster):
-    """Sign another question with the server's keys and return the reason of the refusal."""
-    from qsfl_flower.strategies.stages import Exchange, task_content
-
-    gate = Authenticate(Credentials(keys.server, roster), clock=lambda: NOW)
-    task = message.content.config_records[QSFL_RECORD][TASK_KEY]
-    content = task_content(task, **{MASKED_SUM: ConfigRecord(fields)})
-    node = message.metadata.dst_node_id
-    contents, _ = gate.instruct({node: content}, gate.init(None), Exchange("train", 1, 1, 5.0))
-    question = Message(contents[node], node, "train")
-    question.metadata.__dict__["_message_id"] = "another"
-    reply = device.app(question, device.context)
-    return reply.content.config_records[MASKED_SUM]["refused"]
 
 
 @pytest.mark.parametrize("task", ["deal", "mask"])
@@ -389,16 +282,16 @@ def test_an_update_is_masked_only_once(federation, keys, roster, task):
         return reply
 
     federation(rounds=1, attacks={0: attack})
-    assert told == ["refused"]
+    assert told == ["policy-second-answer"]
 
 
 def test_a_client_refuses_a_cohort_below_its_own_minimum(federation):
-    with pytest.raises(TooFewReplies, match="refused"):
+    with pytest.raises(TooFewReplies, match="policy-cohort"):
         federation(rounds=1, config={"qsfl-min-cohort": 7})
 
 
 def test_a_client_refuses_a_threshold_that_its_own_assumption_forbids(federation):
-    with pytest.raises(TooFewReplies, match="refused"):
+    with pytest.raises(TooFewReplies, match="policy-threshold"):
         federation(rounds=1, config={"qsfl-max-colluding": 0.4})
 
 
@@ -518,40 +411,6 @@ def test_a_dealer_whose_shares_open_nothing_is_named_and_excluded(federation, mo
     assert run.strategy.states[MASKED_SUM]["excluded"] == {"3": "inconsistent-shares"}
     step = expected([0, 1, 2, 4, 5])[1]
     np.testing.assert_allclose(from_record(run.result.arrays)["b"], 2 * step, rtol=1e-15)
-
-
-def test_a_dealer_of_packets_that_nobody_can_use_is_named_and_excluded(federation, monkeypatch):
-    honest = steps.TASKS[f"{MASKED_SUM}.deal"]
-
-    def deal(context):
-        if context.context.node_config["partition-id"] != 3:
-            return honest(context)
-        with monkeypatch.context() as patch:
-            patch.setattr(protocol, "commit_shares", lambda *_: bytes(32))
-            return honest(context)
-
-    monkeypatch.setitem(steps.TASKS, f"{MASKED_SUM}.deal", deal)
-    run = federation(rounds=2)
-    assert run.rounds[0].skipped == "bad-packet: 5 clients could not use what 3 dealt"
-    assert run.rounds[0].rejected == {"bad-packet": 5}
-    assert run.rounds[1].skipped is None
-    assert run.rounds[1].accepted == 5
-
-
-def test_one_complaint_excludes_nobody(federation, monkeypatch):
-    """With one client in ten lying, an honest client cannot be pushed out by one of six."""
-    honest = steps.TASKS[f"{MASKED_SUM}.mask"]
-
-    def complain(context):
-        if context.context.node_config["partition-id"] != 3:
-            return honest(context)
-        told = {"refused": "bad-packet", "detail": "a lie", "about": "1"}
-        return RecordDict({MASKED_SUM: ConfigRecord(told)})
-
-    monkeypatch.setitem(steps.TASKS, f"{MASKED_SUM}.mask", complain)
-    run = federation(rounds=2, colluding=0.2)
-    assert [r.accepted for r in run.rounds] == [5, 5]
-    assert [r.rejected for r in run.rounds] == [{"bad-packet": 1}] * 2
 
 
 def test_the_state_survives_a_checkpoint(federation):

@@ -17,7 +17,7 @@ def test_round_trip_and_canonical_text():
     assert Plan.decode(PLAN.encode()) == PLAN
     assert PLAN.encode() == (
         '{"steps":[{"name":"clip","parameters":{"clip_norm":1.5,"per_layer":false}},'
-        '{"name":"other","parameters":{}}],"version":1}'
+        '{"name":"other","parameters":{}}],"version":2}'
     )
 
 
@@ -29,13 +29,13 @@ def test_round_trip_and_canonical_text():
         ("{", "not valid JSON"),
         ("[" * 50_000, "not valid JSON"),
         ("[]", "exactly the fields"),
-        ('{"version": 1}', "exactly the fields"),
-        ('{"version": 2, "steps": []}', "version 2 is not supported"),
-        ('{"version": 1, "steps": {}}', "must be a list"),
-        ('{"version": 1, "steps": [1]}', "every step"),
-        ('{"version": 1, "steps": [{"name": "clip"}]}', "every step"),
-        ('{"version": 1, "steps": [{"name": 1, "parameters": {}}]}', "a step's 'name'"),
-        ('{"version": 1, "steps": [{"name": "a", "parameters": []}]}', "a step's 'name'"),
+        ('{"version": 2}', "exactly the fields"),
+        ('{"version": 1, "steps": []}', "version 1 is not supported"),
+        ('{"version": 2, "steps": {}}', "must be a list"),
+        ('{"version": 2, "steps": [1]}', "every step"),
+        ('{"version": 2, "steps": [{"name": "clip"}]}', "every step"),
+        ('{"version": 2, "steps": [{"name": 1, "parameters": {}}]}', "a step's 'name'"),
+        ('{"version": 2, "steps": [{"name": "a", "parameters": []}]}', "a step's 'name'"),
     ],
 )
 def test_mistakes_are_named(text, message):

@@ -4,8 +4,10 @@ A sum takes three steps; every step is bytes in and bytes out, and the server on
 
 1. *Deal.* Client i draws a self seed :math:`b_i` and a pair key :math:`K_i`. Each neighbour j gets,
    sealed to its roster key (X25519 and ML-KEM), a Shamir share of both, an edge key
-   :math:`e_{ij}` derived from :math:`K_i`, and a lock key. One ML-DSA signature covers all packets.
-2. *Mask.* With the packets of all neighbours that dealt, i uploads
+   :math:`e_{ij}` derived from :math:`K_i`, and a lock key. One ML-DSA signature covers all packets,
+   commitments to shares, seeds and edge keys, and the digest of the instruction that i answers.
+2. *Mask.* With the packets of all neighbours that dealt, if they answer the same instruction, i
+   uploads
    :math:`x_i + m(b_i) + \sum_{j>i} m(s_{ij}) - \sum_{j<i} m(s_{ji})` modulo 2^32. The pair seed
    :math:`s_{ij}` comes from the edge key of the lower end; that end also uploads it encrypted
    under the edge key of the upper end, so that either pair key alone brings it back.
@@ -29,6 +31,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.credentials import Credentials
@@ -36,15 +39,16 @@ from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sealing import open_sealed, seal
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.statement import sign_statement
-from qsfl_flower.errors import CryptoError, RejectedUpdate
+from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE
 from qsfl_flower.secure.pairwise.masks import Ring, apply_masks
 from qsfl_flower.secure.pairwise.recovery import SHARE_SIZE, check_share, split_seed
 from qsfl_flower.secure.pairwise.seeds import (
     COMMITMENT_SIZE,
+    DEALT,
     TAG_SIZE,
+    commit_dealt,
     commit_seed,
-    commit_shares,
     edge_key,
     encrypt,
     make_locker,
@@ -59,26 +63,28 @@ from qsfl_flower.secure.pairwise.terms import Policy, Terms, read_places, write_
 STATEMENT = "masked-sum-shares"
 MAX_PACKET = 1 << 14
 MAX_STATEMENT = 1 << 18
+COMMITMENTS_SIZE = len(DEALT) * COMMITMENT_SIZE
+INSTRUCTION_SIZE = 32
 
 
 class BadPacket(RejectedUpdate):
-    """What a neighbour dealt is not what it should be.
+    """What neighbours dealt is not what it should be.
 
     Parameters
     ----------
-    dealer : str
-        The neighbour.
+    dealers : tuple of str
+        The neighbours.
     detail : str
         One sentence for a person.
     """
 
-    def __init__(self, dealer: str, detail: str) -> None:
+    def __init__(self, dealers: tuple[str, ...], detail: str) -> None:
         super().__init__("bad-packet", detail)
-        self.dealer = dealer
+        self.dealers = dealers
 
-    def __reduce__(self) -> tuple[type[BadPacket], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Let the error travel between processes."""
-        return type(self), (self.dealer, self.detail)
+        return type(self), (self.dealers, self.detail)
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,6 +108,8 @@ class Client:
         The client's place on the ring.
     master : Secret
         All of the client's own secrets are derived from it.
+    instruction : bytes
+        Digest of the instruction that the vector answers, 32 bytes.
     view : frozenset of int
         The places that dealt; empty before the mask step.
     holdings : mapping of int to Holding
@@ -113,6 +121,7 @@ class Client:
     terms: Terms
     place: int
     master: Secret
+    instruction: bytes
     view: frozenset[int] = frozenset()
     holdings: Mapping[int, Holding] = field(default_factory=dict)
     released: bytes = b""
@@ -138,7 +147,8 @@ class Client:
     def encode(self) -> bytes:
         """Return what to keep until the next step."""
         out = Writer().blob(self.terms.encode()).uint(self.place, 2)
-        out.fixed(self.master.reveal(), SEED_SIZE).blob(self.released)
+        out.fixed(self.master.reveal(), SEED_SIZE).fixed(self.instruction, INSTRUCTION_SIZE)
+        out.blob(self.released)
         write_places(out, self.view, len(self.terms.names))
         out.uint(len(self.holdings), 2)
         for place in self.active():
@@ -153,7 +163,7 @@ class Client:
         reader = Reader(data, "state of a masked sum")
         terms = Terms.decode(reader.blob(MAX_STATEMENT))
         place, master = reader.uint(2), Secret(reader.fixed(SEED_SIZE))
-        released = reader.blob(32)
+        instruction, released = reader.fixed(INSTRUCTION_SIZE), reader.blob(32)
         view = read_places(reader, len(terms.names))
         holdings = {}
         for _ in range(reader.uint(2)):
@@ -161,16 +171,20 @@ class Client:
             lock = Secret(reader.fixed(SEED_SIZE))
             holdings[at] = Holding(lock, reader.fixed(SHARE_SIZE), reader.fixed(SHARE_SIZE))
         reader.finish()
-        return cls(terms, place, master, view, holdings, released)
+        return cls(terms, place, master, instruction, view, holdings, released)
 
 
-def deal(terms: Terms, credentials: Credentials, policy: Policy, now: int) -> tuple[Client, bytes]:
+def deal(
+    terms: Terms, instruction: bytes, credentials: Credentials, policy: Policy, now: int
+) -> tuple[Client, bytes]:
     """Take the first step: draw secrets, and seal shares of them to the neighbours.
 
     Parameters
     ----------
     terms : qsfl_flower.secure.pairwise.terms.Terms
         As the server proposes them.
+    instruction : bytes
+        Digest of what this client was asked to do, 32 bytes: model, configuration, plan.
     credentials : Credentials
         The client's keys, and the roster with those of the others.
     policy : qsfl_flower.secure.pairwise.terms.Policy
@@ -185,34 +199,39 @@ def deal(terms: Terms, credentials: Credentials, policy: Policy, now: int) -> tu
 
     Raises
     ------
+    Refusal
+        ``policy-terms`` if the client is not in the sum; or as `Policy.check`.
     RejectedUpdate
-        ``refused`` if the terms do not protect this client; or as `Roster.encryption_key`.
+        As `Roster.encryption_key`.
     """
     name = credentials.identity.name
     if name not in terms.places:
-        raise RejectedUpdate("refused", f"{name} is not among the clients of the sum")
+        raise Refusal("policy-terms", f"{name} is not among the clients of the sum")
     policy.check(terms, len(terms.names))
-    client = Client(terms, terms.places[name], Secret(secrets.token_bytes(SEED_SIZE)))
-    neighbours = terms.graph.neighbours(client.place)
+    master = Secret(secrets.token_bytes(SEED_SIZE))
+    client = Client(terms, terms.places[name], master, instruction)
+    neighbours = terms.neighbours(client.place)
     points = [place + 1 for place in neighbours]
     self_shares = split_seed(client.self_seed, terms.threshold, points)
     pair_shares = split_seed(client.pair_key, terms.threshold, points)
     packets, commitments, digests = [], [], []
     for place in neighbours:
         held = self_shares[place + 1], pair_shares[place + 1]
-        out = Writer().fixed(edge_key(client.pair_key, place).reveal(), SEED_SIZE)
+        edge = edge_key(client.pair_key, place)
+        out = Writer().fixed(edge.reveal(), SEED_SIZE)
         out.fixed(client.lock_key(place).reveal(), SEED_SIZE)
         plain = out.fixed(held[0], SHARE_SIZE).fixed(held[1], SHARE_SIZE).done()
         key = credentials.roster.encryption_key(terms.seats[place], now)
         packets.append(seal(key, plain, terms.binding(client.place, place)))
-        commitments.append(commit_shares(client.place, place, *held))
+        commitments.append(commit_dealt(client.place, place, *held, edge))
         digests.append(packet_digest(packets[-1], commitments[-1]))
-    body = Writer().fixed(terms.digest, 32).fixed(commit_seed(client.self_seed), 32)
-    body.fixed(commit_seed(client.pair_key), 32).blob(b"".join(digests))
+    body = Writer().fixed(terms.digest, 32).fixed(instruction, INSTRUCTION_SIZE)
+    body.fixed(commit_seed(client.self_seed), 32).fixed(commit_seed(client.pair_key), 32)
+    body.blob(b"".join(digests))
     keys = credentials.roster.own_keys(credentials.identity, now)
     out = Writer().blob(sign_statement(STATEMENT, name, keys.signing, body.done()))
     for packet, commitment in zip(packets, commitments, strict=True):
-        out.blob(packet).fixed(commitment, 2 * COMMITMENT_SIZE)
+        out.blob(packet).fixed(commitment, COMMITMENTS_SIZE)
     return client, out.done()
 
 
@@ -240,33 +259,45 @@ def mask(
 
     Raises
     ------
+    Refusal
+        ``policy-second-answer``, ``policy-terms`` if a neighbour answers another instruction or
+        too few dealt, or as `Policy.check`.
     RejectedUpdate
-        ``refused``, ``second-mask``, `BadPacket`, or as `Roster.verify`.
+        `BadPacket`, or as `Roster.verify`.
     """
     terms = client.terms
     if client.view:
-        raise RejectedUpdate("second-mask", "this client has masked its vector already")
+        raise Refusal("policy-second-answer", "this client has masked its vector already")
     reader = Reader(relay, "relayed packets")
     view = read_places(reader, len(terms.names))
     policy.check(terms, len(view))
-    active = [place for place in terms.graph.neighbours(client.place) if place in view]
+    active = [place for place in terms.neighbours(client.place) if place in view]
     if client.place not in view or len(active) < terms.threshold:
-        raise RejectedUpdate(
-            "refused",
+        raise Refusal(
+            "policy-terms",
             f"{len(active)} neighbours dealt shares; at least {terms.threshold} are needed",
         )
-    holdings, adding, subtracting, lockers = {}, [client.self_seed], [], []
-    agreed = terms.agreed(view)
+    opened, bad = {}, []
     for place in active:
-        edge, holdings[place] = _open_packet(client, place, reader, credentials, now)
+        try:
+            opened[place] = _open_packet(client, place, reader, credentials, now)
+        except BadPacket as error:
+            bad.append(error)
+    reader.finish()
+    if bad:
+        dealers = tuple(name for error in bad for name in error.dealers)
+        raise BadPacket(dealers, "; ".join(error.detail for error in bad))
+    adding, subtracting, lockers = [client.self_seed], [], []
+    agreed = terms.agreed(view)
+    for place, (edge, _) in opened.items():
         if client.place < place:
             seed = pair_seed(edge_key(client.pair_key, place), agreed)
             adding.append(seed)
             lockers.append(make_locker(edge, agreed, seed))
         else:
             subtracting.append(pair_seed(edge, agreed))
-    reader.finish()
     apply_masks(vector, adding, subtracting)
+    holdings = {place: holding for place, (_, holding) in opened.items()}
     return replace(client, view=view, holdings=holdings), b"".join(lockers)
 
 
@@ -289,9 +320,9 @@ def release(client: Client, told: bytes, policy: Policy) -> tuple[Client, bytes]
 
     Raises
     ------
-    RejectedUpdate
-        ``second-release`` if another list was answered before, ``refused`` if the sum is one that
-        no client may be part of.
+    Refusal
+        ``policy-second-answer`` if another list was answered before, ``policy-terms`` if the sum is
+        one that no client may be part of, or as `Policy.check`.
     """
     terms = client.terms
     reader = Reader(told, "survivors")
@@ -299,15 +330,16 @@ def release(client: Client, told: bytes, policy: Policy) -> tuple[Client, bytes]
     reader.finish()
     agreed = terms.agreed(client.view, survivors)
     if client.released not in (b"", agreed):
-        raise RejectedUpdate(
-            "second-release", "the shares of this sum were released for other survivors already"
+        raise Refusal(
+            "policy-second-answer",
+            "the shares of this sum were released for other survivors already",
         )
     if client.place not in survivors or not survivors <= client.view:
-        raise RejectedUpdate("refused", "the list of survivors is not one of clients that dealt")
+        raise Refusal("policy-terms", "the list of survivors is not one of clients that dealt")
     policy.check(terms, len(survivors))
     if (fewest := terms.fewest_neighbours(survivors)) < terms.threshold:
-        raise RejectedUpdate(
-            "refused", f"a survivor has {fewest} surviving neighbours, not {terms.threshold}"
+        raise Refusal(
+            "policy-terms", f"a survivor has {fewest} surviving neighbours, not {terms.threshold}"
         )
     active = client.active()
     key = derive(client.master, b"release", agreed)
@@ -330,14 +362,20 @@ def _open_packet(
 ) -> tuple[Secret, Holding]:
     terms, sender = client.terms, client.terms.seats[place]
     statement, packet = reader.blob(MAX_STATEMENT), reader.blob(MAX_PACKET)
-    commitment = reader.fixed(2 * COMMITMENT_SIZE)
+    commitment = reader.fixed(COMMITMENTS_SIZE)
     signed, signer = credentials.roster.verify(statement, STATEMENT, "client", now)
     if signer.name != sender:
-        raise BadPacket(sender, f"the shares of {sender} are signed by {signer.name}")
-    digests = read_statement(signed.body, terms, place).digests
-    at = terms.graph.neighbours(place).index(client.place)
-    if digests[at] != packet_digest(packet, commitment):
-        raise BadPacket(sender, f"{sender} did not sign this packet")
+        raise BadPacket((sender,), f"the shares of {sender} are signed by {signer.name}")
+    promise = read_statement(signed.body, terms, place)
+    if promise.instruction != client.instruction:
+        raise Refusal(
+            "policy-terms",
+            f"{sender} was asked for something else: the digests of model, configuration and plan "
+            "differ",
+        )
+    at = terms.neighbours(place).index(client.place)
+    if promise.digests[at] != packet_digest(packet, commitment):
+        raise BadPacket((sender,), f"{sender} did not sign this packet")
     try:
         plain = Reader(
             open_sealed(
@@ -351,16 +389,27 @@ def _open_packet(
         check_share(held.self_share)
         check_share(held.pair_share)
     except (CryptoError, RejectedUpdate) as error:
-        raise BadPacket(sender, f"from {sender}: {error}") from None
-    if commitment != commit_shares(place, client.place, held.self_share, held.pair_share):
-        raise BadPacket(sender, f"the shares from {sender} are not those it vouches for")
+        raise BadPacket((sender,), f"from {sender}: {error}") from None
+    if commitment != commit_dealt(place, client.place, held.self_share, held.pair_share, edge):
+        raise BadPacket((sender,), f"what {sender} dealt is not what it vouches for")
     return edge, held
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What a client signs when it deals: digests of its packets, commitments to its seeds."""
+    """What a client signs when it deals.
 
+    Parameters
+    ----------
+    instruction : bytes
+        Digest of the instruction that it answers.
+    self_seed, pair_key : bytes
+        Commitments.
+    digests : tuple of bytes
+        Of its packets with their commitments, by neighbour.
+    """
+
+    instruction: bytes
     self_seed: bytes
     pair_key: bytes
     digests: tuple[bytes, ...]
@@ -371,11 +420,13 @@ def read_statement(body: bytes, terms: Terms, place: int) -> Promise:
     reader = Reader(body, f"shares of {terms.seats[place]}")
     if reader.fixed(32) != terms.digest:
         raise reader.fail("they belong to another sum")
+    instruction = reader.fixed(INSTRUCTION_SIZE)
     self_seed, pair_key = reader.fixed(32), reader.fixed(32)
     joined = reader.blob(COMMITMENT_SIZE * terms.degree)
     reader.finish()
-    if len(joined) != COMMITMENT_SIZE * terms.degree:
-        raise reader.fail(f"{len(joined)} bytes of digests for {terms.degree} neighbours")
+    degree = len(terms.neighbours(place))
+    if len(joined) != COMMITMENT_SIZE * degree:
+        raise reader.fail(f"{len(joined)} bytes of digests for {degree} neighbours")
     starts = range(0, len(joined), COMMITMENT_SIZE)
     digests = tuple(joined[at : at + COMMITMENT_SIZE] for at in starts)
-    return Promise(self_seed, pair_key, digests)
+    return Promise(instruction, self_seed, pair_key, digests)

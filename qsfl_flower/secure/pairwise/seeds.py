@@ -12,6 +12,8 @@ from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import RejectedUpdate
 
 COMMITMENT_SIZE = 16
+DEALT = (b"self", b"pair", b"edge")
+"""What a packet holds and its dealer vouches for, in the order of the commitments."""
 TAG_SIZE = 16
 _NONCE = bytes(12)  # every key here encrypts one message
 
@@ -52,18 +54,24 @@ def commit_seed(seed: Secret) -> bytes:
     return hashlib.sha256(PROTOCOL + b"seed" + seed.reveal()).digest()
 
 
-def commit_shares(owner: int, holder: int, self_share: bytes, pair_share: bytes) -> bytes:
-    """Return the commitments to the two shares that a holder gets."""
-    return b"".join(
-        commit_share(owner, holder, kind, share)
-        for kind, share in ((b"self", self_share), (b"pair", pair_share))
-    )
+def commit_dealt(
+    owner: int, holder: int, self_share: bytes, pair_share: bytes, edge: Secret
+) -> bytes:
+    """Return the commitments to the two shares and the edge key that a holder gets."""
+    values = self_share, pair_share, edge.reveal()
+    return b"".join(commit_one(owner, holder, *one) for one in zip(DEALT, values, strict=True))
 
 
-def commit_share(owner: int, holder: int, kind: bytes, share: bytes) -> bytes:
-    """Return 16 bytes by which one share is recognised; a share has 300 random bits."""
+def commit_one(owner: int, holder: int, kind: bytes, value: bytes) -> bytes:
+    """Return 16 bytes by which a share or an edge key is recognised; both have 256 random bits."""
     label = PROTOCOL + kind + place_bytes(owner) + place_bytes(holder)
-    return hashlib.sha256(label + share).digest()[:COMMITMENT_SIZE]
+    return hashlib.sha256(label + value).digest()[:COMMITMENT_SIZE]
+
+
+def committed(commitments: bytes, kind: bytes) -> bytes:
+    """Return the commitment to one of `DEALT`."""
+    at = COMMITMENT_SIZE * DEALT.index(kind)
+    return commitments[at : at + COMMITMENT_SIZE]
 
 
 def packet_digest(packet: bytes, commitment: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.roster import Roster
@@ -11,6 +11,7 @@ from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE
 from qsfl_flower.secure.pairwise.client import (
+    COMMITMENTS_SIZE,
     MAX_PACKET,
     MAX_STATEMENT,
     STATEMENT,
@@ -20,10 +21,10 @@ from qsfl_flower.secure.pairwise.client import (
 from qsfl_flower.secure.pairwise.masks import Ring, apply_masks
 from qsfl_flower.secure.pairwise.recovery import SHARE_SIZE, check_share, join_shares
 from qsfl_flower.secure.pairwise.seeds import (
-    COMMITMENT_SIZE,
     TAG_SIZE,
+    commit_one,
     commit_seed,
-    commit_share,
+    committed,
     decrypt,
     edge_key,
     open_locker,
@@ -31,6 +32,31 @@ from qsfl_flower.secure.pairwise.seeds import (
     pair_seed,
 )
 from qsfl_flower.secure.pairwise.terms import Terms, write_places
+
+PROVEN = frozenset(
+    {
+        "inconsistent-release",
+        "inconsistent-shares",
+        "malformed",
+        "wrong-edge-key",
+        "wrong-locker",
+        "wrong-share",
+    }
+)
+"""Reasons for which bytes that the client itself has signed are the proof.
+
+- ``inconsistent-shares``: its statement commits to a seed and to shares; t of them, each as
+  committed, do not open it.
+- ``wrong-edge-key``: its statement commits to a pair key and to edge keys; one does not come from
+  the other.
+- ``wrong-locker``: its masked vector came with a locker that the edge key in its hands, which is
+  the one that the dealer committed to, does not open. Without that key it had to leave.
+- ``inconsistent-release``: the openers of its neighbours open its locks, and what is in them does
+  not open what it released.
+- ``wrong-share``: what it released is not the share that the dealer committed to, and that it
+  accepted before it masked.
+- ``malformed``: what it signed is no answer at all.
+"""
 
 _LOCKER = SEED_SIZE + TAG_SIZE
 
@@ -45,7 +71,7 @@ class SumAbandoned(QSFLError):
     detail : str
         One sentence for a person.
     culprit : str, optional
-        Whose fault it is, if that is certain.
+        Whose fault it is, if that is proven (`PROVEN`).
     """
 
     def __init__(self, reason: str, detail: str, culprit: str | None = None) -> None:
@@ -74,13 +100,31 @@ class Release:
     payload: bytes
 
 
-def read_deal(terms: Terms, place: int, data: bytes, roster: Roster, now: int) -> Deal:
-    """Check what the client at `place` dealt.
+@dataclass
+class Findings:
+    """What the server finds out about the clients while it unmasks a sum.
+
+    Parameters
+    ----------
+    faults : dict of int to RejectedUpdate
+        By place: who released something wrong.
+    apart : set of (int, int)
+        Pairs of places, the lower one first, of which one lies; nothing proves which.
+    """
+
+    faults: dict[int, RejectedUpdate] = field(default_factory=dict)
+    apart: set[tuple[int, int]] = field(default_factory=set)
+
+
+def read_deal(
+    terms: Terms, place: int, data: bytes, instruction: bytes, roster: Roster, now: int
+) -> Deal:
+    """Check what the client at `place` dealt, having been given an instruction of this digest.
 
     Raises
     ------
     RejectedUpdate
-        ``malformed``, ``bad-packet``, or as `Roster.verify`.
+        ``malformed``, ``bad-packet``, ``other-instruction``, or as `Roster.verify`.
     """
     name = terms.seats[place]
     reader = Reader(data, f"shares of {name}")
@@ -89,10 +133,14 @@ def read_deal(terms: Terms, place: int, data: bytes, roster: Roster, now: int) -
     if signer.name != name:
         raise RejectedUpdate("bad-packet", f"the shares of {name} are signed by {signer.name}")
     promise = read_statement(signed.body, terms, place)
+    if promise.instruction != instruction:
+        raise RejectedUpdate(
+            "other-instruction", f"{name} vouches for another instruction than it was given"
+        )
     packets, commitments = {}, {}
-    for digest, neighbour in zip(promise.digests, terms.graph.neighbours(place), strict=True):
+    for digest, neighbour in zip(promise.digests, terms.neighbours(place), strict=True):
         packets[neighbour] = reader.blob(MAX_PACKET)
-        commitments[neighbour] = reader.fixed(2 * COMMITMENT_SIZE)
+        commitments[neighbour] = reader.fixed(COMMITMENTS_SIZE)
         if digest != packet_digest(packets[neighbour], commitments[neighbour]):
             raise RejectedUpdate("bad-packet", f"{name} did not sign what it dealt")
     reader.finish()
@@ -116,7 +164,7 @@ def relay(terms: Terms, deals: Mapping[int, Deal], place: int) -> bytes:
     for neighbour in _active(terms, deals, place):
         dealt = deals[neighbour]
         out.blob(dealt.statement).blob(dealt.packets[place])
-        out.fixed(dealt.commitments[place], 2 * COMMITMENT_SIZE)
+        out.fixed(dealt.commitments[place], COMMITMENTS_SIZE)
     return out.done()
 
 
@@ -173,7 +221,8 @@ def unmask(
     lockers: Mapping[int, Mapping[int, bytes]],
     releases: Mapping[int, Release],
     total: Ring,
-) -> dict[int, RejectedUpdate]:
+    found: Findings,
+) -> None:
     """Take all masks off the sum of the masked vectors, in place.
 
     Parameters
@@ -189,34 +238,30 @@ def unmask(
     total : ndarray of uint32, shape (d,)
         The sum of the survivors' vectors.
 
-    Returns
-    -------
-    dict of int to RejectedUpdate
-        By place: who released something wrong, without harm to the sum.
+    found : Findings
+        What is found out is added to it, whether or not the sum can be opened.
 
     Raises
     ------
     SumAbandoned
-        ``recovery-failed`` if too few good shares of some seed came back,
-        ``inconsistent-shares`` if a client dealt shares that open no seed of its.
+        ``recovery-failed`` if too few good shares of some seed came back, or ``wrong-edge-key``,
+        ``inconsistent-shares`` or ``wrong-locker``, with the culprit.
     """
-    faults: dict[int, RejectedUpdate] = {}
     held: dict[int, dict[int, bytes]] = {place: {} for place in deals}
     for holder in releases:
         try:
-            opened = _opened(terms, releases, holder)
+            opened = _opened(terms, releases, holder, found)
         except RejectedUpdate as error:
-            faults[holder] = error
+            found.faults[holder] = error
             continue
         for owner, share in opened.items():
             kind = b"self" if owner in lockers else b"pair"
-            committed = deals[owner].commitments[holder]
-            half = slice(COMMITMENT_SIZE) if kind == b"self" else slice(COMMITMENT_SIZE, None)
-            if commit_share(owner, holder, kind, share) == committed[half]:
+            promised = committed(deals[owner].commitments[holder], kind)
+            if commit_one(owner, holder, kind, share) == promised:
                 held[owner][holder + 1] = share
             else:
                 detail = f"{terms.seats[holder]} released a wrong share of {terms.seats[owner]}"
-                faults[holder] = RejectedUpdate("wrong-share", detail)
+                found.faults[holder] = RejectedUpdate("wrong-share", detail)
     add: list[Secret] = []
     subtract: list[Secret] = []
     for owner, shares in held.items():
@@ -227,7 +272,6 @@ def unmask(
             add += below
             subtract += above
     apply_masks(total, add, subtract)
-    return faults
 
 
 def lost_masks(
@@ -244,13 +288,17 @@ def lost_masks(
     shares : mapping of int to bytes
         Shares of its pair key by point; the others as in `unmask`.
     """
-    pair_key, agreed = (
-        _joined(terms, owner, shares, deals[owner].promise.pair_key),
-        terms.agreed(deals),
-    )
+    pair_key = _joined(terms, owner, shares, deals[owner].promise.pair_key)
+    agreed, name = terms.agreed(deals), terms.seats[owner]
     add, subtract = [], []
     for place in _active(terms, lockers, owner):
         edge = edge_key(pair_key, place)
+        promised = committed(deals[owner].commitments[place], b"edge")
+        if commit_one(owner, place, b"edge", edge.reveal()) != promised:
+            detail = (
+                f"{name} dealt {terms.seats[place]} an edge key that its pair key does not give"
+            )
+            raise SumAbandoned("wrong-edge-key", detail, name)
         if owner < place:  # the survivor has subtracted this mask
             add.append(pair_seed(edge, agreed))
         else:
@@ -258,7 +306,9 @@ def lost_masks(
     return add, subtract
 
 
-def _opened(terms: Terms, releases: Mapping[int, Release], owner: int) -> dict[int, bytes]:
+def _opened(
+    terms: Terms, releases: Mapping[int, Release], owner: int, found: Findings
+) -> dict[int, bytes]:
     """Return the shares that a client released, by whose they are.
 
     Raises
@@ -272,15 +322,15 @@ def _opened(terms: Terms, releases: Mapping[int, Release], owner: int) -> dict[i
         if holder not in releases or len(shares) == terms.threshold:
             continue
         try:
-            share = decrypt(releases[holder].openers[owner], lock)
-            check_share(share)
-        except RejectedUpdate:
-            continue  # one of the two lies; others can open it
-        shares[holder + 1] = share
+            shares[holder + 1] = decrypt(releases[holder].openers[owner], lock)
+        except RejectedUpdate:  # one of the two lies; others can open it
+            found.apart.add((min(owner, holder), max(owner, holder)))
     name = terms.seats[owner]
     if len(shares) < terms.threshold:
         raise RejectedUpdate("locked", f"too few neighbours of {name} opened what it released")
     try:
+        for share in shares.values():
+            check_share(share)
         plain = decrypt(join_shares(shares), release.payload)
     except RejectedUpdate as error:
         raise RejectedUpdate("inconsistent-release", f"{name}: {error.detail}") from None
@@ -318,4 +368,4 @@ def _unlocked(terms: Terms, edge: Secret, agreed: bytes, locker: bytes, place: i
 def _active(terms: Terms, places: Iterable[int], place: int) -> list[int]:
     """Return the neighbours of a place that are among `places`, in ascending order."""
     among = frozenset(places)
-    return [other for other in terms.graph.neighbours(place) if other in among]
+    return [other for other in terms.neighbours(place) if other in among]

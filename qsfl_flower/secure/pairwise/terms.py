@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from qsfl_flower.crypto.binding import Binding
 from qsfl_flower.crypto.codec import Reader, Writer, check_identifier
-from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.secure.pairwise.graph import MAX_CLIENTS, Graph
 
 PURPOSE = "masked-sum-share"
-_MAGIC = b"QMASK\x01"
+_MAGIC = b"QMASK\x02"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Terms:
         As in `Graph`.
     nonce : bytes
         16 bytes that tell sums of one round apart.
+    apart : tuple of (str, str)
+        Sorted pairs of these names that share no edge: one of the two has lied about the other
+        before, and nothing proves which.
     """
 
     run: int
@@ -39,12 +43,20 @@ class Terms:
     degree: int
     threshold: int
     nonce: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    apart: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if list(self.names) != sorted(set(self.names)):
             raise ConfigError("masked sum: the names must be sorted and distinct")
         for name in self.names:
             check_identifier(name, "client")
+        known = frozenset(self.names)
+        if list(self.apart) != sorted(set(self.apart)) or any(
+            not (a < b and a in known and b in known) for a, b in self.apart
+        ):
+            raise ConfigError(
+                "masked sum: the pairs without an edge must be sorted and of its names"
+            )
 
     @cached_property
     def graph(self) -> Graph:
@@ -68,13 +80,37 @@ class Terms:
         """The place of every name."""
         return {name: place for place, name in enumerate(self.seats)}
 
+    @cached_property
+    def _barred(self) -> Mapping[int, frozenset[int]]:
+        barred: defaultdict[int, set[int]] = defaultdict(set)
+        for pair in self.apart:
+            a, b = (self.places[name] for name in pair)
+            barred[a].add(b)
+            barred[b].add(a)
+        return {place: frozenset(others) for place, others in barred.items()}
+
+    def neighbours(self, place: int) -> tuple[int, ...]:
+        """Return the places that share an edge with `place`, in ascending order."""
+        barred = self._barred.get(place, frozenset())
+        return tuple(other for other in self.graph.neighbours(place) if other not in barred)
+
+    def isolated(self) -> list[str]:
+        """Return who has too few neighbours because of `apart`, the worst first."""
+        left = {place: len(self.neighbours(place)) for place in sorted(self._barred)}
+        few = sorted(left, key=left.__getitem__)
+        return [self.seats[place] for place in few if left[place] < self.threshold]
+
     def encode(self) -> bytes:
         """Return the canonical encoding."""
+        at = {name: index for index, name in enumerate(self.names)}
         out = Writer(_MAGIC).uint(self.run, 8).uint(self.round, 8)
         out.fixed(self.nonce, 16).uint(self.degree, 2).uint(self.threshold, 2)
         out.uint(len(self.names), 2)
         for name in self.names:
             out.text(name)
+        out.uint(len(self.apart), 4)
+        for a, b in self.apart:
+            out.uint(at[a], 2).uint(at[b], 2)
         return out.done()
 
     @classmethod
@@ -87,12 +123,18 @@ class Terms:
         if not 2 <= count <= MAX_CLIENTS:
             raise reader.fail(f"{count} clients, allowed are 2 to {MAX_CLIENTS}")
         names = tuple(reader.identifier("client") for _ in range(count))
+        pairs = [(reader.uint(2), reader.uint(2)) for _ in range(reader.uint(4))]
         reader.finish()
+        if any(max(pair) >= count for pair in pairs):
+            raise reader.fail(f"a pair beyond the {count} clients")
         try:
-            terms = cls(run, round_, names, degree, threshold, nonce)
-            _ = terms.graph
+            apart = tuple((names[a], names[b]) for a, b in pairs)
+            terms = cls(run, round_, names, degree, threshold, nonce, apart)
+            alone = terms.isolated()
         except ConfigError as error:
             raise reader.fail(str(error)) from None
+        if alone:
+            raise reader.fail(f"{alone[0]} has fewer than {threshold} neighbours")
         return terms
 
     def binding(self, sender: int, receiver: int) -> Binding:
@@ -103,7 +145,7 @@ class Terms:
     def fewest_neighbours(self, places: Collection[int]) -> int:
         """Return how many neighbours among `places` the worst placed of them has."""
         among = frozenset(places)
-        return min(len(among.intersection(self.graph.neighbours(place))) for place in among)
+        return min(len(among.intersection(self.neighbours(place))) for place in among)
 
     def agreed(self, view: Collection[int], survivors: Collection[int] = ()) -> bytes:
         """Return the digest of what a client was told: who dealt, and who survived."""
@@ -126,7 +168,7 @@ class Policy:
     """
 
     colluding: float = 0.1
-    min_clients: int = 2
+    min_clients: int = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.colluding < 1 or self.min_clients < 2:
@@ -136,21 +178,22 @@ class Policy:
             )
 
     def check(self, terms: Terms, left: int) -> None:
-        """Raise ``refused`` unless a sum over `left` clients is one that this client takes part in.
+        """Refuse a sum over `left` clients that is none that this client takes part in.
 
         Raises
         ------
-        RejectedUpdate
-            ``refused``, with the reason.
+        Refusal
+            ``policy-cohort`` or ``policy-threshold``.
         """
         if left < self.min_clients:
-            raise RejectedUpdate(
-                "refused", f"a sum of {left} clients; at least {self.min_clients} are required here"
+            raise Refusal(
+                "policy-cohort",
+                f"a sum of {left} clients; at least {self.min_clients} are required here",
             )
         try:
             terms.graph.check(self.colluding, lost=len(terms.names) - left)
         except ConfigError as error:
-            raise RejectedUpdate("refused", str(error)) from None
+            raise Refusal("policy-threshold", str(error)) from None
 
 
 def write_places(out: Writer, places: Collection[int], count: int) -> None:

@@ -11,6 +11,7 @@ from qsfl_flower.secure.pairwise.graph import complete_graph
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
 
 NOW = 1_800_000_000
+INSTRUCTION = bytes(range(32))
 
 
 class Sum:
@@ -19,11 +20,11 @@ class Sum:
     Clients are named by their place on the ring. Everything goes through bytes.
     """
 
-    def __init__(self, keys, n, graph=None, size=50, policy=None, seed=0):
+    def __init__(self, keys, n, graph=None, size=50, policy=None, seed=0, apart=()):
         names = tuple(sorted(keys.clients)[:n])
         self.roster = open_roster(keys.roster, keys.authority)
         graph = graph or complete_graph(n, 0.0)
-        self.terms = Terms(1, 1, names, graph.degree, graph.threshold)
+        self.terms = Terms(1, 1, names, graph.degree, graph.threshold, apart=apart)
         self.policy = policy or Policy(colluding=0.0)
         self.parties = {
             place: Credentials(keys.clients[name], self.roster)
@@ -33,15 +34,17 @@ class Sum:
         self.values = generator.integers(0, 2**32, (n, size), dtype=np.uint32)
         self.clients, self.deals, self.lockers, self.releases = {}, {}, {}, {}
         self.masked = {}
-        self.sent = {}
+        self.instruction = INSTRUCTION
 
     def deal(self, place):
-        state, data = client.deal(self.terms, self.parties[place], self.policy, NOW)
+        state, data = client.deal(
+            self.terms, self.instruction, self.parties[place], self.policy, NOW
+        )
         self.clients[place] = state.encode()
         return data
 
     def take_deal(self, place, data):
-        self.deals[place] = server.read_deal(self.terms, place, data, self.roster, NOW)
+        self.deals[place] = server.read_deal(self.terms, place, data, INSTRUCTION, self.roster, NOW)
 
     def mask(self, place, relayed=None):
         relayed = server.relay(self.terms, self.deals, place) if relayed is None else relayed
@@ -72,8 +75,9 @@ class Sum:
         total = np.zeros(self.values.shape[1], np.uint32)
         for vector in self.masked.values():
             total += vector
-        faults = server.unmask(self.terms, self.deals, self.lockers, self.releases, total)
-        return total, faults
+        self.found = server.Findings()
+        server.unmask(self.terms, self.deals, self.lockers, self.releases, total, self.found)
+        return total, self.found.faults
 
     def plain(self):
         return self.values[sorted(self.lockers)].sum(axis=0, dtype=np.uint32)

@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.identity import create_identity
-from qsfl_flower.errors import CryptoError, RejectedUpdate
+from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.secure.pairwise import client, server
 from qsfl_flower.secure.pairwise.graph import Graph, complete_graph, sparse_graph
 from qsfl_flower.secure.pairwise.recovery import join_shares
 from qsfl_flower.secure.pairwise.server import SumAbandoned
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
 
-from .conftest import NOW
+from .conftest import INSTRUCTION, NOW
 
 SHARED = [HealthCheck.function_scoped_fixture]  # the fixture only makes new sums
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 12])
 def test_the_sum_is_exact(make_sum, n):
-    run = make_sum(n)
+    run = make_sum(n, policy=Policy(colluding=0.0, min_clients=2))
     total, faults = run.run()
     np.testing.assert_array_equal(total, run.plain())
     assert not faults
@@ -90,7 +90,7 @@ def test_too_few_survivors_end_the_sum(make_sum):
         run.take_masked(place, *run.mask(place))
     with pytest.raises(SumAbandoned, match="too-few-clients"):
         server.check_enough(run.terms, run.lockers)
-    with pytest.raises(RejectedUpdate, match="refused: a survivor has 2 surviving neighbours"):
+    with pytest.raises(Refusal, match="policy-terms: a survivor has 2 surviving neighbours"):
         run.release(0)
 
 
@@ -132,7 +132,7 @@ def test_what_two_lists_of_survivors_release_opens_only_one(make_sum):
         }
         for place in releases:
             with pytest.raises(RejectedUpdate, match="locked"):
-                server._opened(run.terms, releases, place)
+                server._opened(run.terms, releases, place, server.Findings())
 
 
 def test_a_release_mixed_from_two_stories_does_not_open(make_sum):
@@ -147,7 +147,7 @@ def test_a_release_mixed_from_two_stories_does_not_open(make_sum):
         p: server.read_release(run.terms, run.deals, range(6), p, honest[p]) for p in honest
     } | {p: server.read_release(run.terms, run.deals, range(5), p, other[p]) for p in other}
     with pytest.raises(RejectedUpdate, match="locked"):
-        server._opened(run.terms, mixed, 0)
+        server._opened(run.terms, mixed, 0, server.Findings())
 
 
 def test_never_both_shares_of_one_peer(make_sum):
@@ -158,7 +158,7 @@ def test_never_both_shares_of_one_peer(make_sum):
         run.take_masked(place, *run.mask(place))
     first = run.release(0, {0, 1, 2, 3})
     assert run.release(0, {0, 1, 2, 3}) == first, "the same question has the same answer"
-    with pytest.raises(RejectedUpdate, match="second-release"):
+    with pytest.raises(Refusal, match=r"policy-second-answer: .* released"):
         run.release(0, {0, 1, 2, 3, 4})
 
 
@@ -167,7 +167,7 @@ def test_a_vector_is_masked_once(make_sum):
     for place in range(4):
         run.take_deal(place, run.deal(place))
     run.mask(0)
-    with pytest.raises(RejectedUpdate, match="second-mask"):
+    with pytest.raises(Refusal, match=r"policy-second-answer: .* masked"):
         run.mask(0)
 
 
@@ -180,21 +180,21 @@ def test_a_vector_is_masked_once(make_sum):
 )
 def test_a_client_has_a_policy_of_its_own(make_sum, policy, n, reason):
     run = make_sum(n, policy=policy)
-    with pytest.raises(RejectedUpdate, match=reason):
+    with pytest.raises(Refusal, match=reason):
         run.deal(0)
 
 
 def test_a_client_refuses_a_sparse_graph_that_does_not_protect_it(make_sum):
     run = make_sum(20, graph=Graph(20, 2, 1), policy=Policy(colluding=0.2))
-    with pytest.raises(RejectedUpdate, match="leave a risk"):
+    with pytest.raises(Refusal, match=r"policy-threshold: .* leave a risk"):
         run.deal(0)
 
 
 def test_a_client_refuses_a_sum_without_itself(make_sum, keys):
     run = make_sum(4)
     stranger = Credentials(keys.clients["client-10"], run.roster)
-    with pytest.raises(RejectedUpdate, match="client-10 is not among"):
-        client.deal(run.terms, stranger, run.policy, NOW)
+    with pytest.raises(Refusal, match="client-10 is not among"):
+        client.deal(run.terms, INSTRUCTION, stranger, run.policy, NOW)
 
 
 @pytest.mark.parametrize("survivors", [{1, 2, 3, 4}, {0, 1, 2, 3, 5}])
@@ -203,7 +203,7 @@ def test_impossible_survivors_are_refused(make_sum, survivors):
     for place in range(5):
         run.take_deal(place, run.deal(place))
     run.mask(0)
-    with pytest.raises(RejectedUpdate, match="refused: the list of survivors"):
+    with pytest.raises(Refusal, match="policy-terms: the list of survivors"):
         run.release(0, survivors)
 
 
@@ -213,13 +213,13 @@ def test_a_lying_server_cannot_insert_its_own_keys(make_sum, keys):
     foreign = Terms(1, 1, (*run.terms.names[:3], "mallory"), 3, 2)
     me = Credentials(keys.clients[run.terms.names[0]], run.roster)
     with pytest.raises(RejectedUpdate, match="unknown: mallory is not in roster"):
-        client.deal(foreign, me, run.policy, NOW)
+        client.deal(foreign, INSTRUCTION, me, run.policy, NOW)
 
     for place in range(4):
         run.take_deal(place, run.deal(place))
     impostor = create_identity(run.terms.seats[1], now=NOW)
     _, forged = client.deal(
-        run.terms, Credentials(impostor, Forgiving(run.roster)), run.policy, NOW
+        run.terms, INSTRUCTION, Credentials(impostor, Forgiving(run.roster)), run.policy, NOW
     )
     with pytest.raises(RejectedUpdate, match="wrong-key"):
         run.take_deal(1, forged)
@@ -319,11 +319,11 @@ def test_shares_that_open_no_seed_name_the_dealer(make_sum, monkeypatch):
 def test_a_dealer_that_vouches_for_other_shares_is_refused(make_sum, monkeypatch):
     run = make_sum(4)
     with monkeypatch.context() as patch:
-        patch.setattr(client, "commit_shares", lambda *_: bytes(32))
+        patch.setattr(client, "commit_dealt", lambda *_: bytes(48))
         run.take_deal(0, run.deal(0))
     for place in range(1, 4):
         run.take_deal(place, run.deal(place))
-    with pytest.raises(RejectedUpdate, match="bad-packet: the shares from"):
+    with pytest.raises(RejectedUpdate, match=r"bad-packet: what .* dealt is not"):
         run.mask(1)
 
 
@@ -341,9 +341,10 @@ def test_hostile_bytes_end_in_named_errors(make_sum, messages, data):
     bad = good[:at] if cut else good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :]
     try:
         if which == "deal":
-            server.read_deal(run.terms, 0, bad, run.roster, NOW)
+            server.read_deal(run.terms, 0, bad, INSTRUCTION, run.roster, NOW)
         elif which == "relay":
-            fresh = client.Client(run.terms, 0, client.Client.decode(run.clients[0]).master)
+            master = client.Client.decode(run.clients[0]).master
+            fresh = client.Client(run.terms, 0, master, INSTRUCTION)
             client.mask(fresh, bad, run.values[0].copy(), run.parties[0], run.policy, NOW)
         elif which == "lockers":
             server.read_lockers(run.terms, run.deals, 0, bad)
@@ -351,7 +352,7 @@ def test_hostile_bytes_end_in_named_errors(make_sum, messages, data):
             server.read_release(run.terms, run.deals, run.lockers, 0, bad)
         else:
             client.Client.decode(bad)
-    except (CryptoError, RejectedUpdate):
+    except (CryptoError, RejectedUpdate, Refusal):
         pass
 
 
