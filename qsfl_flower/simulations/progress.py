@@ -68,7 +68,7 @@ class TerminalDisplay(Display):
     def round_over(self, record: RoundRecord, rounds: int) -> None:
         """Print the line of a round."""
         with self._lock:
-            self._console.print(describe(record, rounds), highlight=False)
+            self._console.print(describe(record, rounds), highlight=False, markup=False)
             if self._progress:
                 self._progress.update(self._rounds, completed=record.round)
 

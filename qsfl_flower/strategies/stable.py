@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
-from qsfl_flower.errors import ConfigError, RejectedUpdate, TooFewReplies
+from qsfl_flower.errors import INTERNAL, ConfigError, QSFLError, RejectedUpdate, TooFewReplies
 from qsfl_flower.numerics import Monitor, Reaction
 from qsfl_flower.strategies.admission import (
     Asked,
@@ -46,7 +46,15 @@ from qsfl_flower.strategies.stages import (
     Stage,
     State,
 )
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
+from qsfl_flower.strategies.update import (
+    Cohort,
+    Rejection,
+    Sender,
+    Update,
+    Weighting,
+    internal_log,
+    told_with_frames,
+)
 from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, content_bytes, from_record, to_record
 from qsfl_flower.wire.content import instruction_digest
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
@@ -575,9 +583,22 @@ class StableFedAvg(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Run a cohort through the chain; see `aggregate_train`."""
         chain, server_round = self.chain, training.context.server_round
-        outcome = aggregate(
-            cohort, training.model, chain, self.states, training.context, self._fewest
-        )
+        try:
+            outcome = aggregate(
+                cohort, training.model, chain, self.states, training.context, self._fewest
+            )
+        except QSFLError:
+            raise
+        except Exception as error:
+            # Every single reply was in order: what they are together must not end the run either.
+            told = told_with_frames(error)
+            internal_log.error(
+                "round %d: combining the updates failed by a fault of the suite or of a stage of "
+                "yours: %s",
+                server_round,
+                told,
+            )
+            outcome = Outcome(cohort, self.states, skipped=f"{INTERNAL}: {told.splitlines()[0]}")
         self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
         self.states = self._with_gates(outcome.states)
         self.sampling.history = self.sampling.history.hear(self.outcome.cohort)

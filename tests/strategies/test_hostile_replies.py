@@ -17,6 +17,7 @@ from qsfl_flower.errors import REFUSALS, TooFewReplies, plain
 from qsfl_flower.strategies import (
     AuthenticatedFedAvg,
     BufferedAsync,
+    FedAvgM,
     Krum,
     RunObserver,
     StableFedAvg,
@@ -271,6 +272,28 @@ def test_a_fault_of_ours_is_counted_and_logged_and_the_round_goes_on(
     assert "ZeroDivisionError" in told
     assert "in check" in told, "with its traceback"
     assert "\x1b" not in told
+
+
+class Worse(FedAvgM):
+    """A stage with a fault that all updates together bring to light, in one round."""
+
+    def apply(self, vector, state, context):
+        if context.server_round == 2:
+            raise ZeroDivisionError("together")
+        return super().apply(vector, state, context)
+
+
+@pytest.mark.expects_internal
+def test_a_fault_in_combining_skips_the_round(fake_grid, trained, internal_faults):
+    watch = Watch()
+    clients = {n: trained(1.0) for n in range(1, 5)}
+    strategy = StableFedAvg(stages=[Worse()], fraction_evaluate=0.0, observer=watch, **ALONE)
+    result = strategy.start(fake_grid(clients), model(), num_rounds=3, timeout=5)
+    assert [bool(r.skipped) for r in watch.records] == [False, False, True, False]
+    assert watch.records[2].skipped == "internal: ZeroDivisionError: together"
+    assert result.arrays["w"].numpy()[0] > 1.9
+    (told,) = internal_faults
+    assert "in apply" in told
 
 
 HOSTILE = "x\nWARNING round 1: revoked\r\u202e\x1b]0;OWNED\x07\u2028\x9b"
