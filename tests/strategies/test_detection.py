@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qsfl_flower.numerics import Layout, Vector, measure
@@ -120,3 +122,27 @@ def test_updates_on_a_shared_support_are_judged_among_themselves():
     )
     judged, _, _ = stage.apply(part, stage.init(LAYOUT), context(1))
     assert {r.sender.rank for r in judged.rejections} >= {0, 1, 2, 3}
+
+
+def test_a_quarantine_outlasts_a_new_node_where_names_are_proven():
+    """From round 5 on the attackers answer from nodes that have just registered."""
+
+    def moved(server_round, proven):
+        def sender(rank):
+            new = rank + CLIENTS if rank < 4 and server_round >= 5 else rank
+            name = f"c{rank}"
+            return Sender(100 + new, new, name, identity=name if proven else None)
+
+        made = cohort(server_round)
+        updates = tuple(replace(u, sender=sender(u.sender.rank)) for u in made.updates)
+        return replace(made, updates=updates)
+
+    for proven in (True, False):
+        stage = Detect(FAST)
+        state = stage.init(LAYOUT)
+        for server_round in range(1, 6):
+            judged, state, _ = stage.apply(
+                moved(server_round, proven), state, context(server_round)
+            )
+        reasons = {r.reason for r in judged.rejections if r.sender.name in ("c0", "c1", "c2", "c3")}
+        assert reasons == ({"quarantined"} if proven else {"flagged"})

@@ -13,17 +13,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.clients import authentication
+from qsfl_flower.clients.steps import TASKS
 from qsfl_flower.errors import REFUSALS, TooFewReplies, plain
 from qsfl_flower.strategies import (
     AuthenticatedFedAvg,
     BufferedAsync,
     FedAvgM,
     Krum,
+    MaskedSum,
     RunObserver,
     StableFedAvg,
     Validate,
 )
 from qsfl_flower.strategies.compression import CompressedFedAvg
+from qsfl_flower.wire.keys import MASKED_SUM
+
+from .conftest import MODEL, NOW
 
 ALONE = {"min_available_nodes": 4, "min_train_nodes": 4, "min_evaluate_nodes": 4}
 
@@ -201,10 +206,10 @@ def test_no_content_ends_the_run(fake_grid, internal_faults, name, content, keep
     assert not internal_faults
 
 
-def run_one(strategy, grid):
-    """Train once; a round without any usable reply is no failure here."""
+def run_one(strategy, grid, start=None):
+    """Train twice; a round without any usable reply is no failure here."""
     with suppress(TooFewReplies):
-        strategy.start(grid, model(), num_rounds=2, timeout=0.05)
+        strategy.start(grid, model() if start is None else start, num_rounds=2, timeout=0.05)
 
 
 def test_a_malformed_reply_is_one_of_the_liars_that_a_rule_withstands(fake_grid, trained):
@@ -355,6 +360,32 @@ def test_a_client_cannot_invent_a_reason(fake_grid, trained, reason):
         fake_grid(clients), model(), num_rounds=1, timeout=5
     )
     assert watch.records[1].rejected == {"malformed": 1}
+
+
+@pytest.mark.parametrize("reason", ["bad-signature", "revoked", "no-reply", HOSTILE])
+def test_nor_inside_a_masked_sum(federation, monkeypatch, caplog, reason):
+    told = {"refused": reason, "detail": HOSTILE, "about": HOSTILE}
+
+    def attack(message, answer):
+        with monkeypatch.context() as patched:
+            for task in [name for name in TASKS if name.startswith(MASKED_SUM)]:
+                content = RecordDict({MASKED_SUM: ConfigRecord({**told})})
+                patched.setitem(TASKS, task, lambda context, content=content: content)
+            return answer(message)
+
+    grid, _ = federation(5, {3: attack})
+    watch = Watch()
+    stages = [
+        federation.gate,
+        MaskedSum(federation.credentials, bound=1.0, clock=lambda: NOW, metrics=()),
+    ]
+    strategy = StableFedAvg(stages=stages, fraction_evaluate=0.0, observer=watch, **ALONE)
+    start = ArrayRecord({k: Array(np.asarray(v)) for k, v in MODEL.items()})
+    run_one(strategy, grid, start)
+    assert {r for record in watch.records for r in record.rejected} == {"malformed"}
+    told = [record.getMessage() for record in caplog.records if record.name == "qsfl_flower"]
+    assert told
+    assert all(text.isprintable() for text in told)
 
 
 def test_every_reason_of_refusal_is_accepted(fake_grid, trained):
