@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -28,6 +29,8 @@ from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import Combined, CombineStage, RoundContext, State
 from qsfl_flower.strategies.update import Cohort, Rejection, Update
+
+log = logging.getLogger("qsfl_flower")
 
 NOT_SELECTED = "not-selected"
 """Status of an update that the rule has left out."""
@@ -141,7 +144,17 @@ class Robust(CombineStage):
             if rule.num_byzantine is None or not known:
                 raise
             left = replace(rule, num_byzantine=max(0, rule.num_byzantine - known))
-            return aggregate(updates, left, before)
+            found = aggregate(updates, left, before)
+            log.warning(
+                "%s: %d replies were no updates and count among the %d liars; the rule withstands "
+                "%d among the other %d updates",
+                rule.name,
+                known,
+                rule.num_byzantine,
+                found.num_byzantine,
+                updates.count,
+            )
+            return found
 
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
         """Apply the rule to the updates of a round."""

@@ -212,13 +212,14 @@ def run_one(strategy, grid, start=None):
         strategy.start(grid, model() if start is None else start, num_rounds=2, timeout=0.05)
 
 
-def test_a_malformed_reply_is_one_of_the_liars_that_a_rule_withstands(fake_grid, trained):
+def test_a_malformed_reply_is_one_of_the_liars_that_a_rule_withstands(fake_grid, trained, caplog):
     """Krum for one liar needs five updates; of five clients one sends nonsense."""
     watch = Watch()
     clients = {n: trained(1.0) for n in range(1, 6)} | {3: answers(header_byte(b"\x1d"))}
     strategy = Krum(num_malicious_nodes=1, fraction_evaluate=0.0, observer=watch, **ALONE)
     result = strategy.start(fake_grid(clients), model(), num_rounds=2, timeout=5)
     np.testing.assert_allclose(result.arrays["w"].numpy(), 2.0)
+    assert "1 replies were no updates and count among the 1 liars" in caplog.text
     silent = {**clients, 3: lambda message: None}
     strategy = Krum(num_malicious_nodes=1, fraction_evaluate=0.0, observer=watch, **ALONE)
     with pytest.raises(TooFewReplies, match="withstands at most 0"):
