@@ -23,7 +23,10 @@ from qsfl_flower.asynchrony import WallClock
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.envelope import sign_instruction
 from qsfl_flower.crypto.federation import create_federation
+from qsfl_flower.crypto.handshake import make_offer
+from qsfl_flower.crypto.messages import Instruction
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.strategies import Authenticate, RunObserver, StableFedAvg, Stage
@@ -31,6 +34,8 @@ from qsfl_flower.strategies.record import ClientRow, RoundRecord
 from qsfl_flower.testing.grid import App, AppNode, NodeGrid, Tap, context_of
 from qsfl_flower.testing.taps import observe
 from qsfl_flower.wire.arrays import from_record
+from qsfl_flower.wire.content import AUTH_RECORD, digest_of
+from qsfl_flower.wire.keys import INSTRUCTION_KEY
 
 FIRST_NODE = 100
 Floats = NDArray[np.float64]
@@ -140,8 +145,9 @@ class LocalFederation:
         The run's configuration.
     mods : sequence of Mod
         Between `auth_mod` and the app; `qsfl_mod` alone by default.
-    train : Callable[[int, Floats], Floats], optional
-        Takes client and model, returns the trained model.
+    train : Callable[[int, int, Floats], Floats], optional
+        Takes client, ``server-round`` of the configuration (0 if there is none) and model, and
+        returns the trained model.
     """
 
     clients: int = 6
@@ -149,7 +155,7 @@ class LocalFederation:
     node_config: Callable[[int], Mapping[str, Any]] = lambda client: {}
     run_config: Mapping[str, Any] = field(default_factory=dict)
     mods: Sequence[Mod] = (qsfl_mod,)
-    train: Callable[[int, Floats], Floats] | None = None
+    train: Callable[[int, int, Floats], Floats] | None = None
 
     def __post_init__(self) -> None:
         self.names = [f"client-{n}" for n in range(self.clients)]
@@ -239,12 +245,45 @@ class LocalFederation:
         model = from_record(result.arrays)["w"].astype(np.float64)
         return Outcome(model, tuple(rows.rounds), tuple(rows.clients))
 
+    def ask(
+        self, client: int, content: RecordDict, kind: str = "train", server_round: int = 1
+    ) -> Message | None:
+        """Send one client anything, signed with the server's key; return what reaches the server.
+
+        This is a server that lies as it likes, and that nobody can tell from an honest one.
+        """
+        now, identity = int(self.grid_time()), self.keys.server
+        told = Instruction(
+            run=self.contexts[client].run_id,
+            round=server_round,
+            model_version=server_round,
+            purpose=kind,
+            content=digest_of(content),
+            issued_at=now,
+            expires_at=now + 600,
+            offer=make_offer(identity.public().suite).encode(),
+        )
+        signed = sign_instruction(told, identity.name, identity.keys[0].signing)
+        auth = ConfigRecord({INSTRUCTION_KEY: signed})
+        whole = RecordDict({**content, AUTH_RECORD: auth})
+        message = Message(whole, FIRST_NODE + client, kind)
+        (name,) = self.grid.push_messages([message])
+        return next(iter(self.grid.pull_messages([name])), None)
+
+    def forget(self) -> None:
+        """Set every node back to the state before its first message."""
+        for context in self.contexts:
+            context.state.clear()
+
     def _train(self, client: int, message: Message) -> Message:
         model = from_record(next(iter(message.content.array_records.values())))
         if self.train is None:
             trained = {k: v + self.update_of(client).reshape(v.shape) for k, v in model.items()}
         else:
-            trained = {k: self.train(client, v) for k, v in model.items()}
+            configs = message.content.config_records.values()
+            told = [c["server-round"] for c in configs if "server-round" in c]
+            number = told[0] if told and isinstance(told[0], int) else 0
+            trained = {k: self.train(client, number, v) for k, v in model.items()}
         arrays = ArrayRecord({k: Array(np.asarray(v)) for k, v in trained.items()})
         metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0 + 0.01 * client})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
