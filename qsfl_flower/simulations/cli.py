@@ -195,7 +195,9 @@ def compare(
 def list_command(folder: RunsFolder = Path("runs")) -> None:
     """List the runs of a folder."""
     with _errors():
-        table = Table("run", "status", "rounds", "accuracy", "seconds", "started", box=None)
+        table = Table(box=None)
+        for title in ("run", "status", "rounds", "accuracy", "seconds", "started"):
+            table.add_column(title, overflow="fold")
         for row in list_runs(folder):
             table.add_row(
                 Text(row.name),
@@ -205,7 +207,9 @@ def list_command(folder: RunsFolder = Path("runs")) -> None:
                 "" if row.seconds is None else f"{row.seconds:.1f}",
                 str(row.started or ""),
             )
-        _out.print(table, highlight=False)
+        # A pipe has no width: nothing is cut or folded there.
+        console = _out if _out.is_terminal else Console(width=10_000, soft_wrap=True)
+        console.print(table, highlight=False)
 
 
 @app.command()

@@ -111,6 +111,7 @@ class RunFolder:
         self._last: Mapping[str, Any] = {}
         self._totals: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
+        self._unused: Counter[str] = Counter()
 
     def begin(self, partition: Mapping[str, Any]) -> None:
         """Write what is known before the first round."""
@@ -204,6 +205,7 @@ class RunFolder:
             "seconds": seconds,
             "epsilon": self._spent(status),
             "rejected": dict(sorted(self._rejected.items())),
+            "unused": dict(sorted(self._unused.items())),
             "error": error,
             "started": self._started.isoformat(timespec="seconds"),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -221,6 +223,7 @@ class RunFolder:
     def _count(self, record: Mapping[str, Any]) -> None:
         self._totals.update({k: record[k] for k in ("bytes_up", "bytes_down")})
         self._rejected.update(record["rejected"])
+        self._unused.update(record.get("unused", record["rejected"]))
 
     def _write(self, name: str, text: str) -> None:
         replace_file(self.path / name, text.encode(), 0o644)

@@ -98,9 +98,9 @@ def describe(record: RoundRecord, rounds: int) -> str:
         parts.append(f"up {human_bytes(record.bytes_up)}")
         parts.append(f"down {human_bytes(record.bytes_down)}")
     parts.append(f"{record.time_s:.1f} s")
-    if record.rejected:
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in record.rejected.items())
-        parts.append(f"rejected: {reasons}")
+    if record.unused:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in record.unused.items())
+        parts.append(f"not used: {reasons}")
     if record.skipped:
         parts.append(f"model unchanged: {record.skipped}")
     if record.alarm:

@@ -48,6 +48,9 @@ class RoundRecord:
     `dense_down` and `dense_up` are what the same messages would carry with a whole model in each
     instruction and each training reply: ``bytes_up / dense_up`` is the share that compression left.
 
+    `accepted` updates made the model; `rejected` counts the replies that were refused by reason,
+    and `unused` these and the updates that a rule did not select.
+
     `clock_s` is the strategy's clock after training: virtual seconds in simulations of devices.
     `stage_seconds` is what each stage took on the server, with its waiting for clients.
     """
@@ -72,6 +75,7 @@ class RoundRecord:
     accepted: int = 0
     capped: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
+    unused: Mapping[str, int] = field(default_factory=dict)
     update_norm: float | None = None
     skipped: str | None = None
     alarm: str | None = None
@@ -134,7 +138,7 @@ def causes(record: RoundRecord, clients: Iterable[ClientRow]) -> list[str]:
         f"{count} x {reason} (client {row.client}: {row.detail})"
         if (row := first_of.get(reason)) and row.detail
         else f"{count} x {reason}"
-        for reason, count in record.rejected.items()
+        for reason, count in (record.unused or record.rejected).items()
     ]
 
 

@@ -180,8 +180,9 @@ def _one_round(
         rows = client_rows(server_round, outcome.cohort)
         record = replace(
             record,
-            accepted=len(outcome.cohort.updates),
+            accepted=outcome.cohort.accepted,
             rejected=outcome.cohort.reasons(),
+            unused=outcome.cohort.unused(),
             capped=outcome.capped,
             update_norm=outcome.update_norm,
             skipped=outcome.skipped,

@@ -30,6 +30,9 @@ T = TypeVar("T")
 internal_log = logging.getLogger("qsfl_flower.internal")
 """Faults of ours that a reply brought to light; a test fails if one is logged here."""
 
+ACCEPTED = "accepted"
+"""The status of an update that the model is made of."""
+
 
 @dataclass(frozen=True)
 class Sender:
@@ -118,7 +121,7 @@ class Update:
     damping : float
         Factor in (0, 1] on the weight, for its staleness.
     status : str
-        ``"accepted"``, or why a stage lets the update count for nothing without rejecting it.
+        `ACCEPTED`, or why a stage lets the update count for nothing without rejecting it.
     score : float or None
         How far a robust rule finds the update from what it trusts; lower is better.
     opinion : Opinion or None
@@ -139,7 +142,7 @@ class Update:
     weight: float = 0.0
     staleness: int = 0
     damping: float = 1.0
-    status: str = "accepted"
+    status: str = ACCEPTED
     score: float | None = None
     opinion: Opinion | None = None
     sealed: object | None = None
@@ -262,6 +265,22 @@ class Cohort:
                 rejections.append(replace(found, bytes_up=update.bytes_up))
         return replace(self, updates=tuple(kept), rejections=tuple(rejections))
 
+    @property
+    def accepted(self) -> int:
+        """How many updates the model is made of."""
+        return self._statuses()[ACCEPTED]
+
+    def unused(self) -> dict[str, int]:
+        """Count what is not used by reason, in alphabetical order.
+
+        A reply that was rejected and an update that a rule did not select are both not used.
+        Summaries, reports and comparisons count these, and `accepted`.
+        """
+        return {name: n for name, n in sorted(self._statuses().items()) if name != ACCEPTED}
+
     def reasons(self) -> dict[str, int]:
         """Count the rejections by reason, in alphabetical order."""
         return dict(sorted(Counter(r.reason for r in self.rejections).items()))
+
+    def _statuses(self) -> Counter[str]:
+        return Counter([u.status for u in self.updates] + [r.reason for r in self.rejections])

@@ -1,13 +1,16 @@
 """The command's own duties: exit codes, clear errors, nothing heavy for light commands."""
 
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
+from qsfl_flower.simulations import cli
 from qsfl_flower.simulations.cli import app
 
 runner = CliRunner()
@@ -70,6 +73,25 @@ def test_schema_is_json():
 def test_an_empty_folder_has_no_runs(tmp_path):
     result = runner.invoke(app, ["list", "--folder", str(tmp_path)])
     assert result.exit_code == 0
+
+
+def test_names_of_runs_are_whole(tmp_path):
+    """Names differ at their ends: on one line in pipes, folded in terminals."""
+    names = [f"a-configuration-with-a-long-name-20261130-12532{n}-d54{n}" for n in range(3)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("name: demo\n")
+    result = runner.invoke(app, ["list", "--folder", str(tmp_path)])
+    assert [line.split()[0] for line in sorted(result.output.splitlines())[:3]] == names
+
+    screen = Console(force_terminal=True, width=80, color_system=None, file=io.StringIO())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_out", screen)
+        runner.invoke(app, ["list", "--folder", str(tmp_path)])
+    shown = screen.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    for name in names:
+        assert name[-4:] in shown
 
 
 def test_light_commands_load_nothing_heavy():

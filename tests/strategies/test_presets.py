@@ -190,7 +190,8 @@ def test_rounds_appear_in_flowers_log_unless_there_is_an_observer(keys, caplog):
         hidden(CrossSilo, keys, observer=None)
         told = caplog.text
         assert "Stages: authenticate -> validate -> secure_krum" in told
-        assert "[ROUND 1] train loss 0.5000, 9 of 9 clients" in told
+        assert "[ROUND 1] train loss 0.5000, 6 of 9 clients" in told
+        assert "3 x not-selected" in told
         assert "secure_krum: clients 9, summed 6, dropped 0" in told
         caplog.clear()
         hidden(CrossSilo, keys)

@@ -38,7 +38,7 @@ def compare(folders: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
         Lines of text: one column a run, first the settings that differ, then the results.
     rows : list of dict
         One mapping a run: ``run``, ``status``, ``rounds``, ``accuracy``, ``loss``, ``bytes_up``,
-        ``bytes_down``, ``seconds``, ``epsilon``, ``rejected`` (updates in all), ``target`` (the
+        ``bytes_down``, ``seconds``, ``epsilon``, ``unused`` (updates in all), ``target`` (the
         highest accuracy that every run reached), ``rounds_to_target``, ``bytes_up_to_target``,
         ``seconds_to_target``, and ``config``, the settings that differ.
 
@@ -152,7 +152,7 @@ def _results(run: Run, target: float | None) -> dict[str, Any]:
         "bytes_down": result.bytes_down,
         "seconds": result.seconds,
         "epsilon": result.epsilon,
-        "rejected": sum(result.rejected.values()),
+        "unused": sum(result.unused.values()),
         "target": target,
         "rounds_to_target": reached,
         "bytes_up_to_target": total(until, "bytes_up"),
@@ -175,7 +175,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         "bytes_up": ("sent by clients", text.size),
         "seconds": ("wall time", text.duration),
         "epsilon": ("epsilon", text.decimal),
-        "rejected": ("rejected updates", text.decimal),
+        "unused": ("updates not used", text.decimal),
         "rounds_to_target": (f"rounds to {target}", text.decimal),
         "bytes_up_to_target": (f"sent by clients to {target}", text.size),
         "seconds_to_target": (f"time to {target}", text.duration),

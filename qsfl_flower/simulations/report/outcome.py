@@ -28,8 +28,8 @@ class Outcome:
         Of the last evaluation.
     bytes_up, bytes_down, seconds, epsilon : float or None
         Totals over the run.
-    rejected : mapping
-        Number of updates that were rejected for each reason.
+    unused : mapping
+        Number of updates that were not used for each reason.
     error : str or None
         Why the run failed.
     """
@@ -43,7 +43,7 @@ class Outcome:
     bytes_down: float | None
     seconds: float | None
     epsilon: float | None
-    rejected: Mapping[str, int]
+    unused: Mapping[str, int]
     error: str | None
 
 
@@ -72,7 +72,7 @@ def outcome(run: Run) -> Outcome:
         bytes_down=known("bytes_down", total(metrics, "bytes_down")),
         seconds=known("seconds", last(metrics, "elapsed_s")),
         epsilon=known("epsilon", spent(run)),
-        rejected=_rejected(metrics),
+        unused=_unused(metrics),
         error=None if summary.get("error") is None else str(summary["error"]),
     )
 
@@ -108,8 +108,8 @@ def total(metrics: Sequence[Record], key: str) -> float | None:
 
 
 def reasons(record: Record) -> dict[str, int]:
-    """Rejections of one round by reason."""
-    found: Any = record.get("rejected")
+    """Updates of one round that were not used, by reason; older runs recorded rejections only."""
+    found: Any = record.get("unused", record.get("rejected"))
     if not isinstance(found, dict):
         return {}
     return {
@@ -119,7 +119,7 @@ def reasons(record: Record) -> dict[str, int]:
     }
 
 
-def _rejected(metrics: Sequence[Record]) -> dict[str, int]:
+def _unused(metrics: Sequence[Record]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for record in metrics:
         counts.update(reasons(record))

@@ -75,7 +75,7 @@ class TestHeadline:
         assert "Wall time 84.0 s 42.0 s a round" in text
         assert "Sent to clients 4 kB" in text
         assert "Sent by clients 2 MB" in text
-        assert "Every update that was asked for was accepted." in text
+        assert "Every update that was asked for was used." in text
         assert "Privacy" not in text
 
     def test_what_went_wrong_in_plain_words(self, run: Writer) -> None:

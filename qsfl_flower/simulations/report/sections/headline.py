@@ -159,22 +159,22 @@ def _per_client(metrics: tuple[Record, ...], key: str) -> str:
 
 
 def _irregularities(run: Run, result: Outcome) -> list[Html]:
-    found = [_rejected(run, result)]
+    found = [_unused(run, result)]
     found += _marked(run.metrics, "skipped", "left the model unchanged")
     found += _marked(run.metrics, "alarm", "raised an alarm")
     return found
 
 
-def _rejected(run: Run, result: Outcome) -> Html:
+def _unused(run: Run, result: Outcome) -> Html:
     asked = total(run.metrics, "selected")
-    if not result.rejected:
-        return element("p", "Every update that was asked for was accepted." if asked else None)
-    amount = sum(result.rejected.values())
+    if not result.unused:
+        return element("p", "Every update that was asked for was used." if asked else None)
+    amount = sum(result.unused.values())
     of = f" of {text.count(asked, 'update')}" if asked else ""
     verb = "was" if amount == 1 else "were"
     items = [
         element("li", f"{times:,} {text.reason(name)} ", element("code", name))
-        for name, times in result.rejected.items()
+        for name, times in result.unused.items()
     ]
     return _note(f"{amount:,}{of} {verb} not used:", items)
 

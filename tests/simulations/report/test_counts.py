@@ -1,0 +1,57 @@
+"""What became of the updates is the same number wherever it is told."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from qsfl_flower.simulations.config import experiment_from_dict
+from qsfl_flower.simulations.folder import RunFolder, new_folder
+from qsfl_flower.simulations.progress import describe
+from qsfl_flower.simulations.report import compare
+from qsfl_flower.simulations.report.outcome import outcome
+from qsfl_flower.simulations.report.sections.headline import headline
+from qsfl_flower.simulations.report.tally import tally
+from qsfl_flower.simulations.runs import Run
+from qsfl_flower.strategies import Robust, RunObserver, StableFedAvg
+
+
+def words(section):
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", section.html())).split())
+
+
+def test_updates_that_a_rule_leaves_out_are_counted_alike_everywhere(fake_grid, trained, tmp_path):
+    """Nine clients, one sends NaN, Multi-Krum leaves another out: four in two rounds."""
+    settings = {"name": "demo", "output": {"folder": str(tmp_path)}}
+    experiment = experiment_from_dict(settings)
+    folder = RunFolder(new_folder(experiment, 1000), experiment, [])
+    folder.begin({})
+    seen = []
+
+    class Write(RunObserver):
+        def on_round(self, record, clients):
+            folder.add_round(record, clients)
+            seen.append(record)
+
+    clients = {n: trained(1.0 + n / 100) for n in range(7)} | {7: trained(-50.0)}
+    clients[8] = trained(1.0, change=lambda a: {"w": a["w"] * np.float32(np.nan)})
+    strategy = StableFedAvg(
+        fraction_evaluate=0.0, stages=[Robust("multi_krum", 2)], observer=Write()
+    )
+    start = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+    strategy.start(fake_grid(clients), start, num_rounds=2, timeout=5)
+    summary = folder.finish("finished", 1.0, None, None)
+
+    unused = {"not-finite": 2, "not-selected": 2}
+    run = Run(folder.path)
+    assert [r.accepted for r in seen[1:]] == [7, 7]
+    assert "not used: 1 x not-finite, 1 x not-selected" in describe(seen[1], 2)
+    assert summary["unused"] == unused == dict(outcome(run).unused)
+    assert {n: r.amount for n, r in tally(run.clients()).reasons.items()} == unused
+    assert sum(c.accepted for c in tally(run.clients()).clients.values()) == 14
+    assert "4 of 18 updates were not used" in words(headline(run))
+    _, rows = compare([folder.path, folder.path])
+    assert [row["unused"] for row in rows] == [4, 4]
