@@ -28,7 +28,7 @@ from qsfl_flower.robust import (
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import Combined, CombineStage, RoundContext, State
-from qsfl_flower.strategies.update import Cohort, Rejection, Update
+from qsfl_flower.strategies.update import Cohort, Rejection, Update, Weighting
 
 log = logging.getLogger("qsfl_flower")
 
@@ -155,6 +155,14 @@ class Robust(CombineStage):
                 updates.count,
             )
             return found
+
+    def check_buffer(self, weighting: Weighting) -> None:
+        """Refuse buffers among which the rule cannot withstand as many liars as it should."""
+        size = weighting.buffer_size or 0
+        try:
+            self.rule.liars(size, size if self.before is None else self.before.rows(size))
+        except TooFewUpdates as error:
+            raise ConfigError(f"{self.name}: buffer_size is {size}: {error}") from None
 
     def combine(self, cohort: Cohort, state: State, context: RoundContext) -> Combined:
         """Apply the rule to the updates of a round."""

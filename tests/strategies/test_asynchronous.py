@@ -439,6 +439,11 @@ class Hidden(CombineStage):
         (ConfigError, "server_learning_rate", {"server_learning_rate": 0.0}),
         (ConfigError, "server_momentum", {"server_momentum": 1.0}),
         (ConfigError, "maximum", {"max_staleness": -1}),
+        (
+            ConfigError,
+            "buffer_size is 5: krum withstands at most 1 liars among 5",
+            {"buffer_size": 5, "stages": [Robust("krum", 3)]},
+        ),
         (CompositionError, "hidden hides single updates", {"stages": [Hidden()]}),
         (
             CompositionError,
