@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from scipy.optimize import brentq
+
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.privacy.accountant import Accountant, Method
+from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import AnyEvent, Event
 
 _LEAST, _MOST = 1e-2, 1e7
 
 
-def epsilon_of_events(events: Sequence[AnyEvent], delta: float, method: Method = "rdp") -> float:
+def epsilon_of_events(events: Sequence[AnyEvent], delta: float) -> float:
     """Return the epsilon that a list of events costs together."""
-    return Accountant(method, events, max(1, sum(e.count for e in events))).epsilon(delta)
+    return Accountant(events, max(1, sum(e.count for e in events))).epsilon(delta)
 
 
 def smallest_scale(
     events: Callable[[float], Sequence[AnyEvent]],
     epsilon: float,
     delta: float,
-    method: Method = "rdp",
 ) -> float:
     """Return the smallest factor for which the events stay within (epsilon, delta).
 
@@ -31,8 +32,6 @@ def smallest_scale(
         Maps a factor > 0 to what would be accounted for; a larger factor must cost less.
     epsilon, delta : float
         The target, epsilon > 0 and 0 < delta < 1.
-    method : {"rdp", "prv"}
-        Which accountant.
 
     Returns
     -------
@@ -47,21 +46,29 @@ def smallest_scale(
     if not epsilon > 0:
         raise ConfigError(f"epsilon must be greater than 0, found {epsilon!r}")
 
-    def enough(scale: float) -> bool:
-        return epsilon_of_events(events(scale), delta, method) <= epsilon
+    def excess(scale: float) -> float:
+        spent = epsilon_of_events(events(scale), delta)
+        return math.log(min(max(spent / epsilon, 1e-3), 1e3))
 
-    low, high = _LEAST, 1.0
-    while not enough(high):
-        low, high = high, 4 * high
+    high = 1.0
+    while excess(high) > 0:
+        high *= 4
         if high > _MOST:
             raise ConfigError(
                 f"no noise reaches epsilon = {epsilon} at delta = {delta} for this plan; allow a "
                 "larger epsilon or delta, or plan fewer rounds"
             )
-    while high / low > 1 + 1e-5:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    low = high / 4
+    while low > _LEAST and excess(low) <= 0:
+        low, high = low / 4, low
+    if excess(low) <= 0:
+        return low
+    found = math.exp(
+        brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=2e-6)
+    )
+    while excess(found) > 0:
+        found *= 1 + 2e-6
+    return found
 
 
 def noise_multiplier_for(
@@ -70,7 +77,6 @@ def noise_multiplier_for(
     rounds: int,
     sampling_rate: float = 1.0,
     *,
-    method: Method = "rdp",
     slack: float = 0.0,
 ) -> float:
     """Return the smallest noise multiplier with which `rounds` releases cost at most epsilon.
@@ -80,9 +86,7 @@ def noise_multiplier_for(
     >>> round(noise_multiplier_for(1.0, 1e-5, 1000, 0.05), 1)
     6.5
     """
-    return smallest_scale(
-        lambda z: [Event(z, sampling_rate, rounds, slack)], epsilon, delta, method
-    )
+    return smallest_scale(lambda z: [Event(z, sampling_rate, rounds, slack)], epsilon, delta)
 
 
 def rounds_for(
@@ -91,7 +95,6 @@ def rounds_for(
     noise_multiplier: float,
     sampling_rate: float = 1.0,
     *,
-    method: Method = "rdp",
     slack: float = 0.0,
     most: int = 1_000_000,
 ) -> int:
@@ -99,7 +102,7 @@ def rounds_for(
 
     def allowed(count: int) -> bool:
         event = Event(noise_multiplier, sampling_rate, count, slack)
-        return epsilon_of_events([event], delta, method) <= epsilon
+        return epsilon_of_events([event], delta) <= epsilon
 
     if not allowed(1):
         return 0

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.discrete import BLOCKS, discrete_gaussian
-from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.events import ADD_OR_REMOVE, Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.randomness import Keystream
 
@@ -192,7 +192,7 @@ class NoiseShare:
             noise = discrete_gaussian(self.steps, self.size, source)
         return (np.rint(values / self.grid).astype(np.int64) + noise) << self.shift
 
-    def event(self, sampling_rate: float = 1.0) -> Event:
+    def event(self, sampling_rate: float = 1.0, relation: str = ADD_OR_REMOVE) -> Event:
         """Return what one release of the sum costs.
 
         Parameters
@@ -200,6 +200,8 @@ class NoiseShare:
         sampling_rate : float
             Rate of a Poisson sample that stays hidden from the server: the records of a client.
             The server knows which clients take part, so for clients it is 1.
+        relation : str
+            Which data sets are neighbours, one of `privacy.events.RELATIONS`.
         """
         slack = grid_slack(self.size, self.steps * math.sqrt(self.honest))
-        return Event(self.noise_multiplier, sampling_rate, 1, slack)
+        return Event(self.noise_multiplier, sampling_rate, 1, slack, relation)

@@ -9,6 +9,14 @@ from typing import Any
 
 from qsfl_flower.errors import ConfigError
 
+ADD_OR_REMOVE = "add or remove one"
+REPLACE = "replace one"
+ZERO = "one becomes zero"
+
+RELATIONS = (ADD_OR_REMOVE, REPLACE, ZERO)
+"""What makes two data sets neighbours: a unit more or less, another unit in its place, or one whose
+contribution is zero and whose being there is public."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -28,12 +36,17 @@ class Event:
         Square root of half the Kullback-Leibler divergence of one release from the continuous
         mechanism, >= 0. The total variation of many is at most the root of the sum of their
         squares (Pinsker's inequality and the chain rule).
+    relation : str
+        Which data sets are neighbours, one of `RELATIONS`; the sensitivity is that of this
+        relation. Sampling is accounted for where one unit is added or removed: a batch that is
+        filled up or cut off depends on all units, so its sampling rate is 1.
     """
 
     noise_multiplier: float
     sampling_rate: float = 1.0
     count: int = 1
     slack: float = 0.0
+    relation: str = ADD_OR_REMOVE
 
     def __post_init__(self) -> None:
         rules = (
@@ -41,6 +54,12 @@ class Event:
             ("sampling_rate", 0 < self.sampling_rate <= 1, "> 0 and <= 1"),
             ("count", self.count >= 1, ">= 1"),
             ("slack", 0 <= self.slack < 1, ">= 0 and < 1"),
+            ("relation", self.relation in RELATIONS, f"one of {', '.join(RELATIONS)}"),
+            (
+                "sampling_rate",
+                self.sampling_rate == 1 or self.relation == ADD_OR_REMOVE,
+                f"1 where neighbours are: {self.relation}",
+            ),
         )
         for field, valid, allowed in rules:
             if not valid:
@@ -55,6 +74,7 @@ class Event:
             "sampling_rate": self.sampling_rate,
             "count": self.count,
             "slack": self.slack,
+            "relation": self.relation,
         }
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from qsfl_flower.errors import BudgetExceeded, ConfigError, QSFLError
-from qsfl_flower.privacy.accountant import Accountant, Method
+from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import AnyEvent, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
 
@@ -64,8 +64,6 @@ class Budget:
     ----------
     epsilon, delta : float
         Over its lifetime; epsilon > 0, 0 < delta < 1.
-    method : {"rdp", "prv"}
-        Which accountant adds up.
     period_epsilon, period_seconds : float or None
         At most so much within any window of so many seconds. A rate limit only: what is spent stays
         spent, and the lifetime budget goes on filling up.
@@ -73,7 +71,6 @@ class Budget:
 
     epsilon: float
     delta: float = 1e-5
-    method: Method = "rdp"
     period_epsilon: float | None = None
     period_seconds: float | None = None
 
@@ -132,7 +129,7 @@ class Ledger:
         values = {
             "epsilon": budget.epsilon,
             "delta": budget.delta,
-            "method": budget.method,
+            "method": "pld",
             "period_epsilon": budget.period_epsilon,
             "period_seconds": budget.period_seconds,
         }
@@ -244,7 +241,8 @@ class Ledger:
     def _budgets(self, connection: sql.Connection) -> dict[str, Budget]:
         rows = connection.execute(sql.select(_accounts)).mappings()
         return {
-            row["path"]: Budget(**{k: v for k, v in row.items() if k != "path"}) for row in rows
+            row["path"]: Budget(**{k: v for k, v in row.items() if k not in ("path", "method")})
+            for row in rows
         }
 
     def _check(
@@ -269,7 +267,7 @@ class Ledger:
 
     def _total(self, connection: sql.Connection, path: str, budget: Budget) -> Accountant:
         """Return an account's accountant, brought up to date by the charges since last time."""
-        seen, accountant = self._totals.get(path, (0, Accountant(budget.method)))
+        seen, accountant = self._totals.get(path, (0, Accountant()))
         query = _counted(path).where(_charges.c.id > seen)
         for row in connection.execute(query):
             seen = row.id
@@ -280,7 +278,7 @@ class Ledger:
     def _since(
         self, connection: sql.Connection, path: str, budget: Budget, start: float
     ) -> Accountant:
-        accountant = Accountant(budget.method)
+        accountant = Accountant()
         for row in connection.execute(_counted(path).where(_charges.c.time > start)):
             _add(accountant, row.event)
         return accountant

@@ -1,7 +1,8 @@
 r"""Renyi differential privacy of releases, and its conversion to (epsilon, delta).
 
-The same quantities as Opacus' RDP accountant (tests compare them), vectorised, up to order 4096
-without overflow, and accumulated instead of recomputed.
+A bound that is 5 to 10 % above the smallest epsilon and holds at any delta and any epsilon: it says
+how wide the grids of `privacy.pld` must be, and serves where they do not. The same quantities as
+Opacus' RDP accountant (tests compare them), vectorised, up to order 4096 without overflow.
 
 References
 ----------
@@ -46,16 +47,20 @@ def rdp_of(event: AnyEvent) -> Floats:
 
 
 def epsilon_of(rdp: Floats, delta: float) -> float:
-    r"""Return the least epsilon over all orders.
+    """Return the least epsilon over all orders."""
+    return least_epsilon(rdp, delta)[0]
+
+
+def least_epsilon(rdp: Floats, delta: float) -> tuple[float, float]:
+    r"""Return the least epsilon over all orders, and its order.
 
     .. math:: \mathrm{RDP}(\alpha) + \log\frac{\alpha-1}{\alpha}
        - \frac{\log\delta + \log\alpha}{\alpha - 1}
     """
     check_delta(delta)
-    if not rdp.any():
-        return 0.0
     bounds = rdp + np.log1p(-1 / ORDERS) - (math.log(delta) + np.log(ORDERS)) / (ORDERS - 1)
-    return max(0.0, float(np.nanmin(bounds)))
+    best = int(np.nanargmin(bounds))
+    return max(0.0, float(bounds[best])) if rdp.any() else 0.0, float(ORDERS[best])
 
 
 @lru_cache(maxsize=512)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.privacy.accountant import Method
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
@@ -66,7 +65,6 @@ class RecordPrivacy:
         sampling_rate: float,
         steps: int,
         size: int = 10_000_000,
-        method: Method = "rdp",
     ) -> RecordPrivacy:
         """Return the protection with the least noise that costs at most epsilon in so many rounds.
 
@@ -80,12 +78,10 @@ class RecordPrivacy:
             As in the class.
         size : int
             Parameters of the model, at most: an allowance for the noise being discrete, >= 1.
-        method : {"rdp", "prv"}
-            Which accountant.
         """
         slack = grid_slack(size)
         noise = smallest_scale(
-            lambda z: [Event(z, sampling_rate, steps * rounds, slack)], epsilon, delta, method
+            lambda z: [Event(z, sampling_rate, steps * rounds, slack)], epsilon, delta
         )
         return cls(
             clip_norm=clip_norm, noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps

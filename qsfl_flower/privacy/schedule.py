@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.privacy.accountant import Method
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.events import Event
 
@@ -58,7 +57,6 @@ class NoiseSchedule:
         *,
         sampling_rate: float = 1.0,
         last_over_first: float = 1.0,
-        method: Method = "rdp",
         slack: float = 0.0,
     ) -> NoiseSchedule:
         """Return the least noisy schedule of this shape that costs at most (epsilon, delta)."""
@@ -66,6 +64,5 @@ class NoiseSchedule:
             lambda z: cls(z, last_over_first, rounds).events(sampling_rate, slack),
             epsilon,
             delta,
-            method,
         )
         return cls(first, last_over_first, rounds)

@@ -11,7 +11,7 @@ from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
-from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.events import REPLACE, Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.ledger import Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
@@ -29,8 +29,15 @@ from qsfl_flower.simulations.config import (
 )
 from qsfl_flower.simulations.config.privacy import PrivacyKeys
 from qsfl_flower.simulations.materials import model_of
+from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.distributed_dp import DistributedDP
-from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
+from qsfl_flower.strategies.privacy import (
+    AdaptiveClip,
+    CentralDP,
+    ClientSideDP,
+    LocalDP,
+    RecordDP,
+)
 from qsfl_flower.strategies.spending import PrivacyBudget
 
 
@@ -69,7 +76,6 @@ def central_schedule(spec: CentralDPSpec, rate: float, rounds: int, size: int) -
         rounds,
         sampling_rate=rate,
         last_over_first=spec.last_over_first,
-        method=spec.accountant,
         slack=grid_slack(size),
     )
 
@@ -103,9 +109,7 @@ def record_privacy(spec: RecordDPSpec, rounds: int, size: int) -> RecordPrivacy:
     per_step = spec.model_dump(include={"clip_norm", "sampling_rate", "steps"})
     if spec.noise_multiplier is not None:
         return RecordPrivacy(noise_multiplier=spec.noise_multiplier, **per_step)
-    return RecordPrivacy.within(
-        spec.epsilon, spec.delta, rounds, size=size, method=spec.accountant, **per_step
-    )
+    return RecordPrivacy.within(spec.epsilon, spec.delta, rounds, size=size, **per_step)
 
 
 def record_privacy_of(experiment: Experiment) -> RecordPrivacy | None:
@@ -140,7 +144,7 @@ def distributed_noise(spec: DistributedDPSpec, rounds: int, size: int) -> float:
     rate = 1.0 if spec.records is None else spec.records.sampling_rate
     slack = grid_slack(size)
     return spec.noise_multiplier or smallest_scale(
-        lambda z: [Event(z, rate, rounds, slack)], spec.epsilon, spec.delta, spec.accountant
+        lambda z: [Event(z, rate, rounds, slack)], spec.epsilon, spec.delta
     )
 
 
@@ -186,13 +190,22 @@ def bound_of(spec: SecureSumSpec, experiment: Experiment) -> float | None:
 def local_dp(spec: LocalDPSpec, experiment: Experiment) -> LocalDP:
     """Build the stage of local noise."""
     noise = spec.noise_multiplier or smallest_scale(
-        lambda z: [Event(z, 1.0, experiment.rounds, grid_slack(size_of(experiment)))],
+        lambda z: [Event(z, 1.0, experiment.rounds, grid_slack(size_of(experiment)), REPLACE)],
         spec.epsilon,
         spec.delta,
-        spec.accountant,
     )
     budget = _budget(spec, experiment)
     return LocalDP(spec.clip_norm, noise, budget, rounds=experiment.rounds)
+
+
+def planned_events(experiment: Experiment) -> dict[str, list[Event]]:
+    """Return for each stage that spends privacy what all rounds of the experiment cost."""
+    from qsfl_flower.simulations.stages import stages_of  # which builds stages with this module
+
+    stages = Chain(stages_of(experiment)).stages
+    layout = Layout.of(get_arrays(model_of(experiment)))
+    spending = [s for s in stages if isinstance(s, CentralDP | ClientSideDP | DistributedDP)]
+    return {s.name: s.planned(layout, experiment.rounds) for s in spending}
 
 
 def policy_of(experiment: Experiment) -> NodePolicy:
@@ -205,11 +218,10 @@ def policy_of(experiment: Experiment) -> NodePolicy:
 
 def _budget(spec: PrivacyKeys, experiment: Experiment) -> PrivacyBudget:
     if spec.ledger is None:
-        return PrivacyBudget(delta=spec.delta, epsilon=spec.epsilon, method=spec.accountant)
+        return PrivacyBudget(delta=spec.delta, epsilon=spec.epsilon)
     return PrivacyBudget(
         delta=spec.delta,
         epsilon=spec.epsilon,
-        method=spec.accountant,
         ledger=Ledger(Path(spec.ledger).expanduser()),
         accounts=[f"{spec.account}/{client}" for client in range(experiment.clients.count)],
     )

@@ -47,7 +47,7 @@ def plan(
 
     rows = []
     for epsilon in (0.1, 0.5, 1.0, 2.0, 4.0, 8.0):
-        noise = noise_multiplier_for(epsilon, delta, rounds, rate, method="prv")
+        noise = noise_multiplier_for(epsilon, delta, rounds, rate)
         ratio = noise * math.sqrt(parameters) / (rate * clients)
         rows.append({"epsilon": epsilon, "noise_multiplier": noise, "noise_to_signal": ratio})
     if plot is not None:

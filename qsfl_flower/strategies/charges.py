@@ -10,7 +10,7 @@ from typing import Any
 
 from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import CheckpointError, QSFLError
-from qsfl_flower.privacy.accountant import METHODS, Accountant, Method
+from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
 
@@ -29,13 +29,10 @@ class Charge:
         The stage's state, all JSON values: ``events``, and ``pending`` for a round under way.
     delta : float
         Delta at which epsilon is reported, in (0, 1).
-    method : {"rdp", "prv"}
-        Which accountant.
     """
 
     state: Mapping[str, Any]
     delta: float
-    method: Method
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -47,7 +44,7 @@ class Charge:
     @property
     def epsilon(self) -> float:
         """What was spent, if the round under way counts."""
-        return Accountant(self.method, map(event_from_dict, self.events)).epsilon(self.delta)
+        return Accountant(map(event_from_dict, self.events)).epsilon(self.delta)
 
 
 @dataclass(frozen=True)
@@ -128,10 +125,8 @@ def merged(events: Sequence[Mapping[str, Any]], latest: Mapping[str, Any]) -> li
 
 
 def _charge(values: Mapping[str, Any]) -> Charge:
-    charge = Charge(dict(values["state"]), values["delta"], values["method"])
+    charge = Charge(dict(values["state"]), values["delta"])
     check_delta(charge.delta)
-    if charge.method not in METHODS:
-        raise ValueError("an accountant is not known")
     asked = charge.state.get("asked", {}).values()
     counts = [*asked, charge.state.get("before", 0), *(e["count"] for e in charge.events)]
     if not all(type(count) is int and 0 <= count <= _MOST for count in counts):

@@ -13,6 +13,7 @@ from qsfl_flower.compression.select import keep_count
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout, measure
 from qsfl_flower.privacy.distributed import NoiseShare
+from qsfl_flower.privacy.events import ZERO, Event
 from qsfl_flower.privacy.policy import Protection
 from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.secure.pairwise.ring import RingCode
@@ -165,17 +166,27 @@ class DistributedDP(VectorStage):
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is promised to a client that is asked in every round."""
-        size = layout.size if self._mask is None else keep_count(layout.size, self._mask.mask.ratio)
-        share = self._share(size, 0.0, 2)
-        rate = 1.0 if self.batch is None else self.batch.sampling_rate
-        event = share.event(rate)
+        share = self._planned_share(layout)
         return self.spending.promise(
-            [replace(event, count=event.count * rounds)],
+            self.planned(layout, rounds),
             "one client with all its data" if self.batch is None else "one record of a client",
             "everybody but the client itself, the server included",
             f"noise multiplier {self.noise_multiplier:.3g} in shares beneath the secure sum, "
             f"as long as {share.honest} of the clients in a sum add theirs",
         )
+
+    def planned(self, layout: Layout, rounds: int) -> list[Event]:
+        """Return what so many rounds cost a client that is asked in all of them."""
+        return [replace(self._event(self._planned_share(layout)), count=rounds)]
+
+    def _planned_share(self, layout: Layout) -> NoiseShare:
+        size = layout.size if self._mask is None else keep_count(layout.size, self._mask.mask.ratio)
+        return self._share(size, 0.0, 2)
+
+    def _event(self, share: NoiseShare) -> Event:
+        if self.batch is None:
+            return share.event(relation=ZERO)
+        return share.event(self.batch.sampling_rate)
 
     def init(self, layout: Layout) -> State:
         """Start with nobody asked."""
@@ -186,8 +197,7 @@ class DistributedDP(VectorStage):
         """Charge the round to those who are asked, or end the run."""
         share = self._share_of(context)
         self._check_room(share)
-        rate = 1.0 if self.batch is None else self.batch.sampling_rate
-        return self.spending.charge_asked(state, share.event(rate), context)
+        return self.spending.charge_asked(state, self._event(share), context)
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Tell the clients what is promised, and which share of the noise they have to add."""

@@ -15,7 +15,7 @@ from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
-from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.events import REPLACE, Event
 from qsfl_flower.privacy.gaussian import add_noise, grid_slack
 from qsfl_flower.privacy.policy import Protection
 from qsfl_flower.privacy.randomness import Keystream
@@ -184,15 +184,18 @@ class CentralDP(VectorStage):
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is promised after all rounds."""
-        slack = grid_slack(layout.size + 1)
-        events = [Event(self.schedule.at(r), self.rate, 1, slack) for r in range(1, rounds + 1)]
         return self.spending.promise(
-            events,
+            self.planned(layout, rounds),
             "one client with all its data",
             "everybody who sees the models; the server is trusted, and sees the updates",
             f"central noise, multiplier {self.schedule.at(1):.3g}, sensitivity "
             f"{sensitivity(replace(self._release, clip_norm=self._norm({}))).l2:.3g}",
         )
+
+    def planned(self, layout: Layout, rounds: int) -> list[Event]:
+        """Return what so many rounds cost."""
+        slack = grid_slack(layout.size + 1)
+        return [Event(self.schedule.at(r), self.rate, 1, slack) for r in range(1, rounds + 1)]
 
     def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
         """Draw the clients of a round: each with probability `sampling_rate`."""
@@ -297,13 +300,18 @@ class ClientSideDP(CohortStage):
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is promised to a client that trains in every round."""
-        event = self.event(layout.size)
+        noise = self.event(layout.size).noise_multiplier
         return self.spending.promise(
-            [replace(event, count=event.count * rounds)],
+            self.planned(layout, rounds),
             self.unit,
             "everybody but the client itself, the server included",
-            f"noise multiplier {event.noise_multiplier:.3g} on the device, trains every round",
+            f"noise multiplier {noise:.3g} on the device, trains every round",
         )
+
+    def planned(self, layout: Layout, rounds: int) -> list[Event]:
+        """Return what so many rounds cost a client that trains in all of them."""
+        event = self.event(layout.size)
+        return [replace(event, count=event.count * rounds)]
 
     def init(self, layout: Layout) -> State:
         """Start with nobody asked."""
@@ -424,8 +432,8 @@ class LocalDP(ClientSideDP):
 
     Notes
     -----
-    Guarantee: (epsilon, delta)-DP for all of a client's data. Against: everybody, the server
-    included, without secure aggregation. Cost: the mean over n clients carries noise of
+    Guarantee: (epsilon, delta)-DP for replacing all of a client's data. Against: everybody, the
+    server included, without secure aggregation. Cost: the mean over n clients carries noise of
     2 C z / sqrt(n) per coordinate, sqrt(n) times more than central noise; at epsilon = 1 only very
     large federations learn anything.
     """
@@ -450,7 +458,7 @@ class LocalDP(ClientSideDP):
 
     def event(self, size: int) -> Event:
         """Return what one noisy update costs its client."""
-        return Event(self.noise_multiplier, 1.0, 1, grid_slack(size))
+        return Event(self.noise_multiplier, 1.0, 1, grid_slack(size), REPLACE)
 
     def step(self, context: RoundContext) -> tuple[ClientPhase, PlanItem]:
         """Have the mod clip and add noise."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsfl_flower.errors import BudgetExceeded, ConfigError
-from qsfl_flower.privacy.accountant import METHODS, Accountant, Method
+from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import Event, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
 from qsfl_flower.strategies.charges import Charge, merged
@@ -34,8 +34,6 @@ class PrivacyBudget:
         Delta at which epsilon is told, in (0, 1).
     epsilon : float or None
         The run ends before the round that would go beyond, > 0; None tells epsilon only.
-    method : {"rdp", "prv"}
-        Which accountant.
     ledger : qsfl_flower.privacy.ledger.Ledger or None
         Charged as well, and asked first.
     accounts : sequence of str
@@ -44,7 +42,6 @@ class PrivacyBudget:
 
     delta: float = 1e-5
     epsilon: float | None = None
-    method: Method = "rdp"
     ledger: qsfl_flower.privacy.ledger.Ledger | None = None
     accounts: Sequence[str] = ()
 
@@ -52,8 +49,6 @@ class PrivacyBudget:
         check_delta(self.delta)
         if self.epsilon is not None and not self.epsilon > 0:
             raise ConfigError(f"epsilon must be greater than 0, found {self.epsilon!r}")
-        if self.method not in METHODS:
-            raise ConfigError(f"accountant must be one of {', '.join(METHODS)}")
         if self.ledger is not None and not self.accounts:
             raise ConfigError("a ledger needs the accounts that are charged")
 
@@ -74,7 +69,7 @@ class Spending:
 
     def __init__(self, budget: PrivacyBudget) -> None:
         self.budget = budget
-        self._accountant = Accountant(budget.method)
+        self._accountant = Accountant()
         self._known: list[dict[str, Any]] = []
         self._warned = False
 
@@ -111,7 +106,7 @@ class Spending:
 
     def charged(self, state: State) -> Charge:
         """Return what has to last before the instructions of a prepared round leave."""
-        return Charge(state, self.budget.delta, self.budget.method)
+        return Charge(state, self.budget.delta)
 
     def recover(self, state: State) -> State:
         """Return the state with which a new process goes on after one that has ended.
@@ -149,11 +144,11 @@ class Spending:
     def promise(self, events: Sequence[Event], unit: str, against: str, how: str) -> Sentences:
         """Say in words what holds after these events."""
         budget = self.budget
-        epsilon = Accountant(budget.method, events).epsilon(budget.delta)
+        epsilon = Accountant(events).epsilon(budget.delta)
         end = "" if budget.epsilon is None else f"; the run ends before epsilon {budget.epsilon:g}"
         sentence = (
-            f"({epsilon:.3g}, {budget.delta:g})-DP for {unit}, after all rounds, against "
-            f"{against}: {how}{end}"
+            f"({epsilon:.3g}, {budget.delta:g})-DP for {unit} ({events[0].relation}), after all "
+            f"rounds, against {against}: {how}{end}"
         )
         return {Topic.PRIVACY: [sentence]}
 
@@ -169,6 +164,6 @@ class Spending:
     def _of(self, state: State) -> Accountant:
         events = [*state.get("events", [])]
         if events != self._known:
-            self._accountant = Accountant(self.budget.method, map(event_from_dict, events))
+            self._accountant = Accountant(map(event_from_dict, events))
             self._known = events
         return self._accountant

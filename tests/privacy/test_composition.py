@@ -188,7 +188,7 @@ def test_shares_that_cannot_work_are_refused(bad):
 OFFER = Protection(
     placement="central",
     clip_norm=1.0,
-    noise_multiplier=6.5,
+    noise_multiplier=6.0,
     sampling_rate=0.05,
     releases=1000,
     delta=1e-5,

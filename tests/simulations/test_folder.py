@@ -114,6 +114,6 @@ def test_the_summary_counts_a_round_that_was_begun_but_not_finished(experiment):
     run = RunFolder(new_folder(experiment, 1000), experiment, [])
     run.add_round(record(1, epsilon=0.5), ())
     event = {"noise_multiplier": 1.0, "sampling_rate": 1.0, "count": 2, "slack": 0.0}
-    charge = Charge({"events": [event]}, 1e-5, "rdp")
+    charge = Charge({"events": [event]}, 1e-5)
     write_charges(run.path / CHECKPOINTS, Charges(2, 2, "", {"record-dp": charge}))
     assert run.finish("interrupted", 1.0, None, None)["epsilon"] == charge.epsilon

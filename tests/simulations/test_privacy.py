@@ -39,14 +39,13 @@ def experiment(*stages, **sections):
     )
 
 
-@pytest.mark.parametrize("accountant", ["rdp", "prv"])
-def test_noise_is_calibrated_for_all_rounds_and_the_real_sampling(accountant):
+def test_noise_is_calibrated_for_all_rounds_and_the_real_sampling():
     clients = {"count": 20, "fraction_train": 0.2}
-    exp = experiment(CLIP, {**CENTRAL, "accountant": accountant}, clients=clients)
+    exp = experiment(CLIP, CENTRAL, clients=clients)
     stage = next(s for s in stages_of(exp) if isinstance(s, CentralDP))
     assert stage.denominator == 4
     assert stage.poisson_rate == 0.2
-    spent = epsilon_of_events([Event(stage.schedule.at(1), 0.2, 50)], 1e-5, accountant)
+    spent = epsilon_of_events([Event(stage.schedule.at(1), 0.2, 50)], 1e-5)
     assert 0.95 < spent <= 1.0
 
 

@@ -106,5 +106,5 @@ def test_gaps_are_named_until_something_closes_them(names, gone):
 
 def test_epsilon_is_the_accountants():
     (told,) = explain(Chain([LocalDP(1.0, 30.0)]), LAYOUT, 10, 7).sentences[Topic.PRIVACY]
-    epsilon = Accountant("rdp", [Event(30.0, 1.0, 10)]).epsilon(1e-5)
+    epsilon = Accountant([Event(30.0, 1.0, 10)]).epsilon(1e-5)
     assert told.startswith(f"({epsilon:.3g}, 1e-05)-DP for one client")

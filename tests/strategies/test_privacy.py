@@ -15,6 +15,7 @@ from qsfl_flower.errors import CompositionError
 from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for, rounds_for
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.events import Event
+from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.ledger import Budget, Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordPrivacy
@@ -181,7 +182,7 @@ def test_the_clip_norm_learns_privately_and_its_cost_is_included(fake_grid, trai
     assert told["noise_multiplier"] > 0.5  # the updates pay for the bits
     assert told["sensitivity"] == pytest.approx(norms[-1] / 20)
     assert watch.records[-1].epsilon == pytest.approx(
-        epsilon_of_events([Event(0.5, 1.0, 20)], 1e-5), rel=1e-3
+        epsilon_of_events([Event(0.5, 1.0, 20, grid_slack(401))], 1e-5), rel=1e-3
     )
 
 

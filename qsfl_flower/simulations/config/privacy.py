@@ -33,10 +33,6 @@ class PrivacyKeys(Section):
         description="Standard deviation of the noise over the sensitivity; null: the least for "
         "which all rounds cost at most epsilon.",
     )
-    accountant: Literal["rdp", "prv"] = Field(
-        default="rdp",
-        description="How losses are added up: rdp is proven and quick, prv 5 to 10 % tighter.",
-    )
     ledger: str | None = Field(
         default=None,
         description="File of budgets, asked before every round and charged after it; null: none.",

@@ -134,7 +134,7 @@ def federation(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
     if setting.protected:
         privacy = RecordPrivacy.within(
             setting.epsilon, DELTA, setting.rounds,
-            clip_norm=CLIP, sampling_rate=1.0, steps=1, size=size, method="prv",
+            clip_norm=CLIP, sampling_rate=1.0, steps=1, size=size,
         )  # fmt: skip
         mask = SharedMask(Mask(ratio=RATIO), seed=seed, epoch=EPOCH)
     attack = attack_named(setting.attack)
@@ -171,7 +171,7 @@ def federation(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
     }  # fmt: skip
     strategy: StableFedAvg
     if privacy is not None and mask is not None:
-        budget = PrivacyBudget(delta=DELTA, epsilon=setting.epsilon, method="prv")
+        budget = PrivacyBudget(delta=DELTA, epsilon=setting.epsilon)
         stages = [
             Authenticate(Credentials(keys.server, roster)),
             RecordDP(privacy, budget, rounds=setting.rounds),
@@ -195,7 +195,7 @@ def federation(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
     if privacy is not None:
         asked = max(strategy.states["record-dp"]["asked"].values())
         row |= {
-            "epsilon": epsilon_of_events([privacy.event(size, asked)], DELTA, "prv"),
+            "epsilon": epsilon_of_events([privacy.event(size, asked)], DELTA),
             "noise_multiplier": privacy.noise_multiplier,
             "liars_heard": seen.heard,
             "liars_selected": seen.chosen,

@@ -59,8 +59,8 @@ def table(
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
     train, y = train[order], y[order]
     slack = grid_slack(10 * (train.shape[1] + 1))
-    noise = noise_multiplier_for(EPSILON, DELTA, ROUNDS, method="prv", slack=slack)
-    epsilon = epsilon_of_events([Event(noise, 1.0, ROUNDS, slack)], DELTA, "prv")
+    noise = noise_multiplier_for(EPSILON, DELTA, ROUNDS, slack=slack)
+    epsilon = epsilon_of_events([Event(noise, 1.0, ROUNDS, slack)], DELTA)
 
     def accuracy(clients: int, size: int | None) -> float:
         weights = _train(train, y, clients, size, noise)

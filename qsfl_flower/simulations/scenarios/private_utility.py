@@ -67,7 +67,7 @@ def run(
     labels = torch.tensor(data.y_train)
     owners = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)) % SILOS)
     size = 10 * (train.shape[1] + 1)
-    noise = noise_multiplier_for(EPSILON, DELTA, steps, RATE, method="prv", slack=1e-12)
+    noise = noise_multiplier_for(EPSILON, DELTA, steps, RATE, slack=1e-12)
     share = NoiseShare(clip_norm=CLIP, noise_multiplier=noise, fewest=SILOS - DROPOUTS, size=size)
     private = _train(train, labels, owners, steps, STEP_PRIVATE, share)
     plain = _train(train, labels, owners, steps, STEP_PLAIN, None)
@@ -80,7 +80,7 @@ def run(
         "accuracy_private": found["private"],
         "accuracy_without_privacy": found["plain"],
         "points_lost": round(100 * (found["plain"] - found["private"]), 2),
-        "epsilon": epsilon_of_events(events, DELTA, "prv"),
+        "epsilon": epsilon_of_events(events, DELTA),
         "delta": DELTA,
         "noise_multiplier": noise,
         "silos": SILOS,

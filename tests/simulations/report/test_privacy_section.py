@@ -77,10 +77,10 @@ def test_a_spent_budget_that_ended_the_run_is_told(tmp_path):
 @pytest.mark.parametrize(("status", "expected"), [(None, 2), ("interrupted", 2), ("finished", 1)])
 def test_a_round_that_was_begun_counts_unless_the_run_finished(tmp_path, status, expected):
     event = {"noise_multiplier": 5.0, "sampling_rate": 1.0, "count": 2, "slack": 0.0}
-    charge = Charge({"events": [event]}, 1e-5, "rdp")
+    charge = Charge({"events": [event]}, 1e-5)
     write_charges(tmp_path / CHECKPOINTS, Charges(2, 2, "", {"central-dp": charge}))
     if status is not None:
         (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
-    once = Charge({"events": [{**event, "count": 1}]}, 1e-5, "rdp").epsilon
+    once = Charge({"events": [{**event, "count": 1}]}, 1e-5).epsilon
     found = words(section(tmp_path, "central_dp", [None, once]))
     assert f"epsilon = {text.decimal({1: once, 2: charge.epsilon}[expected])}" in found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qsfl_flower.privacy.events import ADD_OR_REMOVE, REPLACE, ZERO
 from qsfl_flower.simulations.report import figures, text
 from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.html import Html, details, element
@@ -63,9 +64,17 @@ def _explain(stage: Mapping[str, Any], epsilon: float) -> Html:
     return element(
         "p",
         f"Protected is {_unit(stage)}: whether it was used can hardly be told. "
-        f"Protected against {against}. Spent: epsilon = {text.decimal(epsilon)} of "
+        f"Neighbours: {_relation(stage)}. Protected against {against}. "
+        f"Spent: epsilon = {text.decimal(epsilon)} of "
         f"{text.decimal(number(stage.get('epsilon')) or math.nan)}, at delta = {delta:g}.",
     )
+
+
+def _relation(stage: Mapping[str, Any]) -> str:
+    if stage["stage"] == "local_dp":
+        return REPLACE
+    by_client = stage["stage"] == "distributed_dp" and _unit(stage) == _CLIENT
+    return ZERO if by_client else ADD_OR_REMOVE
 
 
 def _unit(stage: Mapping[str, Any]) -> str:
