@@ -17,6 +17,9 @@ from qsfl_flower.privacy.rdp import ORDERS, epsilon_of, rdp_of
 _USELESS = 50.0
 """Beyond it the Renyi bound is not made tighter: it says nothing anyway."""
 
+_LEAST_DELTA = 1e-100
+"""The same below it."""
+
 
 class Accountant:
     """Accumulates privacy losses of one unit of protection.
@@ -67,15 +70,16 @@ class Accountant:
     def epsilon(self, delta: float) -> float:
         """Return an upper bound on the epsilon of all events together at delta."""
         bound = _with_slack(partial(epsilon_of, self._rdp), delta, self._sampled_slack)
-        whole = [e for e in self._events if isinstance(e, Event) and e.sampling_rate == 1]
-        if len(whole) == len(self._events):
-            mu = math.sqrt(sum(e.count / e.noise_multiplier**2 for e in whole))
-            exact = partial(gaussian_epsilon, mu) if whole else partial(epsilon_of, self._rdp)
-            return min(bound, _with_slack(exact, delta, self._slack))
         pure = [e for e in self._events if isinstance(e, PureEvent)]
         if len(pure) == len(self._events):
             bound = min(bound, math.fsum(e.count * e.epsilon for e in pure))
-        if bound > _USELESS or delta < 2 * LEAST_DELTA:
+        if bound > _USELESS or delta < _LEAST_DELTA or not self._events:
+            return bound
+        whole = [e for e in self._events if isinstance(e, Event) and e.sampling_rate == 1]
+        if len(whole) == len(self._events):
+            mu = math.sqrt(sum(e.count * (1 / e.noise_multiplier) ** 2 for e in whole))
+            return min(bound, _with_slack(partial(gaussian_epsilon, mu), delta, self._slack))
+        if delta < 2 * LEAST_DELTA:
             return bound
         return min(bound, _with_slack(self._composed(delta).epsilon, delta, self._slack))
 

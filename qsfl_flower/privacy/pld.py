@@ -134,7 +134,7 @@ class LossDistribution:
         self._releases += event.count
         self._rdp = self._rdp + event.count * rdp_of(event)
         if not isinstance(event, PureEvent) and event.sampling_rate == 1:
-            self._square += event.count / event.noise_multiplier**2
+            self._square += event.count * (1 / event.noise_multiplier) ** 2
             return
         single = replace(event, count=1)
         if single not in self._known:
@@ -191,9 +191,9 @@ class LossDistribution:
             np.add.at(p, at, chances)
             np.add.at(q, at, chances[::-1])
             return p, q
-        sigma, rate = event.noise_multiplier, event.sampling_rate
+        sigma, rate = min(event.noise_multiplier, 1e100), event.sampling_rate
         # The sample x at which log(1 - q + q exp((2 x - 1) / 2 sigma^2)) reaches each point.
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             ratio = np.log(np.maximum(np.expm1(edges) + rate, 0.0) / rate)
         x = sigma * sigma * ratio + 0.5
         without, with_unit = _between(x / sigma), _between((x - 1) / sigma)
@@ -206,9 +206,9 @@ class LossDistribution:
     def _dots(self, p: Floats, q: Floats) -> _Composed:
         """Move what lies between points to the points, keeping both probabilities."""
         inner, losses = p[1:-1], self._losses[1:-1]
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             upper = (inner - q[1:-1] * np.exp(losses)) / -math.expm1(-self._step)
-        upper = np.clip(upper, 0.0, inner)
+        upper = np.clip(np.nan_to_num(upper), 0.0, inner)
         mass = np.zeros(self._size)
         mass[1:-1] += inner - upper
         mass[2:] += upper

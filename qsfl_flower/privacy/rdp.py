@@ -37,13 +37,18 @@ With orders up to 10.9 no epsilon below 1 could ever be shown at delta = 1e-5, w
 """
 
 
+_LEAST_NOISE = 0.05
+"""Below it sampling is not rewarded: a release costs epsilon 200 anyway, and integrals get long."""
+
+
 def rdp_of(event: AnyEvent) -> Floats:
     """Return the Renyi divergence bound of one of the event's releases at every order."""
     if isinstance(event, PureEvent):
         return _pure(event.epsilon)
-    if event.sampling_rate == 1:
-        return ORDERS / (2 * event.noise_multiplier**2)
-    return _sampled_gaussian(event.noise_multiplier, event.sampling_rate)
+    noise = min(event.noise_multiplier, 1e100)  # squares must stay finite
+    if event.sampling_rate == 1 or noise < _LEAST_NOISE:
+        return _gaussian(noise)
+    return _sampled_gaussian(noise, event.sampling_rate)
 
 
 def epsilon_of(rdp: Floats, delta: float) -> float:
@@ -63,6 +68,11 @@ def least_epsilon(rdp: Floats, delta: float) -> tuple[float, float]:
     return max(0.0, float(bounds[best])) if rdp.any() else 0.0, float(ORDERS[best])
 
 
+def _gaussian(noise_multiplier: float) -> Floats:
+    result: Floats = ORDERS * (0.5 / max(noise_multiplier, 1e-100) ** 2)
+    return result
+
+
 @lru_cache(maxsize=512)
 def _sampled_gaussian(noise_multiplier: float, rate: float) -> Floats:
     low = _log_a_by_integral(noise_multiplier, rate)
@@ -70,7 +80,7 @@ def _sampled_gaussian(noise_multiplier: float, rate: float) -> Floats:
     # log A is at least 0; rounding may leave it at -1e-16.
     result: Floats = np.maximum(np.concatenate([low, high]), 0.0) / (ORDERS - 1)
     # The sampled release is never worse than the unsampled one.
-    result = np.minimum(result, ORDERS / (2 * noise_multiplier**2))
+    result = np.minimum(result, _gaussian(noise_multiplier))
     result.flags.writeable = False
     return result
 

@@ -221,7 +221,7 @@ def test_a_thousand_rounds_stay_within_epsilon_one(rate):
 
 def test_calibration_for_one_release_is_not_enough_for_a_thousand():
     assert noise_multiplier_for(1.0, DELTA, 1000) == pytest.approx(118.0, abs=0.1)
-    assert epsilon_of_events([Event(4.845, count=1000)], DELTA) == pytest.approx(48.4, abs=0.1)
+    assert epsilon_of_events([Event(4.845, count=1000)], DELTA) > 50
 
 
 @settings(max_examples=30, deadline=None)
@@ -268,3 +268,15 @@ def test_nothing_costs_nothing_and_wrong_questions_are_refused():
     for delta in (0, 1, math.nan):
         with pytest.raises(ConfigError, match="delta"):
             Accountant().epsilon(delta)
+
+
+EXTREMES = [5e-324, 1e-20, 0.049, 0.3, 1e4, 1e15, 1e300]
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-9, 0.5, 1 - 1e-16, 1.0])
+@pytest.mark.parametrize("noise", EXTREMES)
+def test_numbers_from_outside_get_an_answer_or_a_refusal_at_once(noise, rate):
+    """A client asks what a server's offer comes to: the numbers are the server's."""
+    for count in (1, 10**15):
+        for delta in (1e-320, 1e-12, 1e-5, 1 - 1e-16):
+            assert 0 <= epsilon_of_events([Event(noise, rate, count)], delta) <= math.inf
