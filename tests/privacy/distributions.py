@@ -22,7 +22,10 @@ def discrete_laplace_pmf(scale: float, reach: int) -> tuple[np.ndarray, np.ndarr
 
 def fits_pmf(samples: np.ndarray, x: np.ndarray, pmf: np.ndarray) -> bool:
     """Chi-square over all values expected at least 5 times; the rest is one bin, empty or not."""
-    counts = np.array([(samples == value).sum() for value in x])
+    values, found = np.unique(samples, return_counts=True)
+    counts = np.zeros(x.size, dtype=np.int64)
+    inside = np.isin(values, x)
+    counts[np.searchsorted(x, values[inside])] = found[inside]
     common = pmf * samples.size >= 5
     observed = np.append(counts[common], samples.size - counts[common].sum())
     expected = np.append(pmf[common], 1 - pmf[common].sum()) * samples.size
