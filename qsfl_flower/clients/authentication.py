@@ -44,6 +44,7 @@ from qsfl_flower.wire.keys import (
 )
 
 _STATE_RECORD = "qsfl-auth-state"
+_RUNS = 16  # whose newest rounds a client remembers
 _SEEN, _SESSION = "seen", "session"
 
 _FILES = ("qsfl-key", "qsfl-roster", "qsfl-authority")
@@ -183,6 +184,13 @@ class _Party:
     def remember(self, key: str, value: bytes) -> None:
         self.context.state[_STATE_RECORD] = ConfigRecord({**self.state, key: value})
 
+    def _forget_runs(self) -> None:
+        """Keep what was seen in the newest runs only."""
+        known = [key for key in self.state if key.startswith(f"{_SEEN}/")]
+        if len(known) > _RUNS:
+            kept = {k: v for k, v in self.state.items() if k not in known[: len(known) - _RUNS]}
+            self.context.state[_STATE_RECORD] = ConfigRecord(kept)
+
     def verify(self, message: Message) -> tuple[Authentic[Instruction], bytes]:
         """Return the server's instruction if this client may act on it, and the ticket with it."""
         auth = message.content.config_records.get(AUTH_RECORD) or ConfigRecord()
@@ -191,7 +199,8 @@ class _Party:
             raise Rejected(
                 Reason.MALFORMED, "the instruction is not signed; this client obeys none"
             )
-        saved = self.state.get(_SEEN)
+        seen_key = f"{_SEEN}/{self.context.run_id}"  # Flower keeps the state over several runs
+        saved = self.state.get(seen_key)
         seen = ReplayCache.decode(saved) if isinstance(saved, bytes) else ReplayCache()
         instruction, seen = verify_instruction(
             signed,
@@ -207,7 +216,8 @@ class _Party:
                 Reason.MALFORMED,
                 f"the instruction is for {instruction.content.purpose!r}, not for {kind!r}",
             )
-        self.remember(_SEEN, seen.encode())
+        self.remember(seen_key, seen.encode())
+        self._forget_runs()
         return instruction, ticket
 
     def session(

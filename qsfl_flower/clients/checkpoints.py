@@ -128,7 +128,7 @@ class ClientCheckpoints:
         name = f"round-{checkpoint.server_round:06d}-step-{checkpoint.step:09d}.ckpt"
         digest = hashlib.sha256(rest).hexdigest().encode()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_file(self.folder / name, digest + b"\n" + rest, private=True, overwrite=True)
         except (OSError, CryptoError) as error:
             log.warning("checkpoint: not written: %s", error)

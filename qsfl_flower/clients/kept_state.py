@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
+from qsfl_flower.clients.memory import facts_of, is_durable
 from qsfl_flower.clients.steps import client_name
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.wire import from_record, to_record
@@ -21,7 +23,24 @@ KEPT = ("qsfl-compression", "qsfl-scaffold", "qsfl-personal")
 """Records of the client state that are written: the residual of error feedback, the control
 variate, personal layers. Keys and shares never are."""
 
+_RUN_RECORD = "qsfl-run"
+_FACT = "kept-state/"
 _ANY_AGE = 1 << 62
+
+
+def begin_run(context: Context) -> None:
+    """Forget what training has left behind in another run.
+
+    Flower keeps the client state over all runs of a series. A residual, a control variate or
+    personal layers of an earlier run belong to another model; in a new run they would be data that
+    nobody has accounted for.
+    """
+    run = str(context.run_id)
+    known = context.state.config_records.get(_RUN_RECORD)
+    if known is not None and known.get("run") != run:
+        for name in KEPT:
+            context.state.pop(name, None)
+    context.state[_RUN_RECORD] = ConfigRecord({"run": run})
 
 
 def state_mod(folder: Path, key: Secret | None = None) -> Mod:
@@ -51,11 +70,16 @@ def state_mod(folder: Path, key: Secret | None = None) -> Mod:
     reply is finished: if the process dies between that and the reply's departure, the update counts
     as sent, like one that the network loses.
 
+    With a durable memory of the node (`qsfl-state`) a file that was set back to an older one is
+    noticed, and training goes on without it. Without one nobody knows better: a residual that is
+    set back is added twice.
+
     Who sees what: whoever reads the file sees what training left behind; it is readable by its
     owner only.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        begin_run(context)
         owner = f"state {context.run_id} {client_name(context)}"
         store = ClientCheckpoints(folder / "state", owner=owner, keep=1, key=key)
         if not any(name in context.state for name in KEPT):
@@ -79,13 +103,29 @@ def _save(store: ClientCheckpoints, context: Context) -> None:
             values = from_record(record)
             names[kept] = list(values)
             arrays |= {f"{kept}/{number}": array for number, array in enumerate(values.values())}
-    store.save(ClientCheckpoint(0, "", 0, arrays, names))
+    token = secrets.token_hex(16)
+    if is_durable(context):
+        with facts_of(context) as facts:
+            for name in [name for name in facts if name.startswith(_FACT)]:
+                del facts[name]
+            facts[f"{_FACT}{context.run_id}"] = token.encode()
+    store.save(ClientCheckpoint(0, token, 0, arrays, names))
 
 
 def _restore(store: ClientCheckpoints, context: Context) -> None:
     saved = store.latest(0, _ANY_AGE)
     if saved is None:
         return
+    if is_durable(context):
+        with facts_of(context) as facts:
+            newest = facts.get(f"{_FACT}{context.run_id}")
+        if newest != saved.version.encode():
+            log.warning(
+                "the client's memory in %s is not the newest: it was set back, or its writer was "
+                "killed; training goes on without it",
+                store.folder,
+            )
+            return
     for kept, names in saved.values.items():
         arrays = {name: saved.arrays[f"{kept}/{n}"] for n, name in enumerate(names)}
         context.state[kept] = to_record(arrays)

@@ -27,6 +27,7 @@ import qsfl_flower.clients.masked_sum  # registers its step and tasks
 import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
 from qsfl_flower.clients.broadcast import receive
 from qsfl_flower.clients.instructions import check_instruction
+from qsfl_flower.clients.kept_state import begin_run
 from qsfl_flower.clients.policy import insisted, policy_of
 from qsfl_flower.clients.steps import (
     STEPS,
@@ -82,6 +83,7 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         kind = kind_of(message.metadata.message_type)
         if kind is Kind.QUERY:
             return call_next(message, context)
+        begin_run(context)
         message.content = receive(received, context.state)
         if kind is Kind.TRAIN:
             return _train(message, context, call_next)

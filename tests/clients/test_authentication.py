@@ -360,6 +360,19 @@ def test_a_client_obeys_an_instruction_once_in_its_run_and_in_time(federation, k
     assert not unspoiled(sent).has_error()
 
 
+def test_a_second_run_on_the_same_client_state_begins_anew(federation):
+    """Flower keeps the client state over all runs of a series; rounds begin at 1 in each."""
+    first = federation(rounds=2)
+    for device in first.devices.values():
+        device.context.run_id = 2
+    second = federation(rounds=2, devices=first.devices, run=2)
+    assert [r.accepted for r in second.rounds[1:]] == [3, 3]
+    sent = first.grid.pushed[0]
+    device = first.devices[sent.metadata.dst_node_id]
+    device.context.run_id = 1
+    assert "stale-round" in device(sent).error.reason, "the first run is not forgotten"
+
+
 def test_a_client_cannot_play_the_server(fake_grid, keys, roster):
     """Client 0 signs an instruction with its own, validly enrolled key."""
     from dataclasses import replace

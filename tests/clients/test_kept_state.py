@@ -174,7 +174,7 @@ def test_every_kept_record_comes_back_in_its_order_and_nothing_else(
     run_mod(tmp_path, context(), RecordDict(records))
     fresh = context()
     run_mod(tmp_path, fresh)
-    assert set(fresh.state) == set(KEPT)
+    assert set(fresh.state) == {*KEPT, "qsfl-run"}
     for name in KEPT:
         found = from_record(fresh.state[name])
         assert list(found) == list(arrays)
@@ -188,7 +188,7 @@ def test_the_memory_of_another_run_or_client_is_passed_over(
     run_mod(tmp_path, context(), RecordDict({KEPT[0]: to_record({"residual": np.ones(3)})}))
     elsewhere = context(**other)
     run_mod(tmp_path, elsewhere)
-    assert not elsewhere.state
+    assert set(elsewhere.state) == {"qsfl-run"}
     assert "another client" in caplog.text
 
 
@@ -198,3 +198,73 @@ def test_what_flower_still_holds_is_not_replaced(inside_run: None, tmp_path: Pat
     living.state[KEPT[0]] = record = to_record({"residual": np.zeros(3)})
     run_mod(tmp_path, living)
     assert living.state[KEPT[0]] is record
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_that_was_set_back_is_noticed_where_the_node_remembers(
+    inside_run: None, tmp_path: Path, durable: bool
+) -> None:
+    def fresh() -> Context:
+        made = context()
+        if durable:
+            made.node_config["qsfl-state"] = str(tmp_path / "node")
+        return made
+
+    def memory(value: float) -> RecordDict:
+        return RecordDict({MEMORY_RECORD: to_record({"residual": np.full(3, value)})})
+
+    run_mod(tmp_path, fresh(), memory(7.0))
+    (file,) = (tmp_path / "state").glob("*.ckpt")
+    old = file.read_bytes()
+    run_mod(tmp_path, fresh(), memory(9.0))
+    newest = fresh()
+    run_mod(tmp_path, newest)
+    assert from_record(newest.state[MEMORY_RECORD])["residual"][0] == 9.0
+    file.write_bytes(old)
+    later = fresh()
+    run_mod(tmp_path, later)
+    assert (MEMORY_RECORD in later.state) is not durable
+
+
+def test_what_a_run_left_behind_does_not_reach_the_next(fake_grid: Any) -> None:
+    """Flower keeps the client state over all runs of a series."""
+    from flwr.app import Array, ArrayRecord, MetricRecord
+
+    from qsfl_flower.strategies import Compress, StableFedAvg
+
+    states = [RecordDict() for _ in range(3)]
+
+    def federate(run: int, states: list[RecordDict], size: int = 4) -> np.ndarray:
+        def device(n: int) -> Any:
+            def train(message: Message, context: Context) -> Message:
+                (record,) = message.content.array_records.values()
+                new = record["w"].numpy() + 0.1 * np.arange(1, size + 1) * (n + 1)
+                metrics = MetricRecord({"num-examples": 10})
+                content = {"arrays": ArrayRecord({"w": Array(new)}), "metrics": metrics}
+                return Message(RecordDict(content), reply_to=message)
+
+            where = Context(run, n, {"partition-id": n}, states[n], {})
+            return lambda message: qsfl_mod(message, where, train)
+
+        strategy = StableFedAvg(
+            fraction_evaluate=0.0, min_available_nodes=3, stages=[Compress(Scheme(ratio=0.25))]
+        )
+        grid = fake_grid({n: device(n) for n in range(3)})
+        start = ArrayRecord({"w": Array(np.zeros(size))})
+        return strategy.start(grid, start, 1, timeout=5).arrays["w"].numpy()
+
+    federate(1, states)
+    assert all(MEMORY_RECORD in state for state in states)
+    again = federate(2, states)
+    assert np.array_equal(again, federate(3, [RecordDict() for _ in range(3)]))
+    federate(4, states, size=6)  # another model
+
+
+def test_the_folder_of_checkpoints_is_the_owners_alone(inside_run: None, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        memory = RecordDict({MEMORY_RECORD: to_record({"residual": np.ones(3)})})
+        run_mod(tmp_path / "new", context(), memory)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "state").stat().st_mode & 0o777 == 0o700
