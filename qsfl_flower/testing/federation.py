@@ -47,7 +47,7 @@ class Outcome:
 
     Parameters
     ----------
-    model : ndarray or None, shape (size,)
+    model : ndarray or None, shape (d,)
         The model after the last round; None if the run ended with an error.
     rounds : tuple of RoundRecord
         What an observer was shown.
