@@ -12,6 +12,7 @@ from typing import TextIO
 
 from qsfl_flower.crypto.errors import KeyFileError
 
+_PART = 1 << 20
 MAX_FILE = 1 << 28
 
 
@@ -102,10 +103,12 @@ def read_file(path: Path, *, private: bool, most: int = MAX_FILE) -> bytes:
                     f"{path} has mode {mode:04o} and may be read by others: a secret key file must "
                     f"have 0600 (chmod 600 {path})"
                 )
-            data = file.read(most + 1)
+            data = bytearray()  # grows with the file; one `read(most)` would take it all at once
+            while len(data) <= most and (part := file.read(_PART)):
+                data += part
             if len(data) > most:
                 raise KeyFileError(f"{path} has more than {most} bytes")
-            return data
+            return bytes(data)
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror}") from error
 

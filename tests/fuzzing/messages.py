@@ -128,8 +128,10 @@ def signed_and_sealed() -> list[Decoder]:
                     (bytes(32),) * len(zero.sets if zero else ()))  # fmt: skip
     terms = MaskTerms(1, 1, ("a", "b", "c", "d"), 3, 3)
     parties = {terms.places[n]: Credentials(made.clients[n], roster) for n in terms.names}
-    dealt = {p: masks.deal(terms, c, Policy(0.0), NOW) for p, c in parties.items()}
-    deals = {p: unmasks.read_deal(terms, p, d, roster, NOW) for p, (_, d) in dealt.items()}
+    dealt = {p: masks.deal(terms, bytes(32), c, Policy(0.0), NOW) for p, c in parties.items()}
+    deals = {
+        p: unmasks.read_deal(terms, p, d, bytes(32), roster, NOW) for p, (_, d) in dealt.items()
+    }
     relayed = unmasks.relay(terms, deals, 0)
     state, lockers = masks.mask(
         dealt[0][0], relayed, np.zeros(4, np.uint32), parties[0], Policy(0.0), NOW
@@ -170,7 +172,7 @@ def signed_and_sealed() -> list[Decoder]:
         Decoder("terms of masks", (terms.encode(),), MaskTerms.decode),
         Decoder("state of masks", (dealt[0][0].encode(), state.encode()), masks.Client.decode),
         Decoder("deal of masks", (dealt[0][1],),
-                lambda d: unmasks.read_deal(terms, 0, d, roster, NOW)),
+                lambda d: unmasks.read_deal(terms, 0, d, bytes(32), roster, NOW)),
         Decoder("relay of masks", (relayed,),
                 lambda d: masks.mask(dealt[0][0], d, np.zeros(4, np.uint32), parties[0],
                                      Policy(0.0), NOW)),
