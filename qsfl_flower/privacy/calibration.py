@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from scipy.optimize import brentq
 
@@ -100,9 +101,23 @@ def rounds_for(
 ) -> int:
     """Return how many releases epsilon allows: 0 to `most`."""
 
+    event = Event(noise_multiplier, sampling_rate, 1, slack)
+    return repeats_within(epsilon, delta, [event], most=most)
+
+
+def repeats_within(
+    epsilon: float,
+    delta: float,
+    events: Sequence[AnyEvent],
+    *,
+    after: Sequence[AnyEvent] = (),
+    most: int = 1_000_000,
+) -> int:
+    """Return how often `events` may happen after what has happened: 0 to `most`."""
+
     def allowed(count: int) -> bool:
-        event = Event(noise_multiplier, sampling_rate, count, slack)
-        return epsilon_of_events([event], delta) <= epsilon
+        more = [replace(event, count=count * event.count) for event in events]
+        return epsilon_of_events([*after, *more], delta) <= epsilon * (1 + 1e-9)
 
     if not allowed(1):
         return 0

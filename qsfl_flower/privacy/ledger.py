@@ -25,8 +25,11 @@ import sqlalchemy as sql
 
 from qsfl_flower.errors import BudgetExceeded, ConfigError, QSFLError
 from qsfl_flower.privacy.accountant import Accountant
+from qsfl_flower.privacy.calibration import repeats_within
 from qsfl_flower.privacy.events import AnyEvent, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
+
+_FORECAST = 10_000
 
 WARN_AT = 0.9
 """Share of a budget from which the ledger warns."""
@@ -78,20 +81,27 @@ class Budget:
         check_delta(self.delta)
         if (self.period_epsilon is None) != (self.period_seconds is None):
             raise ConfigError("a rate limit needs both period_epsilon and period_seconds")
-        limits = (self.epsilon, self.period_epsilon or 1.0, self.period_seconds or 1.0)
-        if not all(0 < limit < math.inf for limit in limits):
-            raise ConfigError(f"budgets and periods must be positive and finite, found {self}")
+        for name in ("epsilon", "period_epsilon", "period_seconds"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < math.inf:
+                raise ConfigError(f"{name} must be positive and finite, found {limit!r}")
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where an account stands; `reserved` is the part of `spent` that was never committed."""
+    """Where an account stands.
+
+    `reserved` is the number of charges that were never committed, which count as spent;
+    `releases_left` how many more releases like the last one the lifetime budget allows, at most
+    10,000; None without a budget or a charge.
+    """
 
     path: str
     spent: float
     reserved: int
     budget: Budget | None
     period_spent: float | None
+    releases_left: int | None
 
     @property
     def warning(self) -> bool:
@@ -195,7 +205,8 @@ class Ledger:
                 since = time.time() - budget.period_seconds
                 period = self._since(connection, path, budget, since).epsilon(budget.delta)
             reserved = int(connection.execute(count).scalar() or 0)
-            return Status(path, spent, reserved, budget, period)
+            left = None if budget is None else self._left(connection, path, budget)
+            return Status(path, spent, reserved, budget, period, left)
 
     def paths(self) -> list[str]:
         """Return all accounts that have a budget or a charge."""
@@ -274,6 +285,15 @@ class Ledger:
             _add(accountant, row.event)
         self._totals[path] = seen, accountant
         return accountant
+
+    def _left(self, connection: sql.Connection, path: str, budget: Budget) -> int | None:
+        """Return how many more releases like the last one fit."""
+        latest = _counted(path).order_by(None).order_by(_charges.c.id.desc()).limit(1)
+        if (row := connection.execute(latest).first()) is None:
+            return None
+        events = [event_from_dict(values) for values in json.loads(row.event)]
+        seen = self._total(connection, path, budget).events
+        return repeats_within(budget.epsilon, budget.delta, events, after=seen, most=_FORECAST)
 
     def _since(
         self, connection: sql.Connection, path: str, budget: Budget, start: float

@@ -154,8 +154,17 @@ def status(
     from qsfl_flower.privacy.ledger import Ledger
 
     book = Ledger(ledger)
-    table = Table("account", "spent", "budget", "left", "this period", "reserved, not committed")
-    for path in [account] if account else book.paths():
+    known = book.paths()
+    if account is not None and account not in known:
+        raise typer.BadParameter(
+            f"{ledger} has no account {account!r}: nothing was granted to it or spent from it; "
+            "`qsfl privacy status` without an account lists all"
+        )
+    table = Table(
+        "account", "spent", "budget", "left", "releases left", "this period",
+        "reserved, not committed",
+    )  # fmt: skip
+    for path in known if account is None else [account]:
         one = book.status(path)
         limit = one.budget.epsilon if one.budget else None
         table.add_row(
@@ -163,6 +172,7 @@ def status(
             f"{one.spent:.4g}" + (" (!)" if one.warning else ""),
             "-" if limit is None else f"{limit:g}",
             "-" if limit is None else f"{max(0.0, limit - one.spent):.4g}",
+            "-" if one.releases_left is None else str(one.releases_left),
             "-" if one.period_spent is None else f"{one.period_spent:.4g}",
             str(one.reserved),
         )
@@ -192,5 +202,8 @@ def grant(
     from qsfl_flower.privacy.ledger import Budget, Ledger
 
     seconds = None if period_days is None else 86_400 * period_days
-    budget = Budget(epsilon, delta, period_epsilon=period_epsilon, period_seconds=seconds)
-    Ledger(ledger).grant(account, budget)
+    try:
+        budget = Budget(epsilon, delta, period_epsilon=period_epsilon, period_seconds=seconds)
+        Ledger(ledger).grant(account, budget)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -43,6 +43,20 @@ def test_a_budget_is_used_to_the_last_round_and_never_over(ledger):
     assert status.spent == pytest.approx(epsilon_of_events([Event(10.0, count=allowed)], 1e-5))
 
 
+def test_the_forecast_is_how_many_rounds_there_will_be(ledger):
+    ledger.grant("fed", Budget(1.0))
+    assert ledger.status("fed").releases_left is None
+    spend(ledger, "fed/a", event=Event(20.0, 0.5))
+    spend(ledger, "fed/a")
+    assert ledger.status("fed/a").releases_left is None
+    left = ledger.status("fed").releases_left
+    for _ in range(left):
+        spend(ledger, "fed/a")
+    assert ledger.status("fed").releases_left == 0
+    with pytest.raises(BudgetExceeded):
+        spend(ledger, "fed/a")
+
+
 def test_a_charge_reaches_everything_above_once_per_release(ledger):
     spend(ledger, "fed/north/1", "fed/north/2", "fed/south/1")
     counts = {path: len(ledger.history(path)) for path in ledger.paths()}

@@ -65,3 +65,28 @@ def test_a_choice_needs_norms(tmp_path):
     result = qsfl("choose", tmp_path, "--clients", 10, "--parameters", 10)
     assert result.exit_code == 2
     assert "norms" in result.output
+
+
+def test_an_account_that_nobody_knows_is_named(tmp_path):
+    file = tmp_path / "ledger.db"
+    qsfl("grant", file, "fed", 1.0)
+    result = qsfl("status", file, "fde")
+    assert result.exit_code == 2
+    assert "no account 'fde'" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["fed", "0"], "epsilon must be positive"),
+        (["fed", "nan"], "epsilon must be positive"),
+        (["a//b", "1"], "not a path"),
+        (["fed", "1", "--delta", "2"], "delta must be between 0 and 1"),
+        (["fed", "1", "--period-days", "3"], "needs both"),
+        (["fed", "1", "--period-days", "0", "--period-epsilon", "1"], "period_seconds must be"),
+    ],
+)
+def test_a_grant_that_makes_no_sense_is_refused_in_one_line(tmp_path, arguments, why):
+    result = qsfl("grant", tmp_path / "ledger.db", *arguments)
+    assert result.exit_code == 2
+    assert why in " ".join(result.output.replace("│", " ").split())
