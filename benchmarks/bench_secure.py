@@ -23,9 +23,10 @@ from benchmarks.bench_secagg import Flower
 from benchmarks.timing import alternate
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
-from qsfl_flower.secure.committee import Desk, Held, check_value, products, receive
+from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import Dealt, deal, read_header
 from qsfl_flower.secure.decoding import open_vectors
+from qsfl_flower.secure.desk import Desk, Held
 from qsfl_flower.secure.field import Elements, P, combine, gram
 from qsfl_flower.secure.krum import distances_of_gram
 from qsfl_flower.secure.shamir import interpolate
@@ -42,7 +43,7 @@ TERMS = Terms(
     members=tuple(f"m{j}" for j in range(5)),
     seats=tuple(f"s{j}" for j in range(5)),
     threshold=3,
-    quorum=3,
+    quorum=4,
     min_clients=3,
     max_clients=200,
     bits=24,
@@ -59,7 +60,6 @@ def run(quick: bool) -> list[Row]:
     """Return one row per step; CPU times of one process, limits only at full size."""
     size, repetitions = (10_000, 1) if quick else (1_000_000, 7)
     rows = _steps(size, repetitions, quick)
-    rows += _quorum(size, repetitions)
     for n, d, limit in ((20, 100_000, 300.0), (100, 100_000, 3000.0)):
         rows.append(_distances(n, d // 50 if quick else d, None if quick else limit))
     if not quick and "QSFL_DATA_DIR" in os.environ:
@@ -82,7 +82,7 @@ class Room:
     def deal(self) -> Dealt:
         """Encode, share, encrypt and sign one client's update."""
         signing = self.keys.clients["client"].keys[0].signing
-        return deal(self.values, INTEGERS, self.terms, "client", signing, self.public)
+        return deal(self.values, INTEGERS, self.terms, "client", signing, self.public, bytes(32))
 
     def take(self, member: int) -> Held:
         """Verify, decrypt and check one client's share."""
@@ -123,7 +123,7 @@ def _steps(size: int, repetitions: int, quick: bool) -> list[Row]:
     assert np.array_equal(room.open(answers), exact / 2.0**24)
     values = np.random.default_rng(1).normal(0, 1e-3, (10, size))
     flower = Flower(values)
-    two = dict(list(answers.items())[:3])
+    two = dict(list(answers.items())[:4])
     timing = alternate(
         {
             "deal": room.deal,
@@ -165,19 +165,6 @@ def _steps(size: int, repetitions: int, quick: bool) -> list[Row]:
         peak = _peak(step) / vector - shares
         rows.append(_row(f"field vectors beside the shares: {who}", size, peak, "", 6, quick))
     return rows
-
-
-def _quorum(size: int, repetitions: int) -> list[Row]:
-    """Return what masking the released sums costs, for a quorum of 4."""
-    room = Room(size, replace(TERMS, quorum=4))
-    answers = room.fill()
-    timing = alternate(
-        {"release": lambda: room.release(5), "open": lambda: room.open(answers)}, repetitions
-    )
-    return [
-        _row(f"member: add up {CLIENTS} shares, quorum 4", size, timing["release"].cpu, "ms"),
-        _row("server: open, quorum 4", size, timing["open"].cpu, "ms"),
-    ]
 
 
 def _distances(n: int, d: int, limit: float | None) -> Row:

@@ -1,9 +1,10 @@
 """The client's halves of committee sums: deal shares of an update, and serve on the committee.
 
 A member's shares wait in Flower's client state between the two tasks of a round, encrypted under
-its own storage key, and are erased when the sum is released; whose shares it has taken stays there
-as long as they could be used again. The strategy's halves are
-`qsfl_flower.strategies.SecureSum` and `SecureKrum`.
+its own storage key, and are erased when the sum is released. That a client has dealt, and what a
+member has taken and released, are facts of the node, written before the reply leaves; see
+`qsfl_flower.clients.memory`. The strategy's halves are `qsfl_flower.strategies.SecureSum` and
+`SecureKrum`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from qsfl_flower.clients.memory import Facts
 from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Party, StepContext
 from qsfl_flower.crypto.hybrid import derive
-from qsfl_flower.errors import CryptoError, RejectedUpdate
-from qsfl_flower.secure.committee import Desk, Held, Refused, check_value, products, receive
+from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
+from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import deal, read_header
+from qsfl_flower.secure.desk import Desk, Held
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.wire import to_record
@@ -37,7 +40,8 @@ from qsfl_flower.wire.keys import (
     TAKE_TASK,
 )
 
-_DESK, _SHARES, _DEALT = "qsfl-committee", "qsfl-committee-shares", "qsfl-dealt"
+_DESK, _SHARES = "qsfl-committee", "qsfl-committee-shares"
+_DEALT, _MEMORY = "committee/{}/dealt", "committee/{}/memory"
 _SALT = _SEAT = 16
 _NONCE = bytes(12)
 
@@ -49,26 +53,20 @@ def shares_step(
 
     Raises
     ------
-    Refused
+    Refusal
         If shares were dealt in this round already (two deals would allow two sums), or the terms
-        protect less than this client insists on.
+        protect less than this node's policy asks for.
     """
     terms, party = Terms.decode(parameters["terms"]), context.party
     tally = Tally(parameters["max_examples"], parameters["metrics"], parameters["weighted_by"])
-    state = context.context.state
-    dealt = _integer((state.config_records.get(_DEALT) or ConfigRecord({"round": 0}))["round"])
-    if terms.run != context.context.run_id or terms.round <= dealt:
-        raise Refused(
-            f"shares for round {terms.round} of run {terms.run}: this is run "
-            f"{context.context.run_id}, and round {dealt} has been dealt"
-        )
-    _insist(terms, context)
+    context.policy.check_terms(terms)
     weight, integers = tally.take(update.metrics)
     values = update.vector * weight if parameters["weighted"] else update.vector
     credentials = party.credentials
     keys = [credentials.roster.encryption_key(name, party.now) for name in terms.members]
-    made = deal(values, integers, terms, credentials.identity.name, party.keys.signing, keys)
-    state[_DEALT] = ConfigRecord({"round": terms.round})
+    name, asked = credentials.identity.name, context.instruction
+    made = deal(values, integers, terms, name, party.keys.signing, keys, asked)
+    _note_deal(terms, context)
     payload = ArrayRecord({"header": _array(made.header)})
     for member, sealed in enumerate(made.sealed):
         payload[str(member + 1)] = _array(bytes(sealed))
@@ -79,15 +77,23 @@ def take_task(context: StepContext) -> RecordDict:
     """Take one share per client, check them, and help to open what the terms allow."""
     told, party = _told(context), context.party
     terms = _terms(told["terms"])
+    context.policy.check_terms(terms)
     member, size = _place(terms, context), _integer(told["size"])
     headers, payloads = told["headers"], context.content.array_records[SECURE_SHARES]
-    desk = _load(context)
     keys, roster = party.credentials.identity.decryption_keys, party.credentials.roster
+    if not isinstance(headers, list):
+        raise RejectedUpdate("malformed", "the headers are not a list")
+    if not terms.min_clients <= len(headers) <= terms.max_clients:
+        raise Refusal(
+            "policy-cohort",
+            f"round {terms.round}: shares of {len(headers)} clients; the terms are for "
+            f"{terms.min_clients} to {terms.max_clients}",
+        )
+    with context.facts() as facts:
+        desk = _recall(facts, terms.run)
     held: list[Held] = []
     complaints: list[str] = []
     values: list[int] = []
-    if not isinstance(headers, list) or len(headers) > terms.max_clients:
-        raise Refused(f"round {terms.round}: more clients than the terms allow")
     for index, statement in enumerate(headers):
         try:
             if not isinstance(statement, bytes):
@@ -104,7 +110,10 @@ def take_task(context: StepContext) -> RecordDict:
         held.append(share)
         complaints.append("")
         values.append(check_value(share, size))
-    desk = desk.take(terms, size, held, member)
+    with context.facts() as facts:
+        desk = _recall(facts, terms.run).take(terms, size, held, member)
+        facts[_MEMORY.format(terms.run)] = desk.memory()
+    _hold(context, desk, member)
     answer: dict[str, Any] = {
         "complaints": complaints,
         "values": np.array(values, np.uint64).tobytes(),
@@ -112,31 +121,39 @@ def take_task(context: StepContext) -> RecordDict:
     if terms.opens_products:
         distances, norms = products(held, size, terms, member)
         answer |= {"distances": distances.tobytes(), "norms": norms.tobytes()}
-    _save(context, desk, member)
     return RecordDict({SECURE_RECORD: ConfigRecord({**answer})})
 
 
 def release_task(context: StepContext) -> RecordDict:
     """Release this member's share of one sum, and erase all shares."""
-    told = _told(context)
-    desk = _load(context)
-    if desk.terms is None:
-        raise Refused(f"no shares are held; a sum of round {desk.closed} was released")
-    member = _place(desk.terms, context)
-    names = told["clients"]
+    told, run = _told(context), context.context.run_id
+    names, server_round = told["clients"], _integer(told["round"])
     if not isinstance(names, list):
-        raise Refused("the clients to be added up are not a list of names")
-    total, desk = desk.release(_integer(told["round"]), [str(name) for name in names], member)
-    _save(context, desk, member)
+        raise RejectedUpdate("malformed", "the clients to be added up are not a list of names")
+    with context.facts() as facts:
+        desk = _with_shares(_recall(facts, run), context)
+        if desk.terms is None:
+            raise Refusal(
+                "policy-second-answer",
+                f"no shares are held; a sum of round {desk.closed} was released",
+            )
+        member = _place(desk.terms, context)
+        total, desk = desk.release(
+            server_round, [str(name) for name in names], member, context.policy.least_cohort
+        )
+        facts[_MEMORY.format(run)] = desk.memory()
+    _hold(context, desk, member)
     return RecordDict({SECURE_RECORD: to_record({"sum": total})})
 
 
 def hello_task(context: StepContext) -> RecordDict:
     """Take a seat: the signature around the answer says who is at this node."""
-    desk = _load(context)
-    if not desk.seat:
-        desk = replace(desk, seat=secrets.token_hex(_SEAT))
-        _save(context, desk, 0)
+    run = context.context.run_id
+    with context.facts() as facts:
+        desk = _recall(facts, run)
+        if not desk.seat:
+            desk = replace(desk, seat=secrets.token_hex(_SEAT))
+            facts[_MEMORY.format(run)] = desk.memory()
     return RecordDict({SECURE_RECORD: ConfigRecord({"seat": desk.seat})})
 
 
@@ -157,25 +174,28 @@ def _terms(text: object) -> Terms:
     return Terms.decode(json.loads(text))
 
 
-def _insist(terms: Terms, context: StepContext) -> None:
-    """Refuse terms below the node's own: ``qsfl-min-cohort`` and ``qsfl-min-threshold``."""
-    config = context.context.node_config
-    for key, offered in (
-        ("qsfl-min-cohort", terms.min_clients),
-        ("qsfl-min-threshold", terms.threshold),
-    ):
-        least = config.get(key, 2)
-        if type(least) is not int or offered < least:
-            raise Refused(f"the terms offer {offered}; this node's {key} is {least!r}")
+def _note_deal(terms: Terms, context: StepContext) -> None:
+    """Remember the round of a deal: a client deals once for it, whatever it is asked."""
+    run = context.context.run_id
+    with context.facts() as facts:
+        dealt = int.from_bytes(facts.get(_DEALT.format(run), b""), "big")
+        if terms.run != run or terms.round <= dealt:
+            raise Refusal(
+                "policy-second-answer",
+                f"shares for round {terms.round} of run {terms.run}: this is run {run}, and round "
+                f"{dealt} has been dealt",
+            )
+        facts[_DEALT.format(run)] = terms.round.to_bytes(8, "big")
 
 
 def _place(terms: Terms, context: StepContext) -> int:
     """Return which member of the committee this client is."""
     name = context.party.credentials.identity.name
     if terms.run != context.context.run_id or name not in terms.members:
-        raise Refused(
+        raise Refusal(
+            "policy-terms",
             f"round {terms.round} of run {terms.run}: {name} is not asked as a member of its "
-            f"committee in run {context.context.run_id}"
+            f"committee in run {context.context.run_id}",
         )
     return terms.members.index(name) + 1
 
@@ -190,26 +210,28 @@ def _array(data: bytes) -> Array:
     return Array("uint8", (len(data),), SEALED_TYPE, data)
 
 
-def _save(context: StepContext, desk: Desk, member: int) -> None:
-    """Put the desk into Flower's client state, its secrets encrypted."""
+def _recall(facts: Facts, run: int) -> Desk:
+    """Return the desk of a run without the shares on it."""
+    memory = facts.get(_MEMORY.format(run))
+    return Desk() if memory is None else Desk.recall(memory)
+
+
+def _hold(context: StepContext, desk: Desk, member: int) -> None:
+    """Put the shares of a desk into Flower's client state, encrypted."""
     state = context.context.state
-    record: dict[str, Any] = {"closed": desk.closed, "seat": desk.seat, "opened": desk.opened}
-    if desk.taken:
-        record |= {
-            "taken": [client for client, _ in desk.taken],
-            "taken-dealt": [dealt for _, dealt in desk.taken],
-            "taken-for": list(desk.taken.values()),
-        }
+    record: dict[str, Any] = {}
     arrays = {}
     if desk.terms is not None:
         zero = desk.terms.zero_sets
         known = zero.known_to(member) if zero else ()
-        record |= {
+        record = {
             "terms": desk.terms.encode(),
             "size": desk.size,
+            "question": desk.question,
             "clients": [h.client for h in desk.held],
             "dealt": [h.dealt for h in desk.held],
             "digests": [h.digest for h in desk.held],
+            "instructions": [h.instruction for h in desk.held],
         }
         for index, h in enumerate(desk.held):
             secret = b"".join([*(h.seeds[i] for i in known), h.share.tobytes()])
@@ -218,31 +240,22 @@ def _save(context: StepContext, desk: Desk, member: int) -> None:
     state[_SHARES] = ArrayRecord(arrays)
 
 
-def _load(context: StepContext) -> Desk:
+def _with_shares(desk: Desk, context: StepContext) -> Desk:
+    """Return the desk with the shares that it remembers to have taken last."""
     state = context.context.state
-    if _DESK not in state:
-        return Desk()
-    record: Any = state.config_records[_DESK]
-    taken = {
-        (client, dealt): at
-        for client, dealt, at in zip(
-            *(record.get(key, ()) for key in ("taken", "taken-dealt", "taken-for")), strict=True
-        )
-    }
-    desk = Desk(record["closed"], record["seat"], record["opened"], taken)
-    if "terms" not in record:
+    record: Any = state.config_records.get(_DESK) or {}
+    if "terms" not in record or record["question"] != desk.question:
         return desk
     terms = _terms(record["terms"])
     zero, member = terms.zero_sets, _place(terms, context)
     known = zero.known_to(member) if zero else ()
     held = []
-    for index, (client, dealt, digest) in enumerate(
-        zip(record["clients"], record["dealt"], record["digests"], strict=True)
-    ):
+    columns = (record[key] for key in ("clients", "dealt", "digests", "instructions"))
+    for index, (client, dealt, digest, asked) in enumerate(zip(*columns, strict=True)):
         secret = _decrypt(context.party, state.array_records[_SHARES][str(index)].data)
         seeds = {i: secret[32 * k : 32 * k + 32] for k, i in enumerate(known)}
         share = np.frombuffer(secret, np.uint64, offset=32 * len(known))
-        held.append(Held(client, dealt, digest, share, seeds))
+        held.append(Held(client, dealt, digest, asked, share, seeds))
     return replace(desk, terms=terms, size=record["size"], held=tuple(held))
 
 

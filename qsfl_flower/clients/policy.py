@@ -234,7 +234,8 @@ class NodePolicy:
         if len(set(terms.weights)) > 1 and not self.weights:
             raise Refusal(
                 "policy-weights",
-                f"the terms weigh updates by {terms.weights}; this node asks for equal weights",
+                f"the terms weigh updates by {terms.weights}; this node asks for equal weights "
+                "(weights = true in its policy file allows others)",
             )
         if strangers := sorted(set(terms.members) - set(self.members) if self.members else ()):
             raise Refusal(

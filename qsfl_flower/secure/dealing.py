@@ -2,7 +2,8 @@ r"""A client's part: encode an update, share it, and seal each share to its memb
 
 What leaves the client is one signed header and one sealed payload per member::
 
-    header   statement "shares": terms' digest | round | size | digest of each sealed payload
+    header   statement "shares": format 2 | terms' digest | round | instruction's digest | size
+                                 | digest of each sealed payload
                                  | commitment to each seed for shares of zero
     payload  seeds for shares of zero of the sets that the member is not in | its share
 
@@ -10,6 +11,9 @@ The share is a vector of ``size`` field elements (update, hidden weight and metr
 more, the *blind*: a uniformly random element, shared like the rest. It lets the members prove to
 each other that all shares lie on one polynomial without telling a thing about the update, and is
 part of no sum.
+
+The instruction is all that the client was asked to do: model, configuration, plan. Members add up
+only what was dealt on one instruction, so that a server cannot make up models for all but one.
 
 Who sees what: the server relays ciphertext. Members verify the client's signature against the
 roster, so a server cannot invent clients whose updates it knows.
@@ -37,6 +41,7 @@ from qsfl_flower.secure.shamir import share
 from qsfl_flower.secure.terms import Terms
 
 KIND = "shares"
+_MAGIC = b"QSHAR\x02"
 _DIGEST_SIZE = 32
 
 
@@ -52,6 +57,8 @@ class Header:
         Digest of the terms.
     round : int
         The round of the terms: when the shares were dealt.
+    instruction : bytes
+        Digest of what the client was asked to do (`qsfl_flower.wire.content.instruction_digest`).
     size : int
         Length of the vector, without the blind.
     payloads : tuple of bytes
@@ -63,13 +70,15 @@ class Header:
     client: str
     terms: bytes
     round: int
+    instruction: bytes
     size: int
     payloads: tuple[bytes, ...]
     commitments: tuple[bytes, ...]
 
     def encode(self) -> bytes:
         """Return the body of the statement."""
-        out = Writer().fixed(self.terms, _DIGEST_SIZE).uint(self.round, 8).uint(self.size, 8)
+        out = Writer(_MAGIC).fixed(self.terms, _DIGEST_SIZE).uint(self.round, 8)
+        out.fixed(self.instruction, _DIGEST_SIZE).uint(self.size, 8)
         for digest in (*self.payloads, *self.commitments):
             out.fixed(digest, _DIGEST_SIZE)
         return out.done()
@@ -103,14 +112,16 @@ def read_header(statement: bytes, terms: Terms, roster: Roster, now: int) -> Hea
     """
     signed, client = roster.verify(statement, KIND, "client", now)
     data = Reader(signed.body, KIND)
-    digest, dealt, size = data.fixed(_DIGEST_SIZE), data.uint(8), data.uint(8)
+    data.expect(_MAGIC)
+    digest, dealt = data.fixed(_DIGEST_SIZE), data.uint(8)
+    instruction, size = data.fixed(_DIGEST_SIZE), data.uint(8)
     if digest != terms.of_round(dealt).digest:
         raise RejectedUpdate("other-terms", f"{client.name} has dealt under other terms")
     payloads = tuple(data.fixed(_DIGEST_SIZE) for _ in terms.members)
     zero = terms.zero_sets
     commitments = tuple(data.fixed(_DIGEST_SIZE) for _ in (zero.sets if zero else ()))
     data.finish()
-    return Header(client.name, digest, dealt, size, payloads, commitments)
+    return Header(client.name, digest, dealt, instruction, size, payloads, commitments)
 
 
 def deal(
@@ -120,6 +131,7 @@ def deal(
     name: str,
     signing: SigningKey,
     keys: Sequence[HybridPublicKey],
+    instruction: bytes,
 ) -> Dealt:
     """Share a vector among the committee.
 
@@ -137,6 +149,8 @@ def deal(
         Its key.
     keys : sequence of HybridPublicKey
         The members' keys from the roster, in the order of `terms.members`.
+    instruction : bytes
+        32 bytes: digest of what this client was asked to do.
 
     Raises
     ------
@@ -175,6 +189,7 @@ def deal(
         name,
         terms.digest,
         terms.round,
+        instruction,
         size,
         tuple(hashlib.sha256(part).digest() for part in sealed),
         tuple(hashlib.sha256(seed).digest() for seed in seeds),

@@ -15,6 +15,7 @@ from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.secure.field import P
 from qsfl_flower.secure.fixed_point import FixedPoint
 from qsfl_flower.secure.shamir import Sharing
+from qsfl_flower.secure.sizes import fewest_answers, least_quorum
 from qsfl_flower.secure.zero_sharing import ZeroSharing
 
 _TUPLES: Mapping[str, type] = {"tuple[str, ...]": str, "tuple[int, ...]": int}
@@ -44,7 +45,8 @@ class Terms:
     threshold : int
         t: the members together can open a sum, t - 1 of them learn nothing. At least 2.
     quorum : int
-        q, in [t, m]: how many members must answer for the same sum before it opens.
+        q, in [t, m] and at least `least_quorum`: how many members must answer for the same sum
+        before it opens.
     min_clients, max_clients : int
         A sum of fewer clients is not released; more are not expected.
     weights : tuple of int
@@ -94,6 +96,11 @@ class Terms:
         m, t = self.sharing.members, self.sharing.threshold
         if not t <= self.quorum <= m:
             raise ConfigError(f"quorum {self.quorum} must be between threshold {t} and {m} members")
+        if self.quorum < (least := least_quorum(m, t)):
+            raise ConfigError(
+                f"quorum {self.quorum} of {m} members with threshold {t}: a server with {t - 1} of "
+                f"them on its side could open two different sums; take at least {least}"
+            )
         if not 2 <= self.min_clients <= self.max_clients:
             raise ConfigError(
                 f"min_clients {self.min_clients} must be at least 2 and at most max_clients "
@@ -127,6 +134,11 @@ class Terms:
         return Sharing(len(self.members), self.threshold)
 
     @property
+    def answers(self) -> int:
+        """How many members must answer alike before a distance or a norm opens."""
+        return fewest_answers(len(self.members), self.threshold)
+
+    @property
     def scale(self) -> int:
         """The weight that counts as 1."""
         return self.weights[0]
@@ -147,7 +159,7 @@ class Terms:
         for_sums = self.quorum > self.threshold
         return (
             ZeroSharing(self.sharing, self.quorum - 1) if for_sums else None,
-            ZeroSharing(self.sharing, 2 * self.threshold - 2) if self.opens_products else None,
+            ZeroSharing(self.sharing, self.answers - 1) if self.opens_products else None,
         )
 
     @property
@@ -203,7 +215,7 @@ class Terms:
     @cached_property
     def digest(self) -> bytes:
         """32 bytes that stand for the terms."""
-        return hashlib.sha256(b"qsfl-flower/1/terms" + self.encode().encode()).digest()
+        return hashlib.sha256(b"qsfl-flower/2/terms" + self.encode().encode()).digest()
 
     @classmethod
     def decode(cls, values: Mapping[str, Any]) -> Terms:

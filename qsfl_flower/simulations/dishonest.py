@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.secure import dealing
-from qsfl_flower.secure.committee import Desk
+from qsfl_flower.secure.desk import Desk
 from qsfl_flower.secure.field import Elements, P
 from qsfl_flower.secure.fixed_point import FixedPoint
 from qsfl_flower.secure.shamir import Shares, Sharing, share
@@ -44,9 +44,9 @@ def _overflow(
 
 
 def _false_sum(
-    self: Desk, server_round: int, clients: Collection[str], member: int
+    self: Desk, server_round: int, clients: Collection[str], member: int, least_cohort: int
 ) -> tuple[Elements, Desk]:
-    total, desk = _release(self, server_round, clients, member)
+    total, desk = _release(self, server_round, clients, member, least_cohort)
     return (total + np.uint64(member)) % np.uint64(P), desk
 
 

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from qsfl_flower.asynchrony import (
+    Constant,
     Polynomial,
     StalenessLimit,
     StalenessWeight,
@@ -72,8 +73,8 @@ class BufferedAsync(StableFedAvg):
         The number K of updates that make a new model, >= 1.
     concurrency : int, optional
         How many clients are kept at work, >= 1.
-    staleness_weight : StalenessWeight
-        The rule w.
+    staleness_weight : StalenessWeight, optional
+        The rule w; by default `Polynomial`, and `Constant` where updates are hidden.
     max_staleness : int or StalenessLimit
         Older updates are rejected before anything in them is read. Clients so slow that all their
         updates are older are never heard: see docs/asynchrony.md for how to choose it.
@@ -100,8 +101,10 @@ class BufferedAsync(StableFedAvg):
     is reckoned from the server's own books, not from what clients say.
 
     Hidden updates (`SecureSum`, `SecureKrum`) are opened when the buffer is full. Their weights are
-    multiples of 1/16, see `integer_weights`. Who is on the committee and at work is asked when it
-    has answered, and is waited for as long as for a task.
+    multiples of 1/16, see `integer_weights`, and nodes refuse those that differ unless their policy
+    says ``weights = true``: a server can read residues of single updates out of such a sum. Who is
+    on the committee and at work is asked when it has answered, and is waited for as long as for a
+    task.
     """
 
     asynchronous = True
@@ -138,7 +141,9 @@ class BufferedAsync(StableFedAvg):
             )
         self.buffer_size, self.concurrency = buffer_size, concurrency
         self.weighting = replace(self.weighting, buffer_size=buffer_size)
-        self.staleness_weight = staleness_weight or Polynomial()
+        # Nodes refuse weights that differ in a sum unless their policy allows them.
+        usual = Constant() if self.chain.hides else Polynomial()
+        self.staleness_weight = staleness_weight or usual
         self.limit = max_staleness
         if self.chain.hides:
             weights = integer_weights(self.staleness_weight, max_staleness.maximum)
@@ -162,6 +167,8 @@ class BufferedAsync(StableFedAvg):
         sent = self._resend(job)
         training = self._open(job, version, arrays)
         lap("configure")
+        if (why := self.chain.unready(self.states)) is not None:
+            return self._skip(server_round, why)
         buffer = _Buffer()
         clock = self.post.clock
         patience = self.deadline or self.timeout

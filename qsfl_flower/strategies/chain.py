@@ -30,7 +30,7 @@ from qsfl_flower.strategies.stages import (
     State,
     VectorStage,
 )
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, catch
+from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Weighting, catch
 from qsfl_flower.wire import Plan
 
 
@@ -137,6 +137,15 @@ class Chain:
     def init(self, layout: Layout, known: Mapping[str, State]) -> dict[str, State]:
         """Return the states of all stages: the known ones, and those before the first round."""
         return {s.name: known[s.name] if s.name in known else s.init(layout) for s in self.stages}
+
+    def least_clients(self, weighting: Weighting) -> int:
+        """Return how many clients the smallest federation has with which a round can succeed."""
+        return 1 if self.combiner is None else self.combiner.least_clients(weighting)
+
+    def unready(self, states: Mapping[str, State]) -> str | None:
+        """Return why nobody needs to train in this round, if so."""
+        combiner = self.combiner
+        return None if combiner is None else combiner.unready(states[combiner.name])
 
     def check_origin(self, states: Mapping[str, State], origin: int) -> None:
         """Refuse an update from an earlier round that cannot come together with this one's."""

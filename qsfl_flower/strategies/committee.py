@@ -12,13 +12,14 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError, RejectedUpdate, plain
+from qsfl_flower.errors import RejectedUpdate, plain
 from qsfl_flower.secure.field import Elements, is_canonical
 from qsfl_flower.secure.krum import pairs
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import Check
+from qsfl_flower.strategies.admission import check_willing
 from qsfl_flower.strategies.stages import RoundContext, task_content
-from qsfl_flower.strategies.update import Rejection, Update, catch
+from qsfl_flower.strategies.update import Rejection, Sender, Update, catch
 from qsfl_flower.wire import content_bytes, from_record, records_of
 from qsfl_flower.wire.keys import (
     HELLO_TASK,
@@ -48,12 +49,15 @@ class Seats:
         Nodes that did not answer as members when they were last asked.
     drawn : mapping of int to str
         What nodes have drawn when they took a seat, see `Terms.seats`.
+    empty : str
+        Why seats stayed empty, or nothing.
     """
 
     nodes: tuple[int, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
     gone: tuple[int, ...] = ()
     drawn: Mapping[int, str] = field(default_factory=dict)
+    empty: str = ""
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -66,36 +70,31 @@ def appoint(seats: Seats, size: int, context: RoundContext) -> Seats:
 
     Nodes that have not drawn a seat yet are asked to, and the signature names them; those that
     vanished before come last.
-
-    Raises
-    ------
-    ConfigError
-        If fewer nodes than seats take part.
     """
     asked = [sender.node_id for sender in context.senders]
     pool = [*(n for n in seats.nodes if n in asked), *(n for n in asked if n not in seats.nodes)]
     pool.sort(key=lambda node: node in seats.gone)
-    if len(pool) < size:
-        raise ConfigError(
-            f"a committee of {size} needs as many clients in the round, there are {len(pool)}: "
-            "take fewer members, or let more clients take part"
-        )
     names, drawn, gone = dict(seats.names), dict(seats.drawn), set(seats.gone)
     nodes: list[int] = []
+    silent: list[str] = []
     while len(nodes) < size and pool:
         chosen, pool = pool[: size - len(nodes)], pool[size - len(nodes) :]
         unknown = [node for node in chosen if node not in drawn]
         hello = task_content(HELLO_TASK)
         answers = context.ask(dict.fromkeys(unknown, hello)) if unknown else {}
         for node in unknown:
-            answer = answers.get(node)
-            seat = _read_seat(answer[1]) if isinstance(answer, tuple) else None
-            if isinstance(answer, tuple) and seat:
-                names[node], drawn[node] = answer[0].name, seat
+            found = _seat_of(answers.get(node))
+            if isinstance(found, tuple):
+                names[node], drawn[node] = found
             else:
                 gone.add(node)
+                silent.append(found)
         nodes += [n for n in chosen if n in drawn and names[n] not in {names[k] for k in nodes}]
-    return Seats(tuple(nodes), names, tuple(sorted(gone)), drawn)
+    empty = ""
+    if len(nodes) < size:
+        why = f" ({', '.join(silent)})" if silent else ""
+        empty = f"{len(nodes)} of {size} committee members could be appointed{why}"
+    return Seats(tuple(nodes), names, tuple(sorted(gone)), drawn, empty)
 
 
 @dataclass(frozen=True)
@@ -192,16 +191,16 @@ class Session:
             member = self.nodes.index(node) + 1
             name, answer = self.terms.members[member - 1], answers.get(node)
             if answer is None or isinstance(answer, Rejection):
-                self.lost[member] = "no reply" if answer is None else answer.detail
+                self.lost[member] = "no reply" if answer is None else _why(answer)
                 continue
             sender, content = answer
             self.traffic += content_bytes(content)
             if sender.name != name:
                 self.lost[member] = f"wrong-node: {sender.name} answers in its place"
                 continue
-            told = catch(sender, partial(read, content))
+            told = catch(sender, partial(_willing, read, content))
             if isinstance(told, Rejection):
-                self.lost[member] = f"{told.reason}: {told.detail}"
+                self.lost[member] = _why(told)
             else:
                 found[member] = told
         return found
@@ -246,10 +245,34 @@ def read_payload(array: Array | None, what: str) -> bytes:
     return array.data
 
 
-def _read_seat(content: RecordDict) -> str | None:
+def _why(rejection: Rejection) -> str:
+    return f"{rejection.reason}: {rejection.detail}"
+
+
+def _willing(read: Callable[[RecordDict], T], content: RecordDict) -> T:
+    check_willing(content)
+    return read(content)
+
+
+def _seat_of(answer: tuple[Sender, RecordDict] | Rejection | None) -> tuple[str, str] | str:
+    """Return who has taken a seat and what it has drawn, or why it has not."""
+    if answer is None:
+        return "a node that could not be asked"
+    if isinstance(answer, Rejection):
+        return f"{answer.sender.label}: {answer.reason}"
+    sender, content = answer
+    seat = catch(sender, partial(_willing, _read_seat, content))
+    if isinstance(seat, Rejection):
+        return f"{sender.label}: {seat.reason}"
+    return sender.name, seat
+
+
+def _read_seat(content: RecordDict) -> str:
     record = records_of(content, ConfigRecord).get(SECURE_RECORD) or ConfigRecord()
     seat = record.get("seat")
-    return seat if isinstance(seat, str) and re.fullmatch("[0-9a-f]{32}", seat) else None
+    if not isinstance(seat, str) or not re.fullmatch("[0-9a-f]{32}", seat):
+        raise RejectedUpdate("malformed", "there is no seat")
+    return seat
 
 
 def _read_sum(content: RecordDict, size: int) -> Elements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -81,7 +82,7 @@ class Attempt:
         checks = {member: answer.check for member, answer in taken.items()}
         verdict = judge(checks, len(self.cohort.updates), terms.threshold)
         session.liars |= verdict.members
-        needed = max(terms.quorum, 2 * terms.threshold - 1 if terms.opens_products else 0)
+        needed = max(terms.quorum, terms.answers if terms.opens_products else 0)
         honest = {m: answer for m, answer in taken.items() if m not in session.liars}
         self._answered(honest, needed)
         reasons = {i: ("inconsistent-shares", why) for i, why in verdict.clients.items()}
@@ -91,10 +92,10 @@ class Attempt:
         distances = np.empty(0, np.uint64)
         if terms.distances:
             told = {m: answer.distances_of(kept) for m, answer in honest.items()}
-            distances = self._open(told, 2 * terms.threshold - 2)
+            distances = self._open(told, terms.answers - 1)
         self._drop(reasons)
         self._enough()
-        chosen = self.choose(distances, len(kept))
+        chosen = self._weighed(self.choose(distances, len(kept)))
         updates = self.cohort.updates
         if len(chosen) < terms.min_clients:
             raise Abandoned(
@@ -159,6 +160,12 @@ class Attempt:
                     f"{header.client} has dealt in round {header.round}, it was asked in round "
                     f"{self.terms.round - update.staleness}",
                 )
+            if header.instruction != self.context.instructions.get(header.round):
+                raise RejectedUpdate(
+                    "other-instruction",
+                    f"{header.client} has dealt on another model, configuration or plan than it "
+                    f"was sent in round {header.round}",
+                )
             if header.size != size:
                 raise RejectedUpdate(
                     "wrong-shape", f"{header.size} coordinates are shared, there are {size}"
@@ -182,13 +189,35 @@ class Attempt:
         terms = self.terms
         kept = [i for i in range(len(self.cohort.updates)) if i not in dropped]
         told = {m: answer.norms_of(kept) for m, answer in taken.items()}
-        squares = self._open(told, 2 * terms.threshold - 2)
+        squares = self._open(told, terms.answers - 1)
         limit = terms.longest(d) ** 2
         return {
             i: ("norm-too-large", f"the shared update is longer than {terms.clip_norm:g}")
             for i, square in zip(kept, squares.tolist(), strict=True)
             if square > limit
         }
+
+    def _weighed(self, chosen: Sequence[int]) -> list[int]:
+        """Return the positions of the chosen clients without those that too few weigh like.
+
+        The members release no sum in which a weight is that of fewer clients than the minimum.
+        """
+        updates, terms = self.cohort.updates, self.terms
+        weights = {i: terms.weight(terms.round - updates[i].staleness) for i in chosen}
+        alike = Counter(weights.values())
+        few = {i for i, weight in weights.items() if alike[weight] < terms.min_clients}
+        self._drop(
+            {
+                i: (
+                    "few-of-its-weight",
+                    f"{alike[weights[i]]} clients count with weight {weights[i]}, a sum needs "
+                    f"{terms.min_clients} of each weight",
+                )
+                for i in few
+            }
+        )
+        kept = [i for i in range(len(updates)) if i not in few]
+        return [place for place, i in enumerate(kept) if i in weights]
 
     def _drop(self, reasons: Mapping[int, tuple[str, str]]) -> None:
         kept, rejections = [], list(self.cohort.rejections)

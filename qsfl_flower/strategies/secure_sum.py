@@ -18,6 +18,7 @@ from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.secure.decoding import Inconsistent
 from qsfl_flower.secure.field import Elements
 from qsfl_flower.secure.krum import check_size, scores, select
+from qsfl_flower.secure.sizes import fewest_clients, least_quorum
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.strategies.admission import check_encoding
@@ -59,9 +60,9 @@ class Committee:
     threshold : int
         t: that many members open a sum; t - 1 and the server learn nothing of one client.
     quorum : int, optional
-        q, in [t, m]: how many members must answer alike before a sum opens; by default t. Then
-        ``m - q`` may vanish. A server that asks members for different sums gets one at most if
-        ``2 q > m``; also with t - 1 members on its side if ``2 q > m + t - 1``.
+        q, in [t, m]: how many members must answer alike before a sum opens; ``m - q`` may vanish.
+        By default, and at least, so many that a server which asks members for different sums gets
+        one, also with t - 1 members on its side: ``2 q > m + t - 1``.
     min_clients : int
         Least number of clients in a sum, >= 2; each of them knows its own update.
     """
@@ -70,6 +71,13 @@ class Committee:
     threshold: int = 3
     quorum: int | None = None
     min_clients: int = 3
+
+    @property
+    def least(self) -> int:
+        """The quorum, chosen or by default."""
+        if self.quorum is not None:
+            return self.quorum
+        return least_quorum(self.members, self.threshold)
 
 
 class SecureSum(CombineStage):
@@ -204,7 +212,7 @@ class SecureSum(CombineStage):
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""
         del layout
-        return {"seats": Seats(), "terms": None, "told": {}}
+        return {"seats": Seats(), "terms": None, "told": {}, "unready": None}
 
     def check_buffer(self, weighting: Weighting) -> None:
         """Refuse buffers that are too small for a sum, and weights that there is no room for."""
@@ -221,11 +229,36 @@ class SecureSum(CombineStage):
         """Return how many updates make a whole step, of a full buffer of `size`."""
         return size
 
+    def least_clients(self, weighting: Weighting) -> int:
+        """Return how many clients have to be there: the members, and those of the smallest sum."""
+        if weighting.buffer_size is not None:  # the buffer has been checked
+            return self.committee.members
+        return self._fewest()
+
+    def _fewest(self) -> int:
+        return fewest_clients(self.committee.members, self.committee.min_clients)
+
+    def unready(self, state: State) -> str | None:
+        """Return why nobody can deal shares in this round."""
+        why: str | None = state["unready"]
+        return why
+
     def prepare(self, state: State, context: RoundContext) -> State:
-        """Appoint the committee and fix the terms."""
-        seats = appoint(state["seats"], self.committee.members, context)
+        """Appoint the committee and fix the terms.
+
+        Raises
+        ------
+        ConfigError
+            If the first round has fewer clients than any sum needs.
+        """
         weighting, terms = context.weighting, None
-        if len(seats.nodes) == self.committee.members:
+        there, least = len(context.senders), self.least_clients(weighting)
+        few = f"{self.name}: {there} clients are there, the smallest federation has {least}"
+        if there < least and context.server_round == 1:
+            raise ConfigError(f"{few}: connect more clients, or {self._smaller()}")
+        seats = appoint(state["seats"], self.committee.members, context)
+        unready = few if there < least else seats.empty or None
+        if unready is None:
             terms = self._terms(
                 seats.members,
                 [seats.drawn[node] for node in seats.nodes],
@@ -236,7 +269,11 @@ class SecureSum(CombineStage):
             terms.check_size(context.layout.size)
         oldest = context.server_round - len(weighting.by_staleness)
         told = {at: old for at, old in state["told"].items() if at > oldest}
-        return {"seats": seats, "terms": terms, "told": {**told, context.server_round: terms}}
+        told[context.server_round] = terms
+        return {"seats": seats, "terms": terms, "told": told, "unready": unready}
+
+    def _smaller(self) -> str:
+        return "take fewer committee members (members) and smaller sums (min_clients)"
 
     def joins(self, state: State, origin: int) -> None:
         """Refuse shares that were dealt to another committee."""
@@ -288,8 +325,7 @@ class SecureSum(CombineStage):
         seats: Seats = state["seats"]
         terms: Terms | None = state["terms"]
         if terms is None:
-            why = f"only {len(seats.nodes)} of {self.committee.members} members could be appointed"
-            return Combined(cohort, None, state, skipped=why)
+            return Combined(cohort, None, state, skipped=self.unready(state))
         if self._roster is None:
             raise QSFLError(f"{self.name} is used outside a chain")
         attempt = Attempt(
@@ -304,16 +340,21 @@ class SecureSum(CombineStage):
         )
         step: NDArray[np.float64] | None = None
         metrics, skipped = None, None
+        suspects: set[int] = set()
         try:
             step, metrics = attempt.run(int(self._clock()))
-        except (Abandoned, Inconsistent, RejectedUpdate) as error:
+        except (Abandoned, RejectedUpdate) as error:
             skipped = str(error)
+        except Inconsistent as error:
+            # Some member lies, nobody can tell who: another committee may have none that does.
+            skipped, suspects = str(error), set(range(1, len(terms.members) + 1))
         session = attempt.session
         for member, why in session.lost.items():
             log.warning("committee: member %s is lost: %s", terms.members[member - 1], why)
         for member in session.liars:
             log.warning("committee: member %s lies", terms.members[member - 1])
-        out = {seats.nodes[member - 1] for member in session.lost.keys() | session.liars}
+        lost = session.lost.keys() | session.liars | suspects
+        out = {seats.nodes[member - 1] for member in lost}
         gone = (set(seats.gone) - set(seats.nodes)) | out
         drawn = {node: seat for node, seat in seats.drawn.items() if node not in out}
         seats = replace(seats, gone=tuple(sorted(gone)), drawn=drawn)
@@ -346,7 +387,7 @@ class SecureSum(CombineStage):
             members=tuple(members),
             seats=tuple(seats),
             threshold=sizes.threshold,
-            quorum=sizes.threshold if sizes.quorum is None else sizes.quorum,
+            quorum=sizes.least,
             min_clients=sizes.min_clients,
             max_clients=max(count, sizes.min_clients),
             bits=self.bits,
@@ -414,6 +455,19 @@ class SecureKrum(SecureSum):
         self.num_byzantine = num_byzantine
         self.num_selected = num_selected
         super().__init__(clip_norm, committee, **{**options, "weighted": False})
+        if num_selected is not None and num_selected < self.committee.min_clients:
+            raise ConfigError(
+                f"secure_krum: num_selected {num_selected} updates are never added up, since the "
+                f"committee releases no sum of fewer than {self.committee.min_clients} "
+                "(min_clients); raise the first or lower the second"
+            )
+
+    def _fewest(self) -> int:
+        sizes, selected = self.committee, self.num_selected
+        return fewest_clients(sizes.members, sizes.min_clients, self.num_byzantine, selected)
+
+    def _smaller(self) -> str:
+        return f"{super()._smaller()}, or tolerate fewer Byzantine clients (num_byzantine)"
 
     def check_buffer(self, weighting: Weighting) -> None:
         """Refuse buffers of fewer than ``2 f + 3`` updates."""

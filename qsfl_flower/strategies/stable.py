@@ -215,6 +215,9 @@ class StableFedAvg(FedAvg):
         self.weighting = Weighting(
             max_num_examples, max_weight_ratio, denominator=self.chain.denominator
         )
+        if self.chain.drawer is None and not self.asynchronous:
+            least = self.chain.least_clients(self.weighting)
+            self.min_train_nodes = max(self.min_train_nodes, least)
         self.min_replies = min_replies
         # Whether a round counts must not depend on who was drawn, or amplification does not hold.
         self._fewest = min_replies if self.chain.drawer is None else 0
@@ -258,7 +261,8 @@ class StableFedAvg(FedAvg):
         ranks = self._sample("train", server_round, grid, self.fraction_train, self.min_train_nodes)
         self.sampling.history = self.sampling.history.ask(server_round, ranks.values())
         self._training = self._assign("train", server_round, arrays, config, grid, ranks)
-        self._sent = self._address(self._training, ranks)
+        ready = self.chain.unready(self.states) is None
+        self._sent = self._address(self._training, ranks) if ready else []
         return self._sent
 
     def configure_evaluate(
@@ -411,6 +415,8 @@ class StableFedAvg(FedAvg):
         """
         messages = list(self.configure_train(server_round, arrays, job.train_config, job.grid))
         lap("configure")
+        if self.fraction_train > 0 and (why := self.chain.unready(self.states)) is not None:
+            return self._skip(server_round, why)
         if not messages and self.chain.drawer is None:
             return Trained((), ())
         ranks = self.sampling.ranks
@@ -429,6 +435,12 @@ class StableFedAvg(FedAvg):
         model, metrics = self.aggregate_train(server_round, replies)
         lap("aggregate")
         return Trained(messages, replies, model, metrics, self.outcome)
+
+    def _skip(self, server_round: int, why: str) -> Trained:
+        """Leave the model as it is without asking anybody to train."""
+        self.outcome = Outcome(Cohort((), ()), self.states, skipped=why)
+        log.warning("round %d: nobody is asked to train: %s", server_round, why)
+        return Trained((), (), outcome=self.outcome)
 
     def _sample(
         self, kind: str, server_round: int, grid: Grid, fraction: float, minimum: int

@@ -398,6 +398,19 @@ class CombineStage(Stage):
             return found | {Trait.SEES_UPDATES}
         return found | {Trait.HIDES_UPDATES} | (frozenset() if self.overlaps else {Trait.ONE_MODEL})
 
+    def least_clients(self, weighting: Weighting) -> int:
+        """Return how many clients a federation needs, for a round to lead to anything."""
+        del weighting
+        return 1
+
+    def unready(self, state: State) -> str | None:
+        """Return why nobody needs to train in the round that was prepared last; None if all is set.
+
+        The round is skipped for this reason then, and no client is asked.
+        """
+        del state
+        return None
+
     def check_buffer(self, weighting: Weighting) -> None:
         """Refuse a buffer of updates of which no step could be made.
 

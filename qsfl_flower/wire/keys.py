@@ -82,8 +82,9 @@ CHOOSE_STEP = "compress-choose"
 
 COMPRESS_STEP = "compress"
 """Step of a plan, and name of the encoding: write them as one record."""
-SHARES = "shares"
-"""Encoding of a reply that holds shares for a committee, and name of the client's step."""
+SHARES = "shares-2"
+"""Encoding of a reply that holds shares for a committee, and name of the client's step. The number
+is that of the protocol: a party of another release refuses by name before it trains or answers."""
 
 SECURE_RECORD = "qsfl-secure"
 SECURE_SHARES = "qsfl-secure-shares"
@@ -92,9 +93,9 @@ SECURE_SHARES = "qsfl-secure-shares"
 SEALED_TYPE = "qsfl.sealed"
 """Serialization type of an array that is a sealed payload or a signed statement."""
 
-TAKE_TASK = "committee.take"
-RELEASE_TASK = "committee.release"
-HELLO_TASK = "qsfl.hello"
+TAKE_TASK = "committee.take-2"
+RELEASE_TASK = "committee.release-2"
+HELLO_TASK = "committee.hello-2"
 """Tasks of committee members; the last one only tells who is at a node."""
 
 MASK_STEP = "shared-mask"

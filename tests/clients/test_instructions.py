@@ -27,6 +27,7 @@ from qsfl_flower.wire import (
     from_record,
     to_record,
 )
+from qsfl_flower.wire.keys import SHARES
 
 D = 64
 UPDATE = np.random.default_rng(5).normal(size=D)
@@ -132,7 +133,7 @@ def distributed(share=SHARE, batch=None, bound=1.0):
 
 def shares(**changes):
     told = {"terms": asdict(replace(TERMS, **changes)), "max_examples": 9, "metrics": []}
-    return PlanItem("shares", {**told, "weighted_by": "num-examples", "weighted": False})
+    return PlanItem(SHARES, {**told, "weighted_by": "num-examples", "weighted": False})
 
 
 def plan(*items):
@@ -211,7 +212,7 @@ LIES = {
     ),
     "a sum that is not the last step": (plan(shares(), promise(), local()), "policy-plan"),
     "no committee": (
-        plan(promise("record"), record(), PlanItem("shares", {"terms": None})),
+        plan(promise("record"), record(), PlanItem(SHARES, {"terms": None})),
         "policy-terms",
     ),
 }  # fmt: skip

@@ -124,7 +124,7 @@ def signed_and_sealed() -> list[Decoder]:
     storage, bound = Secret(bytes(32)), binding(TERMS, "a", "b")
     sealed = seal(roster.encryption_key("b", NOW), b"payload", bound)
     zero = TERMS.zero_sets
-    header = Header("a", TERMS.digest, 2, 5, (bytes(32),) * 3,
+    header = Header("a", TERMS.digest, 2, bytes(32), 5, (bytes(32),) * 3,
                     (bytes(32),) * len(zero.sets if zero else ()))  # fmt: skip
     terms = MaskTerms(1, 1, ("a", "b", "c", "d"), 3, 3)
     parties = {terms.places[n]: Credentials(made.clients[n], roster) for n in terms.names}

@@ -10,8 +10,10 @@ from qsfl_flower.crypto.errors import Rejected
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import RejectedUpdate
-from qsfl_flower.secure.committee import Desk, check_value, products, receive
+from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import Dealt, deal, read_header
+from qsfl_flower.secure.desk import Desk
+from qsfl_flower.secure.sizes import least_quorum
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import Check
 
@@ -22,7 +24,7 @@ BASE = Terms(
     members=tuple(f"c{i}" for i in range(5)),
     seats=tuple(f"s{i}" for i in range(5)),
     threshold=3,
-    quorum=3,
+    quorum=4,
     min_clients=2,
     max_clients=12,
     bits=24,
@@ -38,20 +40,24 @@ class Room:
     federation: object
     roster: object
     terms: Terms = BASE
+    asked: bytes = bytes(32)
     desks: dict[int, Desk] = field(default_factory=dict)
 
     def under(self, **changes) -> Room:
         if "members" in changes:
-            changes["seats"] = tuple(f"s{i}" for i, _ in enumerate(changes["members"]))
-        terms = replace(self.terms, **changes)
-        return Room(self.federation, self.roster, terms)
+            members, threshold = len(changes["members"]), changes.get("threshold", 3)
+            changes["seats"] = tuple(f"s{i}" for i in range(members))
+            changes.setdefault("quorum", least_quorum(members, threshold))
+        asked = changes.pop("asked", self.asked)
+        return Room(self.federation, self.roster, replace(self.terms, **changes), asked)
 
     def deal(self, values, client: int, integers=()) -> Dealt:
         terms = self.terms
         keys = [self.roster.encryption_key(name, NOW) for name in terms.members]
         name = f"c{client}"
         signing = self.federation.clients[name].keys[0].signing
-        return deal(np.asarray(values, float), integers, terms, name, signing, keys)
+        values = np.asarray(values, float)
+        return deal(values, integers, terms, name, signing, keys, self.asked)
 
     def header(self, dealt: Dealt):
         return read_header(dealt.header, self.terms, self.roster, NOW)

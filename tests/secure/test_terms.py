@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from qsfl_flower.errors import ConfigError, CryptoError
+from qsfl_flower.secure.sizes import least_quorum
 from qsfl_flower.secure.terms import Terms
 
 from .conftest import BASE
@@ -21,7 +22,7 @@ def test_they_survive_the_wire_and_every_field_counts():
         "members": tuple("abcde"),
         "seats": tuple("fghij"),
         "threshold": 2,
-        "quorum": 4,
+        "quorum": 5,
         "min_clients": 3,
         "max_clients": 11,
         "bits": 23,
@@ -43,6 +44,7 @@ def test_they_survive_the_wire_and_every_field_counts():
         ({"threshold": 1}, "threshold 1"),
         ({"threshold": 6, "quorum": 6}, "threshold 6"),
         ({"quorum": 2}, "quorum 2"),
+        ({"quorum": 3}, "a server with 2 of them .* take at least 4"),
         ({"quorum": 6}, "quorum 6"),
         ({"min_clients": 1}, "min_clients 1"),
         ({"min_clients": 13}, "max_clients"),
@@ -94,3 +96,15 @@ def test_room_for_squared_distances():
 def test_foreign_fields_are_refused(change):
     with pytest.raises(ConfigError, match="terms of secure aggregation"):
         Terms.decode({**json.loads(BASE.encode()), **change})
+
+
+def test_two_questions_never_open_however_the_members_are_divided():
+    """t - 1 of them answer both; every honest one answers one of the two."""
+    for m in range(2, 17):
+        for t in range(2, m + 1):
+            honest, least = m - (t - 1), least_quorum(m, t)
+            assert t <= least <= m
+            best = max(min(k, honest - k) for k in range(honest + 1)) + t - 1
+            assert best < least
+            # One fewer would allow it, but for what the threshold itself asks.
+            assert best == least - 1 or least == t

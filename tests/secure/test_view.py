@@ -13,7 +13,8 @@ import pytest
 from scipy.stats import chi2
 
 from qsfl_flower.secure import committee, dealing, shamir
-from qsfl_flower.secure.committee import Desk, check_value
+from qsfl_flower.secure.committee import check_value
+from qsfl_flower.secure.desk import Desk
 from qsfl_flower.secure.field import P, expand
 from qsfl_flower.secure.shamir import lagrange
 from qsfl_flower.secure.zero_sharing import ZeroSharing
@@ -47,8 +48,9 @@ def bare(room, monkeypatch) -> Room:
 
     def header(self, dealt):
         body = dealt.header
-        parts = tuple(body[i : i + 32] for i in range(48, len(body), 32))
-        return dealing.Header("c0", body[:32], self.terms.round, 1, parts[:5], parts[5:])
+        parts = tuple(body[i : i + 32] for i in range(86, len(body), 32))
+        asked = bytes(32)
+        return dealing.Header("c0", body[6:38], self.terms.round, asked, 1, parts[:5], parts[5:])
 
     for module in (dealing, committee):
         monkeypatch.setattr(module, "sealing_overhead", lambda kem: 0)

@@ -16,7 +16,7 @@ from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.strategies import Authenticate, RunObserver
-from qsfl_flower.wire import QSFL_RECORD
+from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY
 from qsfl_flower.wire.keys import TASK_KEY
 
 NOW = 1_800_000_000
@@ -81,6 +81,12 @@ class Device:
 def task_of(message) -> str:
     record = message.content.config_records.get(QSFL_RECORD) or {}
     return record.get(TASK_KEY, "train")
+
+
+def refusal_of(reply) -> str:
+    """Return why a client refuses what it was asked."""
+    told = reply.content.config_records[QSFL_RECORD]
+    return f"{told[REFUSED_KEY]}: {told[DETAIL_KEY]}"
 
 
 class Recorder(RunObserver):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qsfl_flower.crypto.binding import Binding
+from qsfl_flower.crypto.codec import Writer
 from qsfl_flower.crypto.envelope import message_digest, sign_instruction, sign_reply
 from qsfl_flower.crypto.handshake import make_offer
 from qsfl_flower.crypto.hybrid import HybridKey, HybridPublicKey, combine, derive
@@ -24,6 +25,8 @@ from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import Session
 from qsfl_flower.crypto.statement import SigningKey, sign_statement
 from qsfl_flower.crypto.suite import DEFAULT_SUITE, Suite
+from qsfl_flower.secure.dealing import KIND, Header
+from qsfl_flower.secure.terms import Terms
 
 FOLDER = Path(__file__).parent
 NOW, RUN, NODE = 1_800_000_000, 77, 1001
@@ -41,8 +44,8 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def write(scheme: str, name: str, **content: Any) -> None:
-    path = FOLDER / scheme / "v1" / f"{name}.json"
+def write(scheme: str, name: str, version: int = 1, **content: Any) -> None:
+    path = FOLDER / scheme / f"v{version}" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = {
         key: b64(value) if isinstance(value, bytes) else value for key, value in content.items()
@@ -183,6 +186,36 @@ def write_ciphertexts() -> None:
     write("frame", "bad_version", message=b"\2" + frame[1:], reason="malformed", root=root)
 
 
+def write_shares() -> None:
+    """Headers of shares for a committee; version 1 had no instruction and no mark of a format."""
+    terms = Terms(
+        run=RUN, round=5, members=("m1", "m2", "m3"), seats=("s1", "s2", "s3"), threshold=2,
+        quorum=3, min_clients=3, max_clients=9, bits=24, bound=4.0, clip_norm=4.0, weights=(1, 1),
+    )  # fmt: skip
+    other = dataclasses.replace(terms, min_clients=4)
+    good = Header(
+        "alice", terms.digest, 5, MODEL, 7, (UPDATE,) * 3, (UPDATE,) * len(terms.zero_sets.sets)
+    )
+
+    def header(name: str, reason: str | None, body: bytes, by: str = "alice") -> None:
+        message = sign_statement(KIND, by, PARTIES[by].keys[0].signing, body)
+        write("shares", name, 2, message=message, reason=reason)
+
+    changed = dataclasses.replace
+    write("shares", "context", 2, authority=AUTHORITY.public.key.public,
+          roster=sign_roster(roster(), AUTHORITY), terms=terms.encode())  # fmt: skip
+    header("good", None, good.encode())
+    before = changed(good, round=4, terms=terms.of_round(4).digest)
+    header("good_round_before", None, before.encode())
+    header("bad_terms", "other-terms", changed(good, terms=other.digest).encode())
+    header("bad_round", "future-round", changed(good, round=6).encode())
+    header("bad_role", "wrong-key", good.encode(), "hub")
+    header("bad_truncated", "malformed", good.encode()[:-1])
+    header("bad_trailing", "malformed", good.encode() + b"\0")
+    old = Writer().fixed(terms.digest, 32).uint(5, 8).uint(7, 8).done()
+    header("bad_version", "malformed", old + UPDATE * (3 + len(good.commitments)))
+
+
 def write_derivation() -> None:
     classical, post_quantum = bytes(range(32)), bytes(range(32, 64))
     public = HybridPublicKey("ml-kem-768", b"x" * 32, b"k" * 1184)
@@ -201,4 +234,5 @@ if __name__ == "__main__":
     write_rosters()
     write_messages()
     write_ciphertexts()
+    write_shares()
     write_derivation()

@@ -8,8 +8,11 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.secure.sizes import fewest_clients
+from qsfl_flower.simulations.config.asynchronous import ConstantSpec
 from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec
@@ -133,6 +136,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
     yield from _personal(exp)
     yield from _scaffold(exp)
     yield from _hidden(exp)
+    yield from _committees(exp, trained)
     yield from _private(exp)
     yield from _asynchronous(exp)
     yield from _too_many_liars(exp, trained)
@@ -379,6 +383,37 @@ def _hidden(exp: Experiment) -> Iterator[Contradiction]:
                 ("clients.fraction_evaluate", f"strategy.stages.{index}"),
                 f"the clients' evaluations arrive one by one, while stage {name!r} hides what is "
                 "theirs; set clients.fraction_evaluate to 0, the server's evaluation stays",
+            )
+
+
+def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:
+    asynchronous = isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec)
+    for index, stage in enumerate(exp.strategy.stages):
+        if not isinstance(stage, SecureSumSpec | SecureKrumSpec):
+            continue
+        place, krum = f"strategy.stages.{index}", isinstance(stage, SecureKrumSpec)
+        least = fewest_clients(
+            stage.members,
+            stage.min_clients,
+            stage.num_byzantine if isinstance(stage, SecureKrumSpec) else None,
+            stage.num_selected if isinstance(stage, SecureKrumSpec) else None,
+        )
+        if trained < least and not asynchronous:
+            byzantine = f", {place}.num_byzantine" if krum else ""
+            yield Contradiction(
+                ("clients.count", "clients.fraction_train", f"{place}.members"),
+                f"{trained} clients train in a round, the smallest federation in which stage "
+                f"{stage.stage!r} can open a sum has {least}; raise clients.count, or lower "
+                f"{place}.members, {place}.min_clients{byzantine}",
+            )
+        if isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec) and not (
+            isinstance(exp.strategy.staleness, ConstantSpec) or exp.clients.policy.weights
+        ):
+            yield Contradiction(
+                ("strategy.staleness", "clients.policy.weights", f"{place}.stage"),
+                f"nodes refuse hidden sums whose weights differ, as {exp.strategy.staleness.rule} "
+                "staleness makes them; set strategy.staleness.rule to constant, or "
+                "clients.policy.weights to true",
             )
 
 
