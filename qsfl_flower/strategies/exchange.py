@@ -18,6 +18,7 @@ log = logging.getLogger("flwr")  # the one that `flwr run` shows
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
+_CLOSED = ("InMemoryGrid", "NodeGrid")  # grids of simulations: all nodes are there at once
 _SIMULATED_PATIENCE = 30.0  # seconds without a new node, all of which register within seconds
 _FIRST_WORD = 1.0  # seconds until a shortage is worth a line
 _TELL_AGAIN = 30.0  # seconds between two such lines
@@ -72,7 +73,7 @@ def wait_for_nodes(
     RunInterrupted
         As soon as `stop()` is true.
     """
-    simulated = any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
+    simulated = any(kind.__name__ in _CLOSED for kind in type(grid).__mro__)
     patience = min(timeout, _SIMULATED_PATIENCE) if simulated else timeout
     minimum = max(needed.values())
     started = since = time.monotonic()
