@@ -62,7 +62,7 @@ class Variant:
     """Terms of one round that the server proposes, around honest ones."""
 
     server_round: int = 1
-    quorum: int = 2
+    quorum: int = 3
     min_clients: int = LEAST
     weights: tuple[int, ...] = (1,)
     distances: bool = False
@@ -89,7 +89,6 @@ class Release:
 variants = st.builds(
     Variant,
     server_round=st.integers(1, ROUNDS),
-    quorum=st.sampled_from([2, 3]),
     min_clients=st.sampled_from([3, 3, 4, 6]),
     weights=st.sampled_from([(1,), (1,), (1, 1), (1, 1, 1)]),
     distances=st.sampled_from([False, False, True]),
