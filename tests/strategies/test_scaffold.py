@@ -143,7 +143,7 @@ def test_secure_sums_hide_both_halves_and_give_the_same_model(fake_grid: Any) ->
         True,
         5,
         clients=6,
-        stages=[gate, SecureSum(64.0, Committee(min_clients=2))],
+        stages=[gate, SecureSum(64.0, Committee())],
         mods_of=lambda n: [auth_mod(lambda _: of[n]), qsfl_mod],
     )
     plain, _ = federate(fake_grid, True, 5, clients=6)
