@@ -111,15 +111,19 @@ class ClippedGradients:
             _assert(self._choice, self._work, work.part(0, min(2, work.examples)), clip_norm)
             self._asserted = True
         together = self._at_once or max(work.examples, 1)
-        parts = [
-            self._choice.sum(work.part(s, min(s + together, work.examples)), clip_norm)
-            for s in range(0, work.examples, together)
-        ]
+        if 0 < work.examples <= together:
+            parts = [self._choice.sum(work, clip_norm)]
+        else:
+            starts = range(0, work.examples, together)
+            parts = [self._choice.sum(work.part(s, s + together), clip_norm) for s in starts]
         if self._choice.writes:  # once a step, empty batch or not, and by nothing that is private
             with torch.no_grad():
                 outputs_of(work.model, self._work.batch)
-        zeros = [torch.zeros_like(p) for p in trained(work.model)]
-        return add_up(parts) if parts else ClippedSum(zeros, torch.zeros(0).double())
+        if parts:
+            return add_up(parts)
+        return ClippedSum(
+            [torch.zeros_like(p) for p in trained(work.model)], torch.zeros(0).double()
+        )
 
 
 def clipped_gradient_sum(

@@ -120,7 +120,7 @@ def _dense(
     return found
 
 
-_TOGETHER = 16
+_TOGETHER = 8
 """Pictures whose patches are in memory at a time; more would leave the cache."""
 
 

@@ -128,7 +128,7 @@ _COLUMNS = 512
 
 def square_norms(rows: Tensor) -> Tensor:
     """Return each row's sum of squares in float64; no run of more than 512 is added in float32."""
-    flat = rows.flatten(1)
+    flat = rows.reshape(len(rows), -1)
     if flat.dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
     whole = flat.shape[1] // _COLUMNS * _COLUMNS
@@ -155,14 +155,14 @@ class Factors:
 
     def __init__(self, norms: Tensor, clip_norm: float) -> None:
         finite = norms.isfinite()
-        values = (clip_norm * (1 - 2**-20) / norms).clamp_(max=1.0)
+        values = (clip_norm * (1 - 2**-21) / norms).clamp_(max=1.0)
         self._lost = None if bool(finite.all()) else ~finite
         self._values = values if self._lost is None else values.masked_fill_(self._lost, 0.0)
         self._single = self._values.float()
 
     def total(self, rows: Tensor) -> Tensor:
         """Return the sum of the rows, each times its factor."""
-        flat = self.cleaned(rows.flatten(1))
+        flat = self.cleaned(rows.reshape(len(rows), -1))
         if flat.dtype is torch.float64:
             return (self._values @ flat).view(rows.shape[1:])
         return (self._single @ flat.float()).view(rows.shape[1:])
