@@ -243,6 +243,8 @@ class Chain:
                     cohort, states[stage.name], measured[stage.name] = stage.apply(
                         cohort, states[stage.name], context
                     )
+            elif isinstance(stage, CohortStage) and stage.spending is not None:
+                measured[stage.name] = {"epsilon": stage.spending.epsilon(states[stage.name])}
         return cohort, states, measured
 
     def too_long(

@@ -15,7 +15,7 @@ from qsfl_flower.clients import auth_mod, qsfl_mod
 from qsfl_flower.crypto.errors import KeyFileError
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.errors import CompositionError, ConfigError
-from qsfl_flower.privacy.calibration import noise_multiplier_for
+from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.strategies import (
     Committee,
@@ -106,6 +106,21 @@ def test_research_computes_the_same_in_the_clear(keys):
     np.testing.assert_allclose(research, silo, atol=1e-5)
     norms = {row.client: row.norm for row in seen.rows[1]}
     assert norms["0"] == pytest.approx(np.linalg.norm(step_of(0)), rel=1e-5)
+
+
+def test_what_records_cost_is_recorded_where_updates_are_hidden(keys, monkeypatch):
+    privacy = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.1, sampling_rate=0.05, steps=2)
+
+    def privately(message, context, train=train):
+        reply = train(message, context)
+        reply.content["metrics"].update(privacy.told())
+        return reply
+
+    monkeypatch.setitem(run.__globals__, "train", privately)
+    _, seen, _, _ = hidden(CrossSilo, keys, privacy=RecordDP(privacy), metrics=())
+    spent = epsilon_of_events([privacy.event(SIZE)], 1e-5)
+    assert seen.rounds[1].epsilon == pytest.approx(spent, rel=1e-4)
+    assert seen.rounds[1].stages["record-dp"]["epsilon"] == seen.rounds[1].epsilon
 
 
 @pytest.mark.parametrize("preset", [FullChain, CrossDevice])
@@ -229,7 +244,7 @@ def test_record_level_privacy_is_told_to_the_clients(preset, keys):
 def test_devices_get_client_level_privacy_without_a_change_to_the_app(keys):
     """docs/drop-in.md: the budget lasts for the rounds that the noise was made for."""
     rounds = 3
-    noise = noise_multiplier_for(8.0, 1e-5, rounds, slack=1e-9)
+    noise = noise_multiplier_for(8.0, 1e-5, rounds, slack=1e-11)
     dp = DistributedDP(noise, CLIENTS, PrivacyBudget(epsilon=8.0), rounds=rounds)
     committee = Committee(7, 3, quorum=5, min_clients=8)
     model, seen, result, _ = hidden(CrossDevice, keys, rounds, privacy=dp, committee=committee)
