@@ -27,7 +27,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import CheckpointError
-from qsfl_flower.privacy.calibration import epsilon_of_events
+from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.record import RecordPrivacy
@@ -54,7 +54,7 @@ CLIENTS = 3
 MOST = 4000  # updates that one device may send
 SIZE = CLIENTS * MOST
 DELTA = 1e-5
-GRID = 1e-4  # two bounds of one loss may differ by so much, relatively: the accountant's grid
+GRID = 1e-5  # relative: bounds of one loss on different grids; one round more costs over 1e-3
 RECORD = RecordPrivacy(clip_norm=1.0, noise_multiplier=4.0, sampling_rate=0.01, steps=2)
 NOISE = 50.0
 
@@ -152,8 +152,8 @@ def _row(
         "kills": kills,
         "rounds": rounds,
         "most sent by a device": sent,
-        "epsilon from the devices": round(real, 4),
-        "epsilon reported": round(reported, 4),
+        "epsilon from the devices": round(real, 6),
+        "epsilon reported": round(reported, 6),
         "updates counted twice": "not seen under noise" if twice is None else twice,
         "ok": ok,
     }
@@ -232,7 +232,7 @@ def _real(case: str, folder: Path) -> float:
     if case == "central-dp":  # what was released are the noisy models that devices saw
         seen = {line for p in folder.glob("sent-*") for line in p.read_bytes().splitlines()}
         releases = len(seen) - 1
-    return epsilon_of_events([CASES[case][2](releases)], DELTA) if releases > 0 else 0.0
+    return Accountant([CASES[case][2](releases)]).epsilon(DELTA) if releases > 0 else 0.0
 
 
 def _rounds(folder: Path) -> int:
@@ -317,4 +317,4 @@ def _real_run(run: Path, journal: Path, servers: set[int], clients: int) -> floa
     (stage,) = charged["stages"].values()
     (event,) = stage["state"]["events"]  # of all rounds, in each of which every device is asked
     steps = event["count"] // charged["number"]
-    return epsilon_of_events([Event(**{**event, "count": steps * asked})], stage["delta"])
+    return Accountant([Event(**{**event, "count": steps * asked})]).epsilon(stage["delta"])

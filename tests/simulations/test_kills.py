@@ -24,5 +24,6 @@ def test_a_killed_server_forgets_no_privacy_loss_and_counts_no_update_twice(
 ):
     row = drill(case, tmp_path, kills)
     assert row["ok"], row
-    assert row["epsilon reported"] >= row["epsilon from the devices"] > 0
+    real = row["epsilon from the devices"]
+    assert row["epsilon reported"] >= real - 2e-6 > 0  # both are rounded in the table
     assert row["kills"] == kills

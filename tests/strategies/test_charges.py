@@ -8,7 +8,7 @@ import pytest
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import CheckpointError, RunInterrupted
-from qsfl_flower.privacy.calibration import epsilon_of_events
+from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.ledger import Budget, Ledger
@@ -67,8 +67,7 @@ class World:
         def answer(message):
             self.sent[n] += 1
             charged = read_charges(self.folder).epsilon
-            # Durable before it is visible. Two bounds of one loss differ by the accountant's grid.
-            assert charged >= self.real(self.sent[n]) * (1 - 1e-4)
+            assert charged >= self.real(self.sent[n]) * (1 - 1e-9)  # durable before it is visible
             reply = qsfl_mod(message, context, lambda m, c: work(m))
             if n == 2 and self.sent[n] in self.kills:
                 raise Killed
@@ -78,9 +77,9 @@ class World:
 
     def real(self, rounds):
         return (
-            epsilon_of_events([Event(**{**self.event.to_dict(), "count": rounds})], 1e-5)
+            Accountant([Event(**{**self.event.to_dict(), "count": rounds})]).epsilon(1e-5)
             if (self.event.count == 1)
-            else epsilon_of_events([RECORD.event(SIZE, rounds)], 1e-5)
+            else Accountant([RECORD.event(SIZE, rounds)]).epsilon(1e-5)
         )
 
     def start(self, rounds=5):
