@@ -186,7 +186,8 @@ def _transform(
     }
     carried = {name: trained[name] for name in layout.carried}
     update = ClientUpdate(delta, layout, metrics, carried)
-    about = StepContext(context, instruction, base)
+    own = {name: model[name] for name in layout.carried}
+    about = StepContext(context, instruction, base, own)
     for bound in steps:
         update = bound.step(update, bound.parameters, about)
     if update.hidden:

@@ -135,7 +135,7 @@ def protection_step(
 def record_dp_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
-    """Send nothing that the app has not trained privately, and no metrics of its records."""
+    """Send nothing that the app has not trained privately: no metrics of records, no counters."""
     public = parameters["public_metrics"]
     required = RecordPrivacy(**{k: v for k, v in parameters.items() if k != "public_metrics"})
     difference = required.weaker(update.metrics)
@@ -145,18 +145,19 @@ def record_dp_step(
             "PrivateTrainingClient, or report the metrics dp-... of your own DP-SGD"
         )
     allowed = {*public, *required.told()}
-    return replace(update, metrics={k: v for k, v in update.metrics.items() if k in allowed})
+    metrics = {k: v for k, v in update.metrics.items() if k in allowed}
+    return replace(update, metrics=metrics, carried=context.carried)
 
 
 def local_dp_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
-    """Clip the update, add all of the noise, and keep the metrics here."""
+    """Clip the update, add all of the noise, and keep metrics and counters here."""
     clip, multiplier = float(parameters["clip_norm"]), float(parameters["noise_multiplier"])
     norm = float(np.linalg.norm(update.vector))
     scaled = update.vector * min(1.0, clip / norm) if norm > 0 else update.vector
     noisy, _ = add_noise(scaled, 2 * clip, multiplier, Keystream.secure())
-    return replace(update, vector=noisy, metrics={"num-examples": 1})
+    return replace(update, vector=noisy, metrics={"num-examples": 1}, carried=context.carried)
 
 
 def distributed_dp_step(

@@ -98,11 +98,14 @@ class StepContext:
         The whole instruction.
     model : Vector
         The model that was sent, shape (d,); empty in a task without a model.
+    carried : Mapping[str, numpy.ndarray]
+        Its integer and boolean arrays.
     """
 
     context: Context
     content: RecordDict
     model: Vector
+    carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @cached_property
     def instruction(self) -> bytes:

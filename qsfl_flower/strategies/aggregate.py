@@ -125,8 +125,9 @@ def aggregate(
     step, new_states, after = chain.on_vector(_whole(combined.step, context), new_states, context)
     norm = measure(Vector.dense(step)).norm
     try:
-        # Counters of hidden updates stay on the devices: the model keeps its own.
-        seen = bool(cohort.updates) and not chain.hides
+        # Counters of hidden updates stay on the devices, and no noise covers them elsewhere: the
+        # model keeps its own.
+        seen = bool(cohort.updates) and not chain.hides and not chain.keeps_carried
         carried = model.carried
         if seen:
             carried = carry(cohort.updates, model.layout, chain.bounds_clients)

@@ -71,6 +71,8 @@ class Chain:
         self._seconds: dict[str, float] = {}
         refuse((*self.stages, *arguments))
         for stage in self.stages:
+            stage.join(self)
+        for stage in self.stages:
             stage.check(self.stages)
 
     @property
@@ -92,6 +94,11 @@ class Chain:
     def bounds_clients(self) -> bool:
         """Whether some stage limits what one client can do to the model."""
         return self.withstands_liars or any(stage.phase is Phase.BOUND for stage in self.stages)
+
+    @property
+    def keeps_carried(self) -> bool:
+        """Whether integer and boolean arrays stay the server's own: nothing is noisy about them."""
+        return self.protects_clients or any(Trait.COVERS_METRICS in s.traits for s in self.stages)
 
     @property
     def needs_norms(self) -> bool:

@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import ref
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import QSFLError
+from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences
@@ -168,6 +169,22 @@ class Stage(ABC):
     def traits(self) -> frozenset[Trait]:
         """What this stage does that matters to the others; see `composition.REFUSALS`."""
         return self.declares
+
+    def join(self, chain: object) -> None:
+        """Become part of a chain; `check` then fits this stage to it, and to no other.
+
+        Raises
+        ------
+        ConfigError
+            If the stage is part of another chain.
+        """
+        owner = self.__dict__.get("_owner")
+        if owner is not None and owner() not in (None, chain):
+            raise ConfigError(
+                f"stages: this {self.name} is part of another strategy, whose clip norms and "
+                "noise it follows; make a new one for each strategy"
+            )
+        self.__dict__["_owner"] = ref(chain)
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Refuse a chain in which this stage's guarantee would not hold.

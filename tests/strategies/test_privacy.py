@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.clients.privacy import privacy_mod
-from qsfl_flower.errors import CompositionError
+from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for, rounds_for
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.events import Event
@@ -321,3 +323,64 @@ def test_metrics_of_private_records_stay_on_the_device(fake_grid, trained):
 def test_evaluation_on_private_records_is_refused(stage):
     with pytest.raises(CompositionError, match="without the noise of"):
         StableFedAvg(fraction_evaluate=0.5, stages=[stage])
+
+
+COUNTED = {"w": np.zeros(8), "seen": np.array([3, 4]), "flags": np.array([True, False])}
+
+
+def counting(step, counter, flag):
+    """A client whose counters tell about its data."""
+
+    def client(message):
+        record = message.content["arrays"]
+        changed = {
+            "w": Array(record["w"].numpy() + step),
+            "seen": Array(np.array([counter, counter + 1])),
+            "flags": Array(np.array([flag, flag])),
+        }
+        told = {"num-examples": 10, "dp-clip-norm": 1.0, "dp-noise-multiplier": 2.0}
+        told |= {"dp-sampling-rate": 1.0, "dp-steps": 1}
+        content = {"arrays": ArrayRecord(changed), "metrics": MetricRecord(told)}
+        return Message(RecordDict(content), reply_to=message)
+
+    return client
+
+
+NOISY = {
+    "central": lambda: [Clip(1.0), CentralDP(50.0, 5)],
+    "local": lambda: [LocalDP(1.0, 50.0)],
+    "record": lambda: [
+        RecordDP(RecordPrivacy(clip_norm=1.0, noise_multiplier=2.0, sampling_rate=1.0, steps=1))
+    ],
+}
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(NOISY)),
+    st.lists(st.tuples(st.integers(-(2**40), 2**40), st.booleans()), min_size=5, max_size=5),
+)
+def test_no_released_number_changes_without_noise(fake_grid, placement, secrets):
+    """Counters and flags of a model would tell what clients hold, however much noise there is."""
+    clients = {
+        n: with_mods(counting(0.1, counter, flag), n, qsfl_mod)
+        for n, (counter, flag) in enumerate(secrets, 1)
+    }
+    grid, sent = fake_grid(clients), []
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: [sent.append(m) or m for m in pull(ids)]
+    start = ArrayRecord({k: Array(v) for k, v in COUNTED.items()})
+    _, _, strategy = run(grid, NOISY[placement](), initial=start)
+    for name in ("seen", "flags"):
+        assert strategy.outcome.arrays[name].tolist() == COUNTED[name].tolist()
+        if placement != "central":  # nor does it leave the device
+            told = [m.content["arrays"][name].numpy().tolist() for m in sent]
+            assert told == [COUNTED[name].tolist()] * 5
+
+
+def test_a_stage_belongs_to_one_strategy():
+    noise = CentralDP(1.0, 1.0)
+    first = StableFedAvg(stages=[Clip(10.0), noise])
+    with pytest.raises(ConfigError, match="this central-dp is part of another strategy"):
+        StableFedAvg(stages=[Clip(0.1), noise])
+    assert first.chain.stages
