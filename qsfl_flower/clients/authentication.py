@@ -15,6 +15,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from qsfl_flower.clients.memory import facts_of
 from qsfl_flower.clients.policy import policy_of
 from qsfl_flower.clients.steps import Party, acting_as, refuse
 from qsfl_flower.crypto.credentials import Credentials
@@ -44,8 +45,7 @@ from qsfl_flower.wire.keys import (
 )
 
 _STATE_RECORD = "qsfl-auth-state"
-_RUNS = 16  # whose newest rounds a client remembers
-_SEEN, _SESSION = "seen", "session"
+_SESSION = "session"
 
 _FILES = ("qsfl-key", "qsfl-roster", "qsfl-authority")
 
@@ -184,13 +184,6 @@ class _Party:
     def remember(self, key: str, value: bytes) -> None:
         self.context.state[_STATE_RECORD] = ConfigRecord({**self.state, key: value})
 
-    def _forget_runs(self) -> None:
-        """Keep what was seen in the newest runs only."""
-        known = [key for key in self.state if key.startswith(f"{_SEEN}/")]
-        if len(known) > _RUNS:
-            kept = {k: v for k, v in self.state.items() if k not in known[: len(known) - _RUNS]}
-            self.context.state[_STATE_RECORD] = ConfigRecord(kept)
-
     def verify(self, message: Message) -> tuple[Authentic[Instruction], bytes]:
         """Return the server's instruction if this client may act on it, and the ticket with it."""
         auth = message.content.config_records.get(AUTH_RECORD) or ConfigRecord()
@@ -199,25 +192,24 @@ class _Party:
             raise Rejected(
                 Reason.MALFORMED, "the instruction is not signed; this client obeys none"
             )
-        seen_key = f"{_SEEN}/{self.context.run_id}"  # Flower keeps the state over several runs
-        saved = self.state.get(seen_key)
-        seen = ReplayCache.decode(saved) if isinstance(saved, bytes) else ReplayCache()
-        instruction, seen = verify_instruction(
-            signed,
-            digest_of(message.content),
-            run=self.context.run_id,
-            roster=self.credentials.roster,
-            now=self.now,
-            seen=seen,
-        )
-        kind = message.metadata.message_type
-        if instruction.content.purpose != kind:
-            raise Rejected(
-                Reason.MALFORMED,
-                f"the instruction is for {instruction.content.purpose!r}, not for {kind!r}",
+        with facts_of(self.context) as facts:
+            name = f"auth/seen/{self.context.run_id}"
+            seen = ReplayCache.decode(facts[name]) if name in facts else ReplayCache()
+            instruction, seen = verify_instruction(
+                signed,
+                digest_of(message.content),
+                run=self.context.run_id,
+                roster=self.credentials.roster,
+                now=self.now,
+                seen=seen,
             )
-        self.remember(seen_key, seen.encode())
-        self._forget_runs()
+            kind = message.metadata.message_type
+            if instruction.content.purpose != kind:
+                raise Rejected(
+                    Reason.MALFORMED,
+                    f"the instruction is for {instruction.content.purpose!r}, not for {kind!r}",
+                )
+            facts[name] = seen.encode()
         return instruction, ticket
 
     def session(

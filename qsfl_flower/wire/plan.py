@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Any
 
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.wire.keys import MASKED_SUM, SHARES
 
 
 class ClientPhase(IntEnum):
@@ -27,6 +28,9 @@ class ClientPhase(IntEnum):
 
 
 PLAN_VERSION = 2
+"""Version 2 came with secure sums whose shares name the instruction; all else reads as before."""
+
+_SINCE_2 = frozenset({SHARES, MASKED_SUM})
 _MAX_BYTES = 64 * 1024
 
 
@@ -53,9 +57,13 @@ class Plan:
     items: tuple[PlanItem, ...] = ()
 
     def encode(self) -> str:
-        """Return the plan as canonical JSON (sorted keys, no spaces)."""
+        """Return the plan as canonical JSON (sorted keys, no spaces).
+
+        Its version is the lowest that can say it, so that clients of the release before read what
+        has not changed, and refuse what has before they train.
+        """
         body = {
-            "version": PLAN_VERSION,
+            "version": 2 if _SINCE_2.intersection(i.name for i in self.items) else 1,
             "steps": [{"name": i.name, "parameters": dict(i.parameters)} for i in self.items],
         }
         return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -77,14 +85,22 @@ class Plan:
             raise QSFLError("plan: not valid JSON") from error
         if not isinstance(body, dict) or set(body) != {"version", "steps"}:
             raise QSFLError("plan: expected exactly the fields 'version' and 'steps'")
-        if body["version"] != PLAN_VERSION:
+        version = body["version"]
+        if type(version) is not int or not 1 <= version <= PLAN_VERSION:
             raise QSFLError(
-                f"plan: version {body['version']!r} is not supported; this client reads version "
+                f"plan: version {version!r:.20} is not supported; this client reads versions 1 to "
                 f"{PLAN_VERSION}: install the same release of qsfl-flower on both ends"
             )
         if not isinstance(body["steps"], list):
             raise QSFLError("plan: 'steps' must be a list")
-        return cls(tuple(_decode_step(step) for step in body["steps"]))
+        items = tuple(_decode_step(step) for step in body["steps"])
+        if version < 2 and (old := _SINCE_2.intersection(i.name for i in items)):
+            raise QSFLError(
+                f"plan: version 1 of {', '.join(sorted(old))} is no longer carried out: nothing in "
+                "it tells whether all clients train the same model; update the server to this "
+                "release of qsfl-flower"
+            )
+        return cls(items)
 
 
 def _decode_step(step: object) -> PlanItem:

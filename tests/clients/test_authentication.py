@@ -373,6 +373,26 @@ def test_a_second_run_on_the_same_client_state_begins_anew(federation):
     assert "stale-round" in device(sent).error.reason, "the first run is not forgotten"
 
 
+def test_a_folder_remembers_what_was_obeyed_when_the_process_forgets(
+    federation, keys, roster, tmp_path
+):
+    """Whoever recorded an instruction sends it to a SuperNode that was restarted."""
+    run = federation(rounds=1, fraction_evaluate=0.0)
+    sent = run.grid.pushed[0]
+    node = sent.metadata.dst_node_id
+    name = str(node - 100)
+
+    def restarted(**config):
+        device = Device(name, node, keys.clients[name], roster)
+        device.context.node_config.update(config)
+        return device(sent)
+
+    assert not restarted(**{"qsfl-state": str(tmp_path)}).has_error()
+    again = restarted(**{"qsfl-state": str(tmp_path)})
+    assert "accepted already" in again.error.reason
+    assert not restarted().has_error()
+
+
 def test_a_client_cannot_play_the_server(fake_grid, keys, roster):
     """Client 0 signs an instruction with its own, validly enrolled key."""
     from dataclasses import replace

@@ -17,7 +17,7 @@ def test_round_trip_and_canonical_text():
     assert Plan.decode(PLAN.encode()) == PLAN
     assert PLAN.encode() == (
         '{"steps":[{"name":"clip","parameters":{"clip_norm":1.5,"per_layer":false}},'
-        '{"name":"other","parameters":{}}],"version":2}'
+        '{"name":"other","parameters":{}}],"version":1}'
     )
 
 
@@ -29,18 +29,29 @@ def test_round_trip_and_canonical_text():
         ("{", "not valid JSON"),
         ("[" * 50_000, "not valid JSON"),
         ("[]", "exactly the fields"),
-        ('{"version": 2}', "exactly the fields"),
-        ('{"version": 1, "steps": []}', "version 1 is not supported"),
-        ('{"version": 2, "steps": {}}', "must be a list"),
-        ('{"version": 2, "steps": [1]}', "every step"),
-        ('{"version": 2, "steps": [{"name": "clip"}]}', "every step"),
-        ('{"version": 2, "steps": [{"name": 1, "parameters": {}}]}', "a step's 'name'"),
-        ('{"version": 2, "steps": [{"name": "a", "parameters": []}]}', "a step's 'name'"),
+        ('{"version": 1}', "exactly the fields"),
+        ('{"version": 3, "steps": []}', "version 3 is not supported"),
+        ('{"version": true, "steps": []}', "version True is not supported"),
+        ('{"version": 1, "steps": {}}', "must be a list"),
+        ('{"version": 1, "steps": [1]}', "every step"),
+        ('{"version": 1, "steps": [{"name": "clip"}]}', "every step"),
+        ('{"version": 1, "steps": [{"name": 1, "parameters": {}}]}', "a step's 'name'"),
+        ('{"version": 1, "steps": [{"name": "a", "parameters": []}]}', "a step's 'name'"),
     ],
 )
 def test_mistakes_are_named(text, message):
     with pytest.raises(QSFLError, match=message):
         Plan.decode(text)
+
+
+def test_the_release_before_is_read_or_refused_by_name():
+    """Version 1 is what 0.1.0 wrote; its secure sums did not name the instruction."""
+    old = '{"steps":[{"name":"clip","parameters":{}},{"name":"%s","parameters":{}}],"version":1}'
+    assert Plan.decode(old % "compress").items[1].name == "compress"
+    for name in ("shares", "masked_sum"):
+        with pytest.raises(QSFLError, match=f"version 1 of {name} is no longer carried out"):
+            Plan.decode(old % name)
+        assert '"version":2' in Plan((PlanItem(name),)).encode()
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text()
