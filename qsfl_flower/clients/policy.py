@@ -142,7 +142,10 @@ class NodePolicy:
             values.setdefault("hidden_only", "least_cohort" in values)
             privacy = values.pop("privacy", None)
             if privacy is not None:
-                privacy = MinimumPolicy(**_typed(MinimumPolicy, privacy, "privacy."))
+                read = _typed(MinimumPolicy, privacy, "privacy.")
+                if "epsilon" not in read:
+                    raise ConfigError("node policy: privacy.epsilon is missing; it has no default")
+                privacy = MinimumPolicy(**read)
             return cls(privacy=privacy, **_typed(cls, values, ""))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None

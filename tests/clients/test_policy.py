@@ -83,6 +83,7 @@ def test_an_outer_mod_counts_before_the_file(tmp_path):
         ("[privacy]\nepsilon = -1", "epsilon > 0"),
         ("[privacy]\nepsilon = 1\nsigma = 2", "unknown key privacy.sigma"),
         ("privacy = 3", "privacy must be a table"),
+        ("[privacy]", "privacy.epsilon is missing"),
         ("a = [", "is not TOML"),
         ("x" * 70_000, "longer than 65536 bytes"),
     ],
