@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.wire import Plan, PlanItem
+from qsfl_flower.wire.keys import MASKED_SUM, SHARES
 
 PLAN = Plan((PlanItem("clip", {"clip_norm": 1.5, "per_layer": False}), PlanItem("other")))
 
@@ -48,7 +49,7 @@ def test_the_release_before_is_read_or_refused_by_name():
     """Version 1 is what 0.1.0 wrote; its secure sums did not name the instruction."""
     old = '{"steps":[{"name":"clip","parameters":{}},{"name":"%s","parameters":{}}],"version":1}'
     assert Plan.decode(old % "compress").items[1].name == "compress"
-    for name in ("shares", "masked_sum"):
+    for name in (SHARES, MASKED_SUM):
         with pytest.raises(QSFLError, match=f"version 1 of {name} is no longer carried out"):
             Plan.decode(old % name)
         assert '"version":2' in Plan((PlanItem(name),)).encode()
