@@ -277,16 +277,18 @@ def drill_run(folder: Path, kills: int, seed: int = 0) -> Row:
     for life in range(kills):
         resumable = name and any((folder / name / "checkpoint").glob("round-*.json"))
         command = ["--resume", str(folder / name)] if resumable else ["dp_record"]
+        if not resumable:  # a new run, with an account of its own
+            journal.unlink(missing_ok=True)
         sets = [part for setting in settings for part in ("--set", setting)]
         process = subprocess.Popen(
             [*begin, *command, *sets], env=environment, cwd=folder, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         servers.add(process.pid)
-        built = _built(journal, servers)
-        while process.poll() is None and _built(journal, servers) == built:
+        target = _built(journal, servers) + clients * chance.randrange(1, 6)
+        while process.poll() is None and _built(journal, servers) < target:
             time.sleep(0.05)
-        time.sleep(chance.uniform(0.0, 2.0))
+        time.sleep(chance.uniform(0.0, 0.5))
         if process.poll() is not None:
             _, said = process.communicate()
             raise RuntimeError(f"qsfl run ended by itself in life {life}: {said}")
