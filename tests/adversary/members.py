@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import strategies as st
 
 from qsfl_flower import testing
-from qsfl_flower.errors import QSFLError
+from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.secure.decoding import open_vectors
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.testing import LocalFederation
@@ -89,6 +89,7 @@ class Release:
 variants = st.builds(
     Variant,
     server_round=st.integers(1, ROUNDS),
+    quorum=st.sampled_from([3, 3, 3, 2]),
     min_clients=st.sampled_from([3, 3, 4, 6]),
     weights=st.sampled_from([(1,), (1,), (1, 1), (1, 1, 1)]),
     distances=st.sampled_from([False, False, True]),
@@ -154,8 +155,14 @@ class Members:
         self._seats = tuple(seats)
         self._fresh = [dict(context.state) for context in self.federation.contexts]
 
-    def terms(self, variant: Variant) -> Terms:
-        """Return the terms of a variant."""
+    def terms(self, variant: Variant) -> Terms | None:
+        """Return the terms of a variant, or None if they contradict themselves."""
+        try:
+            return self._terms(variant)
+        except ConfigError:
+            return None
+
+    def _terms(self, variant: Variant) -> Terms:
         return Terms(
             run=1, round=variant.server_round, members=tuple(f"client-{n}" for n in COMMITTEE),
             seats=self._seats, threshold=2, quorum=variant.quorum, min_clients=variant.min_clients,
@@ -196,10 +203,11 @@ class Members:
 
     def _take(self, action: Take, member: int) -> RecordDict | None:
         deals = [self._deal(*deal) for deal in action.deals]
-        if any(deal is None for deal in deals):
+        terms = self.terms(action.told)
+        if terms is None or any(deal is None for deal in deals):
             return None
         told = {
-            "terms": self.terms(action.told).encode(),
+            "terms": terms.encode(),
             "size": SIZE + 1,  # and the hidden weight
             "headers": [deal["header"].data for deal in deals],
         }
@@ -211,13 +219,15 @@ class Members:
 
     def _deal(self, client: int, variant: Variant, real: bool) -> ArrayRecord | None:
         """Let a client deal; what it dealt is kept: it does not depend on what came before."""
-        key = (client, variant, real)
+        key, terms = (client, variant, real), self.terms(variant)
+        if terms is None:
+            return None
         if key not in self._deals:
             context = self.federation.contexts[client]
             state = dict(context.state)
             context.state.clear()
             parameters = {
-                "terms": asdict(self.terms(variant)), "max_examples": 1, "metrics": [],
+                "terms": asdict(terms), "max_examples": 1, "metrics": [],
                 "weighted_by": "num-examples", "weighted": False,
             }  # fmt: skip
             plan = Plan((PlanItem("clip", {"clip_norm": 1.0}), PlanItem(SHARES, parameters)))
