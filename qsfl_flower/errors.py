@@ -97,6 +97,7 @@ REFUSALS = frozenset(
         "policy-threshold",
         "policy-unknown-step",
         "policy-weights",
+        "policy-window",
     }
 )
 """The reasons that a device may give for refusing what it was asked; any other is malformed."""

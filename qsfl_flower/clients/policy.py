@@ -67,6 +67,9 @@ class NodePolicy:
         Fewest fractional bits of a sum, in [1, 61].
     weights : bool
         Whether a sum may give public weights that differ, as asynchronous rounds do by staleness.
+    window : int
+        Most rounds whose updates may come together in one sum, >= 1. Asynchronous federations need
+        their largest staleness and one. A server may have asked for something else in each round.
     colluding : float
         Share of the clients that may help the server under pairwise masks, in [0, 1).
     servers, members : tuple of str
@@ -92,6 +95,7 @@ class NodePolicy:
     least_threshold: int = 2
     least_bits: int = 16
     weights: bool = False
+    window: int = 1
     colluding: float = 0.1
     servers: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
@@ -107,6 +111,7 @@ class NodePolicy:
             ("least_cohort", self.least_cohort >= 2, "an integer >= 2"),
             ("least_threshold", self.least_threshold >= 2, "an integer >= 2"),
             ("least_bits", 1 <= self.least_bits <= 61, "an integer from 1 to 61"),
+            ("window", self.window >= 1, "an integer >= 1"),
             ("colluding", 0 <= self.colluding < 1, "a number in [0, 1)"),
             ("releases", self.releases is None or self.releases >= 1, "an integer >= 1"),
             ("days", self.days is None or self.days > 0, "a number > 0"),
@@ -163,6 +168,7 @@ class NodePolicy:
             "accepts sums whose public weights differ"
             if self.weights
             else "accepts sums in which all clients have one public weight",
+            f"lets updates of at most {self.window} rounds come together in one sum",
             f"assumes under masks that {self.colluding:.0%} of the clients help the server",
             f"obeys {', '.join(self.servers) or 'every server'} of the roster",
             f"deals shares to {', '.join(self.members) or 'every client'} of the roster",
@@ -214,7 +220,7 @@ class NodePolicy:
         ------
         Refusal
             ``policy-openings``, ``policy-cohort``, ``policy-threshold``, ``policy-bits``,
-            ``policy-weights`` or ``policy-committee``.
+            ``policy-weights``, ``policy-window`` or ``policy-committee``.
         """
         opened = ["sum", *(n for n in ("norms", "distances") if getattr(terms, n))]
         if noisy and len(opened) > 1:
@@ -239,6 +245,12 @@ class NodePolicy:
                 "policy-weights",
                 f"the terms weigh updates by {terms.weights}; this node asks for equal weights "
                 "(weights = true in its policy file allows others)",
+            )
+        if len(terms.weights) > self.window:
+            raise Refusal(
+                "policy-window",
+                f"the terms add up updates of {len(terms.weights)} rounds; this node allows "
+                f"{self.window} (window in its policy): the model may differ from round to round",
             )
         if strangers := sorted(set(terms.members) - set(self.members) if self.members else ()):
             raise Refusal(

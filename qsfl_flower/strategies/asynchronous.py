@@ -100,11 +100,12 @@ class BufferedAsync(StableFedAvg):
     Who sees what: as in `StableFedAvg`; the server also learns how fast every client is. Staleness
     is reckoned from the server's own books, not from what clients say.
 
-    Hidden updates (`SecureSum`, `SecureKrum`) are opened when the buffer is full. Their weights are
-    multiples of 1/16, see `integer_weights`, and nodes refuse those that differ unless their policy
-    says ``weights = true``: a server can read residues of single updates out of such a sum. Who is
-    on the committee and at work is asked when it has answered, and is waited for as long as for a
-    task.
+    Hidden updates (`SecureSum`, `SecureKrum`) are opened when the buffer is full. Nodes refuse sums
+    over several rounds unless ``window`` in their policy is at least `max_staleness` and one: a
+    lying server could send another model in each. Weights are multiples of 1/16, see
+    `integer_weights`; nodes refuse those that differ unless their policy says ``weights = true``: a
+    server can read residues of single updates out of such a sum. A committee member that is still
+    training is asked after its reply has arrived; the server waits up to the task deadline.
     """
 
     asynchronous = True

@@ -126,7 +126,8 @@ def test_a_bad_node_config_is_named(config, says):
         ({"min_clients": 3}, {"least_cohort": 4}, "policy-cohort"),
         ({"threshold": 2}, {"least_threshold": 3}, "policy-threshold"),
         ({"bits": 8}, {}, "policy-bits"),
-        ({"weights": (64, 1)}, {}, "policy-weights"),
+        ({"weights": (64, 1)}, {"window": 2}, "policy-weights"),
+        ({"weights": (1, 1)}, {}, "policy-window"),
         ({"distances": True}, {"openings": ("sum",)}, "policy-openings"),
         ({"norms": True}, {"openings": ("sum", "distances")}, "policy-openings"),
         ({}, {"members": ("a", "b", "c", "d")}, "policy-committee"),
@@ -148,8 +149,8 @@ def test_shares_of_noise_go_with_nothing_but_a_sum(opened):
 
 def test_honest_terms_pass():
     NodePolicy().check_terms(TERMS)
-    NodePolicy().check_terms(replace(TERMS, weights=(1, 1, 1)))
-    NodePolicy(weights=True).check_terms(replace(TERMS, weights=(4, 2, 1)))
+    NodePolicy(window=3).check_terms(replace(TERMS, weights=(1, 1, 1)))
+    NodePolicy(weights=True, window=3).check_terms(replace(TERMS, weights=(4, 2, 1)))
 
 
 def test_a_policy_is_explained(tmp_path):

@@ -235,12 +235,11 @@ def test_a_client_of_the_release_before_is_refused_by_name_before_it_trains(fede
 def test_weights_of_few_clients_are_dropped_by_name_and_refused_by_default(federation, tmp_path):
     """A buffer of fresh and stale updates, with weights that differ."""
 
-    def start(allowed):
+    def start(allows):
+        policy.write_text(allows)
         grid, devices = federation(8, pull=0.3)
         for device in devices.values():
-            device.context.node_config.pop("qsfl-policy", None)
-            if allowed:
-                device.context.node_config["qsfl-policy"] = str(policy)
+            device.context.node_config["qsfl-policy"] = str(policy)
         seen = Recorder()
         seconds = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.5]
         strategy = BufferedAsync(
@@ -253,12 +252,11 @@ def test_weights_of_few_clients_are_dropped_by_name_and_refused_by_default(feder
         return seen
 
     policy = tmp_path / "policy.toml"
-    policy.write_text("weights = true\n")
-    seen = start(allowed=False)
-    refused = [row for rows in seen.rows for row in rows.values()]
-    assert {row.status for row in refused} == {"policy-weights"}
-    assert "weights = true" in refused[0].detail
-    seen = start(allowed=True)
+    for allows, reason in (("window = 4", "policy-weights"), ("weights = true", "policy-window")):
+        refused = [row for rows in start(allows).rows for row in rows.values()]
+        assert {row.status for row in refused} == {reason}
+        assert "in its policy" in refused[0].detail
+    seen = start("weights = true\nwindow = 4")
     reasons = {status for rows in seen.rows for status in (r.status for r in rows.values())}
     assert reasons == {"accepted", "few-of-its-weight"}
     assert sum(r.skipped is None for r in seen.rounds[1:]) >= 5

@@ -415,6 +415,13 @@ def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:
                 "staleness makes them; set strategy.staleness.rule to constant, or "
                 "clients.policy.weights to true",
             )
+        rounds = getattr(exp.strategy, "max_staleness", 0) + 1
+        if rounds > exp.clients.policy.window:
+            yield Contradiction(
+                ("strategy.max_staleness", "clients.policy.window", f"{place}.stage"),
+                f"a hidden sum adds up updates of {rounds} rounds, nodes allow "
+                f"{exp.clients.policy.window}; set clients.policy.window to {rounds} or more",
+            )
 
 
 def _too_few_examples(exp: Experiment) -> Iterator[Contradiction]:

@@ -162,6 +162,13 @@ class PolicySpec(Section):
         default=False,
         description="Accept hidden sums whose public weights differ, as staleness makes them.",
     )
+    window: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Most rounds whose updates may come together in a hidden sum; asynchronous "
+        "strategies need max_staleness + 1.",
+    )
 
 
 class ClientsSpec(Section):

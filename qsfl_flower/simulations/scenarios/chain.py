@@ -26,6 +26,8 @@ from qsfl_flower.asynchrony import Device, VirtualClock
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.clients.policy import NodePolicy
+from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
@@ -155,7 +157,9 @@ def federation(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
     def credentials(context: Context) -> Credentials:
         return Credentials(keys.clients[names[int(context.node_config["partition-id"])]], roster)
 
-    mods: list[Mod] = [auth_mod(credentials), qsfl_mod] if setting.protected else [qsfl_mod]
+    insists = policy_mod(NodePolicy(window=MAX_STALENESS + 1))
+    protected: list[Mod] = [auth_mod(credentials), insists, qsfl_mod]
+    mods: list[Mod] = protected if setting.protected else [qsfl_mod]
     grid = LocalGrid(numpy_client_app(silo_of, mods=mods), CLIENTS)
     accuracies: list[float] = []
 
