@@ -65,7 +65,7 @@ def test_broken_files(here):
     assert message("latin.yaml") == "latin.yaml: is not UTF-8 text: byte 0xe9 at offset 9"
     assert message("utf16.yaml") == "utf16.yaml: is not UTF-8 text: byte 0xff at offset 0"
     assert message("large.yaml") == (
-        "large.yaml: is larger than 1048576 bytes; a configuration is not"
+        "large.yaml: is larger than 262144 bytes; a configuration is not"
     )
     assert message("pipe.yaml") == "pipe.yaml: is not a regular file"
     with socket.socket(socket.AF_UNIX) as server:
