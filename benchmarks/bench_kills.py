@@ -247,21 +247,30 @@ JOURNAL = "QSFL_KILL_DRILL"
 
 
 def recording_model(input_shape: Sequence[int], num_classes: int) -> Any:
-    """Return the model ``linear``, and write down that a process has built it to train."""
+    """Return the model ``linear``, which writes down when it is trained for the first time."""
+    import torch
+
     from qsfl_flower.clients.models import linear
 
-    if journal := os.environ.get(JOURNAL):
-        with Path(journal).open("a") as file:
-            file.write(f"{os.getpid()}\n")
-    return linear(input_shape, num_classes)
+    model, trained = linear(input_shape, num_classes), []
+
+    def first(module: torch.nn.Module, batch: object) -> None:
+        journal = os.environ.get(JOURNAL)
+        if journal and module.training and torch.is_grad_enabled() and not trained:
+            trained.append(True)
+            with Path(journal).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+
+    model.register_forward_pre_hook(first)
+    return model
 
 
 def drill_run(folder: Path, kills: int, seed: int = 0) -> Row:
     """Kill `qsfl run` so many times.
 
     A device builds its model anew whenever it trains, and all devices train in every round, so the
-    number of models built outside the server's processes, over the number of devices, is a lower
-    bound of how often some device was asked.
+    number of models that were trained outside the server's process, over the number of devices, is
+    a lower bound of how often some device was asked.
     """
     chance, journal, servers = random.Random(seed), folder / "journal", set[int]()
     clients, least, name = 4, float("inf"), ""
