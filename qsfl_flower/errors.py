@@ -90,6 +90,7 @@ REFUSALS = frozenset(
         "policy-other-instruction",
         "policy-plan",
         "policy-releases",
+        "policy-roles",
         "policy-seat",
         "policy-second-answer",
         "policy-server",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.device import DeviceClass, DeviceProfile, SystemMonitor, TraceMonitor
     from qsfl_flower.clients.kept_state import state_mod
     from qsfl_flower.clients.mobile import Device, MobileClient
+    from qsfl_flower.clients.models import roles_of
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
     from qsfl_flower.clients.policy import NodePolicy
@@ -49,6 +50,7 @@ _WHERE = {
     "legacy_mod": "mods",
     "numpy_client_app": "bridge",
     "qsfl_mod": "mods",
+    "roles_of": "models",
     "state_mod": "kept_state",
 }
 
@@ -76,6 +78,7 @@ __all__ = [
     "policy_mod",
     "privacy_mod",
     "qsfl_mod",
+    "roles_of",
     "state_mod",
 ]
 

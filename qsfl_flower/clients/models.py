@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics.roles import BUFFER, FROZEN, TIED
 
 ModelFactory = Callable[..., nn.Module]
 """Takes (input_shape, num_classes, **options) and returns a module that maps a float32 batch
@@ -238,6 +239,37 @@ def build_model(
 def get_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
     """Return copies of all parameters and buffers, in ``state_dict`` order."""
     return {key: value.numpy(force=True).copy() for key, value in model.state_dict().items()}
+
+
+def roles_of(model: nn.Module) -> dict[str, str]:
+    """Return what becomes of the arrays of a model that are not simply trained.
+
+    Parameters without gradient are frozen, floats in buffers are averaged, and arrays that share
+    their storage are one. Give the result to a strategy as ``roles=``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As the clients train it: freeze its layers first.
+
+    Returns
+    -------
+    dict of str to str
+        Role by name of ``state_dict``, see `qsfl_flower.numerics.roles`.
+    """
+    roles: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        known = first.setdefault(place, name) if value.numel() else name
+        if known != name:
+            roles[name] = TIED + known
+        elif isinstance(value, nn.Parameter):
+            if not value.requires_grad:
+                roles[name] = FROZEN
+        elif value.is_floating_point():
+            roles[name] = BUFFER
+    return roles
 
 
 def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -25,7 +25,7 @@ import qsfl_flower.clients.committee  # registers its step and tasks
 import qsfl_flower.clients.compression  # registers its steps
 import qsfl_flower.clients.masked_sum  # registers its step and tasks
 import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
-from qsfl_flower.clients.broadcast import receive
+from qsfl_flower.clients.broadcast import layout_told, receive
 from qsfl_flower.clients.instructions import check_instruction
 from qsfl_flower.clients.kept_state import begin_run
 from qsfl_flower.clients.policy import insisted, policy_of
@@ -49,6 +49,7 @@ from qsfl_flower.wire import (
     PLAN_KEY,
     QSFL_RECORD,
     REFUSED_KEY,
+    ROLES_KEY,
     TASK_KEY,
     Form,
     Kind,
@@ -87,6 +88,7 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         message.content = receive(received, context.state)
         if kind is Kind.TRAIN:
             return _train(message, context, call_next)
+        message.content = _for_the_app(message.content)
         return call_next(message, context)
     except Refusal as refused:
         return refuse(refused, message)
@@ -101,8 +103,11 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
         task = _known(TASKS, asked[TASK_KEY], "task")
         return Message(task(StepContext(context, content, Vector(()))), reply_to=message)
     steps = _steps(Plan.decode(asked[PLAN_KEY])) if PLAN_KEY in asked else ()
-    model = from_record(_only(content.array_records, "instruction")) if steps else {}
-    message.content = RecordDict({k: v for k, v in content.items() if k != QSFL_RECORD})
+    model, layout = {}, None
+    if steps or ROLES_KEY in asked:
+        model = from_record(_only(content.array_records, "instruction"))
+        layout = layout_told(model, asked)
+    message.content = _for_the_app(content)
     try:
         reply = call_next(message, context)
     finally:
@@ -113,10 +118,23 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     refused = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if REFUSED_KEY in refused:
         told |= {k: str(v) for k, v in refused.items()}
-    elif steps:
-        told |= _transform(reply.content, model, steps, context, content)
+    elif layout is not None and steps:
+        told |= _transform(reply.content, model, layout, steps, context, content)
+    elif layout is not None:
+        _leave_out(reply.content, layout)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
     return reply
+
+
+def _for_the_app(content: RecordDict) -> RecordDict:
+    return RecordDict({k: v for k, v in content.items() if k != QSFL_RECORD})
+
+
+def _leave_out(reply: RecordDict, layout: Layout) -> None:
+    """Take out of a whole model what the server does not read."""
+    for key, record in reply.array_records.items():
+        unread = {*layout.frozen, *layout.tied}
+        reply[key] = ArrayRecord({n: a for n, a in record.items() if n not in unread})
 
 
 def legacy_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -165,6 +183,7 @@ def _known(registry: Mapping[str, Known], name: object, kind: str) -> Known:
 def _transform(
     reply: RecordDict,
     model: Mapping[str, NDArray[Any]],
+    layout: Layout,
     steps: tuple[_BoundStep, ...],
     context: Context,
     instruction: RecordDict,
@@ -172,7 +191,6 @@ def _transform(
     """Replace a reply's arrays by what the steps make of them; return what to tell about them."""
     key = next(k for k, v in reply.items() if isinstance(v, ArrayRecord))
     trained = from_record(_only(reply.array_records, "the app's reply"))
-    layout = Layout.of(model)
     layout.check(trained)
     delta, base = np.empty(layout.size), Vector.of(model, layout)
     Vector.of(trained, layout).read(0, layout.size, delta)
@@ -197,7 +215,7 @@ def _transform(
         (name,) = reply.metric_records
         reply[name] = MetricRecord({**update.metrics})
     if update.payload is None:
-        reply[key] = to_record(layout.unpack(update.vector, update.carried))
+        reply[key] = to_record(layout.sent.unpack(update.vector, update.carried))
         return {FORM_KEY: Form.DELTA.value}
     del reply[key]
     if update.carried and not update.hidden:

@@ -20,7 +20,7 @@ KEPT_STEPS = 16
 
 
 def model_digest(vector: Vector) -> str:
-    """Return the SHA-256 of a model's floating-point arrays in order, as 64 digits."""
+    """Return the SHA-256 of a model's trained arrays in order, as 64 digits."""
     found = hashlib.sha256()
     for piece in vector.pieces:
         found.update(np.ascontiguousarray(piece).view(np.uint8).data)
@@ -38,10 +38,10 @@ def follow(
         If a record is not one, see `decode_record`.
     """
     model, step = dict(arrays), np.empty(layout.size)
-    carried = {name: arrays[name] for name in layout.carried}
+    beside = {name: arrays[name] for name in layout.beside}
     for record in steps:
         decode_record(record, layout.size).read(0, layout.size, step)
-        model = layout.unpack(step, carried, base=Vector.of(model, layout))
+        model = layout.unpack(step, beside, base=Vector.of(model, layout))
     return model
 
 

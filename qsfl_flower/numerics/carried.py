@@ -1,7 +1,7 @@
-"""Integer and boolean arrays, such as the counters of batch normalisation.
+"""Buffers: the statistics and counters of normalisation, masks.
 
-They are not part of the flat vector: they are never clipped, noised or compressed. Where a rule
-or a clip norm bounds what one client can do, their median bounds it here.
+They are not part of the flat vector: they are never clipped, noised, compressed or stepped. Where
+a rule or a clip norm bounds what one client can do, their median bounds it here.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics.blocks import blocks
+from qsfl_flower.numerics.mean import weighted_sum
+from qsfl_flower.numerics.vector import Vector
 
 _WEIGHT_BITS = 53
 _WORD_BITS = 62  # a product of this length plus a carry of the same length fits an uint64
 
 
 def combine_carried(arrays: Sequence[NDArray[Any]], weights: Sequence[float]) -> NDArray[Any]:
-    r"""Weighted mean of integers, rounded half to even; weighted majority of booleans.
+    r"""Weighted mean, of integers rounded half to even; of booleans the weighted majority.
 
     .. math:: \mathrm{round}\Bigl(\sum_i w_i x_i \Big/ \sum_i w_i\Bigr)
 
-    The mean is exact before it is rounded, for every value of every integer type: the arithmetic
-    is long division in words of 62 bits. Only weights that need more than 53 bits beside each
-    other are rounded first, to multiples of 2**-52 of their sum.
+    The mean of floats is that of `weighted_sum`, rounded once to their own type, and never outside
+    of the range of the values. That of integers is exact before it is rounded, for every value of
+    every integer type: the arithmetic is long division in words of 62 bits. Only weights that need
+    more than 53 bits beside each other are rounded first, to multiples of 2**-52 of their sum.
 
     Parameters
     ----------
     arrays : sequence of ndarray
-        One array per client, all of one shape and of one integer or boolean dtype.
+        One array per client, all of one shape and of one dtype; floats must be finite.
     weights : sequence of float
         Finite and not negative, with a sum above 0.
 
@@ -52,11 +55,14 @@ def combine_carried(arrays: Sequence[NDArray[Any]], weights: Sequence[float]) ->
             f"{len(arrays)} arrays and {len(weights)} weights cannot be combined; one weight per "
             "array, not all zero, is needed"
         )
+    if arrays[0].dtype.kind == "f":
+        total = math.fsum(weights)
+        return _blockwise(arrays, lambda columns: _mean(columns, weights, total))
     return _blockwise(arrays, lambda columns: _rounded_mean(columns, shares))
 
 
 def median_carried(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    r"""Median of integers, of an even number the lower one in the middle; majority of booleans.
+    r"""Median, of an even number the lower value in the middle; of booleans the majority.
 
     Fewer than half of the clients cannot move it out of the range of the others' values, whatever
     they send: among n values the result has rank :math:`\lfloor (n - 1) / 2 \rfloor`.
@@ -64,7 +70,8 @@ def median_carried(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     Parameters
     ----------
     arrays : sequence of ndarray
-        One array per client, at least one, all of one shape and one integer or boolean dtype.
+        One array per client, at least one, all of one shape and of one dtype; floats must be
+        finite.
 
     Returns
     -------
@@ -90,8 +97,8 @@ def _blockwise(
             f"{len(arrays)} arrays of {len(kinds)} kinds cannot be combined; one kind is needed"
         )
     ((shape, dtype),) = kinds
-    if dtype.kind not in "iub":
-        raise ConfigError(f"{dtype} is not carried; allowed are integers and booleans")
+    if dtype.kind not in "iubf":
+        raise ConfigError(f"{dtype} is not carried; allowed are integers, booleans and floats")
     flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
     if dtype == np.bool_:
         flat = [array.view(np.uint8) for array in flat]
@@ -99,6 +106,13 @@ def _blockwise(
     for start, stop in blocks(0, out.size):
         out[start:stop] = combine([array[start:stop] for array in flat])
     return out.astype(dtype).reshape(shape)
+
+
+def _mean(columns: Sequence[NDArray[Any]], weights: Sequence[float], total: float) -> NDArray[Any]:
+    """Return the mean of floats: identical values stay as they are, bit by bit."""
+    mean = weighted_sum([Vector([column]) for column in columns], weights) / total
+    least, largest = np.minimum.reduce(columns), np.maximum.reduce(columns)
+    return np.clip(mean, least, largest).astype(columns[0].dtype)
 
 
 def _integers(weights: Sequence[float]) -> list[int]:

@@ -15,6 +15,16 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics.blocks import blocks
+from qsfl_flower.numerics.roles import (
+    BUFFER,
+    FROZEN,
+    SUMMED,
+    TIED,
+    TRAINED,
+    check_names,
+    check_roles,
+    usual_role,
+)
 
 if TYPE_CHECKING:
     from qsfl_flower.numerics.vector import Vector
@@ -29,16 +39,20 @@ DTYPES = (
 """The number formats that a model may have."""
 
 
+_MOST_TOLD = 4 * 1024 * 1024
+
+
 class CastOverflow(QSFLError, OverflowError):
     """A finite result does not fit the number format of the model."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes and dtypes of a model's arrays, in the model's order.
+    """Names, shapes, dtypes and roles of a model's arrays, in the model's order.
 
-    Arrays of float16, float32 and float64 form the flat vector, one after the other, each in C
-    order. Every other array (counters of batch normalisation, masks) is *carried* beside it.
+    Arrays that are trained form the flat vector, one after the other, each in C order. Buffers
+    (statistics and counters of normalisation, masks) are *carried* beside it. Frozen arrays are
+    the server's own, and tied ones follow another array: neither is sent by clients.
 
     Parameters
     ----------
@@ -48,16 +62,20 @@ class Layout:
         One shape per name.
     dtypes : tuple of str
         One NumPy dtype name per name (``"float32"``): boolean, integer or float of at most 8 bytes.
+    roles : tuple of str
+        One role per name, see `qsfl_flower.numerics.roles`; without any, floats are trained and
+        the others are buffers.
 
     Raises
     ------
     ConfigError
-        If the three tuples do not describe a model.
+        If the tuples do not describe a model.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
+    roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.shapes) == len(self.dtypes):
@@ -67,15 +85,33 @@ class Layout:
         for name, dtype in zip(self.names, self.dtypes, strict=True):
             if dtype not in DTYPES:
                 raise ConfigError(f"array {name!r} is {dtype}; allowed are {', '.join(DTYPES)}")
+        if not self.roles:
+            object.__setattr__(self, "roles", tuple(map(usual_role, self.dtypes)))
+        check_roles(self.names, self.shapes, self.dtypes, self.roles)
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Layout:
-        """Take the layout of a model's arrays."""
+    def of(
+        cls, arrays: Mapping[str, NDArray[Any]], roles: Mapping[str, str] | None = None
+    ) -> Layout:
+        """Take the layout of a model's arrays; what is not in `roles` has its usual role."""
+        roles = roles or {}
+        check_names(roles, tuple(arrays))
+        dtypes = [array.dtype.newbyteorder("=").name for array in arrays.values()]
         return cls(
             names=tuple(arrays),
             shapes=tuple(tuple(array.shape) for array in arrays.values()),
-            dtypes=tuple(array.dtype.newbyteorder("=").name for array in arrays.values()),
+            dtypes=tuple(dtypes),
+            roles=tuple(
+                roles.get(name, usual_role(dtype))
+                for name, dtype in zip(arrays, dtypes, strict=True)
+            ),
         )
+
+    @cached_property
+    def declared(self) -> dict[str, str]:
+        """The roles that differ from the usual ones, by name."""
+        rows = zip(self.names, self.dtypes, self.roles, strict=True)
+        return {name: role for name, dtype, role in rows if role != usual_role(dtype)}
 
     @cached_property
     def size(self) -> int:
@@ -83,25 +119,93 @@ class Layout:
         return sum(span.stop - span.start for span in self.slices.values())
 
     @cached_property
+    def told(self) -> str:
+        """What the other end has to know to have the same layout; empty if all roles are usual."""
+        if not self.declared:
+            return ""
+        return json.dumps({"layout": self.digest, "roles": self.declared}, separators=(",", ":"))
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, NDArray[Any]], told: object) -> Layout:
+        """Return the layout of arrays with the roles that the other end told about, if it did.
+
+        Raises
+        ------
+        ConfigError
+            If they do not lead to the layout of the other end.
+        """
+        if told is None:
+            return cls.of(arrays)
+        try:
+            body = json.loads(told) if isinstance(told, str) and len(told) <= _MOST_TOLD else None
+        except (ValueError, RecursionError):
+            body = None
+        fields = body if isinstance(body, dict) else {}
+        roles = fields.get("roles")
+        if not isinstance(roles, dict) or not all(isinstance(r, str) for r in roles.values()):
+            raise ConfigError("roles: expected JSON with the fields 'layout' and 'roles'")
+        layout = cls.of(arrays, roles)
+        if layout.digest != fields.get("layout"):
+            raise ConfigError(
+                f"roles: {len(layout.names)} arrays with these roles are not the layout of the "
+                "strategy: names, shapes, number formats or their order differ"
+            )
+        return layout
+
+    @cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each float array lies in the flat vector, in the model's order."""
+        """Where each trained array lies in the flat vector, in the model's order."""
         spans: dict[str, slice] = {}
         start = 0
-        for name, shape, dtype in zip(self.names, self.shapes, self.dtypes, strict=True):
-            if dtype.startswith("float"):
+        for name, shape, role in zip(self.names, self.shapes, self.roles, strict=True):
+            if role in (TRAINED, SUMMED):
                 spans[name] = slice(start, start + math.prod(shape))
                 start = spans[name].stop
         return spans
 
     @cached_property
     def carried(self) -> tuple[str, ...]:
-        """Names of the arrays that are not part of the flat vector."""
-        return tuple(name for name in self.names if name not in self.slices)
+        """Names of the buffers: their values travel beside the flat vector."""
+        return self._with(BUFFER)
+
+    @cached_property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the arrays that are the server's own."""
+        return self._with(FROZEN)
+
+    @cached_property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the arrays that neither lie in the flat vector nor follow another one."""
+        return (*self.carried, *self.frozen)
+
+    @cached_property
+    def summed(self) -> tuple[slice, ...]:
+        """Where in the flat vector there are buffers, which no server optimizer may step."""
+        return tuple(self.slices[name] for name in self._with(SUMMED))
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """The array that each tied one follows, by name."""
+        rows = zip(self.names, self.roles, strict=True)
+        return {name: role.removeprefix(TIED) for name, role in rows if role.startswith(TIED)}
+
+    def _with(self, role: str) -> tuple[str, ...]:
+        return tuple(name for name, own in zip(self.names, self.roles, strict=True) if own == role)
+
+    @cached_property
+    def sent(self) -> Layout:
+        """The layout of what clients send: neither frozen nor tied arrays."""
+        rows = zip(self.names, self.shapes, self.dtypes, self.roles, strict=True)
+        kept = [row for row in rows if row[0] in self.slices or row[3] == BUFFER]
+        names, shapes, dtypes, roles = zip(*kept, strict=True) if kept else ((), (), (), ())
+        return Layout(names, shapes, dtypes, roles)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and dtypes, as 64 hexadecimal digits."""
-        content = json.dumps([self.names, self.shapes, self.dtypes], separators=(",", ":"))
+        """SHA-256 over names, shapes, dtypes and roles, as 64 hexadecimal digits."""
+        content = json.dumps(
+            [self.names, self.shapes, self.dtypes, self.roles], separators=(",", ":")
+        )
         return hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property
@@ -110,7 +214,7 @@ class Layout:
         return dict(zip(self.names, zip(self.shapes, dtypes, strict=True), strict=True))
 
     def views(self, vector: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """View each float array inside a flat vector of shape ``(size,)``; nothing is copied."""
+        """View each trained array inside a flat vector of shape ``(size,)``; nothing is copied."""
         if vector.shape != (self.size,):
             raise ConfigError(
                 f"a vector of shape {vector.shape} does not fit a layout of {self.size} coordinates"
@@ -122,10 +226,10 @@ class Layout:
     def unpack(
         self,
         vector: NDArray[np.float64],
-        carried: Mapping[str, NDArray[Any]],
+        beside: Mapping[str, NDArray[Any]],
         base: Vector | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Turn a flat vector and the carried arrays back into the model's arrays.
+        """Turn a flat vector, buffers and frozen arrays back into the model's arrays.
 
         Each coordinate is rounded once, from float64 to the array's own dtype, after `base` has
         been added to it.
@@ -134,33 +238,32 @@ class Layout:
         ----------
         vector : ndarray of float64, shape (size,)
             The flat vector. It is not changed.
-        carried : mapping of str to ndarray
-            Exactly the arrays named in `carried`, of their own shapes and dtypes.
+        beside : mapping of str to ndarray
+            Exactly the arrays named in `beside`, of their own shapes and dtypes.
         base : Vector, optional
             What to add: for a step the model that it starts from.
 
         Returns
         -------
         dict of str to ndarray
-            New float arrays and the given carried arrays, in the model's order.
+            New trained arrays and those given, in the model's order; tied ones are the very arrays
+            that they follow.
 
         Raises
         ------
         CastOverflow
             If a finite coordinate becomes infinite in the array's dtype.
         RejectedUpdate
-            If the carried arrays do not fit, as in `check`.
+            If the arrays beside the vector do not fit, as in `check`.
         ConfigError
             If the vectors do not fit.
         """
-        self.check_carried(carried)
+        _compare(beside, {name: self._specs[name] for name in self.beside})
         if vector.shape != (self.size,) or (base is not None and base.size != self.size):
             raise ConfigError(f"the vectors do not fit a layout of {self.size} coordinates")
-        arrays = {
-            name: np.empty(shape, dtype) if name in self.slices else carried[name]
-            for name, (shape, dtype) in self._specs.items()
-        }
+        arrays = {name: beside[name] for name in self.beside}
         for name, span in self.slices.items():
+            arrays[name] = np.empty(*self._specs[name])
             flat = arrays[name].reshape(-1)
             try:
                 with np.errstate(over="raise"):
@@ -177,12 +280,13 @@ class Layout:
                 raise CastOverflow(
                     f"array {name!r} has a value beyond {limit:g}, the largest {flat.dtype}"
                 ) from None
-        return arrays
+        return {name: arrays[self.tied.get(name, name)] for name in self.names}
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Check that arrays fit the layout exactly.
 
-        Their order does not matter; nothing is broadcast or cast.
+        Their order does not matter; nothing is broadcast or cast. Frozen and tied arrays may be
+        missing.
 
         Raises
         ------
@@ -190,10 +294,11 @@ class Layout:
             With reason ``"missing-array"``, ``"unknown-array"``, ``"wrong-shape"`` or
             ``"wrong-dtype"``.
         """
-        _compare(arrays, self._specs)
+        optional = {name for name in (*self.frozen, *self.tied) if name not in arrays}
+        _compare(arrays, {n: spec for n, spec in self._specs.items() if n not in optional})
 
     def check_carried(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Check that arrays are exactly the carried ones; raises as `check` does."""
+        """Check that arrays are exactly the buffers; raises as `check` does."""
         _compare(arrays, {name: self._specs[name] for name in self.carried})
 
 

@@ -26,6 +26,7 @@ from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.robust.attacks import Attack, Collusion, Replay, View, build_attack
 from qsfl_flower.simulations.build import Owners, client_of, fingerprint
 from qsfl_flower.simulations.config import AttackKeys, Experiment
+from qsfl_flower.simulations.materials import roles_of_model
 from qsfl_flower.wire import Kind, from_record, kind_of, to_record
 
 Floats = NDArray[np.float64]
@@ -91,7 +92,7 @@ def _poison(
     trained: ArrayRecord,
 ) -> ArrayRecord:
     model = from_record(next(iter(message.content.array_records.values())))
-    layout, arrays = Layout.of(model), from_record(trained)
+    layout, arrays = _layout(experiment, model), from_record(trained)
     own = _difference(arrays, model, layout)
     client, server_round = int(context.node_config["partition-id"]), _round(message)
     known = own[None]
@@ -110,8 +111,8 @@ def _poison(
     )
     if isinstance(attack, Replay) and view.first is None:
         context.state[_FIRST] = to_record({"update": own})
-    carried = {name: arrays[name] for name in layout.carried}
-    return to_record(layout.unpack(attack.craft(view), carried, Vector.of(model, layout)))
+    beside = {name: arrays[name] for name in layout.beside}
+    return to_record(layout.unpack(attack.craft(view), beside, Vector.of(model, layout)))
 
 
 def _first(context: Context) -> Floats | None:
@@ -146,7 +147,7 @@ def _updates(
         digest.update(np.ascontiguousarray(array).tobytes())
     key = digest.hexdigest()
     if key not in _LAST:
-        layout = Layout.of(model)
+        layout = _layout(experiment, model)
         config: dict[str, Any] = dict(_config(message))
         rows = np.empty((len(clients), layout.size))
         for row, client in zip(rows, clients, strict=True):
@@ -156,6 +157,10 @@ def _updates(
         _LAST.clear()
         _LAST[key] = rows
     return _LAST[key]
+
+
+def _layout(experiment: Experiment, model: Mapping[str, NDArray[Any]]) -> Layout:
+    return Layout.of(model, roles_of_model(experiment))
 
 
 def _difference(

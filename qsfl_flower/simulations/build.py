@@ -41,7 +41,7 @@ from qsfl_flower.simulations.config import (
     ShardsSpec,
     WriterSpec,
 )
-from qsfl_flower.simulations.materials import dataset_of, model_of, training_of
+from qsfl_flower.simulations.materials import dataset_of, model_of, roles_of_model, training_of
 from qsfl_flower.simulations.phones import PhoneClient, phones_of
 from qsfl_flower.simulations.privacy import record_batch_of, record_privacy_of
 from qsfl_flower.simulations.root import root_rows
@@ -229,6 +229,7 @@ def strategy_of(
         selection=POLICIES[clients.selection](),
         deadline=experiment.timing.deadline if experiment.timing else None,
         clock=clock_of(experiment),
+        roles=roles_of_model(experiment),
         **options,
     )
 

@@ -53,7 +53,7 @@ def explain_experiment(experiment: Experiment) -> str:
         f"Chain: {chain}",
     ]
     arrays = get_arrays(model_of(experiment))
-    layout = Layout.of(arrays)
+    layout = strategy.layout_of(arrays)
     support = _support(strategy, layout, arrays)
     asked = round(clients * experiment.clients.fraction_train)
     told = explain(strategy.chain, layout, experiment.rounds, asked, support)
@@ -62,7 +62,7 @@ def explain_experiment(experiment: Experiment) -> str:
     lines += [
         "",
         "Costs",
-        *_bullets([*_bytes(told.bytes_up, layout, experiment), _time(experiment)]),
+        *_bullets([*_bytes(told.bytes_up, layout, arrays, experiment), _time(experiment)]),
     ]
     lines += ["", "While `qsfl run` simulates it", *_bullets([explain_ray()])]
     if experiment.attacks or experiment.faults:
@@ -78,13 +78,15 @@ def _support(strategy: StableFedAvg, layout: Layout, arrays: dict[str, NDArray[A
     return None if found is None else found.size
 
 
-def _bytes(bytes_up: int, layout: Layout, experiment: Experiment) -> list[str]:
-    model = 4 * layout.size
+def _bytes(
+    bytes_up: int, layout: Layout, arrays: dict[str, NDArray[Any]], experiment: Experiment
+) -> list[str]:
+    model, whole = 4 * layout.size, sum(array.nbytes for array in arrays.values())
     asked = experiment.clients.count * experiment.clients.fraction_train
     return [
         f"up: about {size(bytes_up)} for each client and round, {bytes_up / model:.2g} times the "
         f"model of {layout.size:,} parameters ({size(model)}); messages add some kB",
-        f"down: {size(model)} for each client and round, or what broadcast makes of it; "
+        f"down: {size(whole)} for each client and round, or what broadcast makes of it; "
         f"{count(asked, 'client')} a round",
     ]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from qsfl_flower.clients.data import Dataset, load_dataset
-from qsfl_flower.clients.models import build_model
+from qsfl_flower.clients.models import build_model, roles_of
 from qsfl_flower.clients.training import TrainConfig
 from qsfl_flower.simulations.config import Experiment
 
@@ -27,6 +29,12 @@ def model_of(experiment: Experiment) -> torch.nn.Module:
     """Build the experiment's model with its first weights."""
     data = dataset_of(experiment)
     return build_model(experiment.model.name, data.input_shape, data.num_classes, experiment.seed)
+
+
+@lru_cache(maxsize=4)
+def roles_of_model(experiment: Experiment) -> Mapping[str, str]:
+    """Return the roles of the model's arrays that are not simply trained."""
+    return roles_of(model_of(experiment))
 
 
 def training_of(experiment: Experiment) -> TrainConfig:

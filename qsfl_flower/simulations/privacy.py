@@ -28,7 +28,7 @@ from qsfl_flower.simulations.config import (
     SecureSumSpec,
 )
 from qsfl_flower.simulations.config.privacy import PrivacyKeys
-from qsfl_flower.simulations.materials import model_of
+from qsfl_flower.simulations.materials import model_of, roles_of_model
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import (
@@ -44,7 +44,7 @@ from qsfl_flower.strategies.spending import PrivacyBudget
 @lru_cache(maxsize=8)
 def size_of(experiment: Experiment) -> int:
     """Return how many values a release has at most: parameters of the model, and a clip norm."""
-    return Layout.of(get_arrays(model_of(experiment))).size + 1
+    return Layout.of(get_arrays(model_of(experiment)), roles_of_model(experiment)).size + 1
 
 
 def cohort_of(experiment: Experiment) -> float:

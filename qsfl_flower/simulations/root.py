@@ -56,6 +56,7 @@ def root_update_of(experiment: Experiment) -> RootUpdate:
         layout, before = context.layout, np.empty(context.layout.size)
         context.model.read(0, layout.size, before)
         given = {k: v.astype(first[k].dtype) for k, v in layout.views(before).items()}
+        given |= {k: given[of] for k, of in layout.tied.items() if of in given}
         threads = torch.get_num_threads()
         # The number of threads changes sums, and must not depend on the server's machine.
         torch.set_num_threads(experiment.simulation.threads_per_client)

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import REFUSALS, RejectedUpdate, plain
 from qsfl_flower.numerics import Layout, Vector, example_count
+from qsfl_flower.strategies.bounds import ABSURD_NORM
 from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.wire import (
     CLIENT_KEY,
@@ -96,6 +98,8 @@ class ReplyReader:
         Name of the encoding that replies must have, or empty for plain arrays.
     decode : Callable[[ArrayRecord], Vector], optional
         Reads the payload of such a reply.
+    own : Mapping[str, numpy.ndarray]
+        The buffers of the model that was sent.
     """
 
     layout: Layout
@@ -103,6 +107,7 @@ class ReplyReader:
     weighted_by_key: str
     encoding: str = ""
     decode: Callable[[ArrayRecord], Vector] | None = None
+    own: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def read(self, sender: Sender, content: RecordDict) -> Update:
         """Read one reply.
@@ -122,6 +127,8 @@ class ReplyReader:
             self.layout.check(arrays)
             vector = Vector.of(arrays, self.layout)
             carried = {name: arrays[name] for name in self.layout.carried}
+        for name, array in carried.items():
+            check_buffer(name, array, self.own[name])
         metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
         if self.weighted_by_key not in metrics:
             raise RejectedUpdate(
@@ -214,6 +221,25 @@ def single(records: Mapping[str, T], kind: str, preferred: str) -> T:
     raise RejectedUpdate(
         "malformed", f"the reply has {len(records)} {kind}s and none is named {preferred!r}"
     )
+
+
+def check_buffer(name: str, array: NDArray[Any], own: NDArray[Any]) -> None:
+    """Check the floats of a buffer, except where the model's own are no numbers (masks).
+
+    Raises
+    ------
+    RejectedUpdate
+        ``not-finite`` or ``too-large``.
+    """
+    if array.dtype.kind != "f":
+        return
+    known = np.isfinite(own)
+    if not np.isfinite(array[known]).all():
+        raise RejectedUpdate("not-finite", f"array {name!r} holds NaN or infinity")
+    with np.errstate(over="ignore"):
+        moved = np.abs(np.subtract(array[known], own[known], dtype=np.float64))
+    if moved.size and moved.max() > ABSURD_NORM:
+        raise RejectedUpdate("too-large", f"array {name!r} moved by {moved.max():.6g}")
 
 
 def check_encoding(content: RecordDict, encoding: str) -> None:

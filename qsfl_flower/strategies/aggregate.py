@@ -33,15 +33,19 @@ class GlobalModel:
     vector: Vector
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> GlobalModel:
+    def of(cls, arrays: Mapping[str, NDArray[Any]], layout: Layout) -> GlobalModel:
         """Describe named arrays; nothing is copied."""
-        layout = Layout.of(arrays)
         return cls(arrays, layout, Vector.of(arrays, layout))
 
     @property
     def carried(self) -> dict[str, NDArray[Any]]:
-        """The integer and boolean arrays, which are not part of the vector."""
+        """The buffers, which are not part of the vector."""
         return {name: self.arrays[name] for name in self.layout.carried}
+
+    @property
+    def beside(self) -> dict[str, NDArray[Any]]:
+        """Buffers and frozen arrays."""
+        return {name: self.arrays[name] for name in self.layout.beside}
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,10 @@ def aggregate(
         # Counters of hidden updates stay on the devices, and no noise covers them elsewhere: the
         # model keeps its own.
         seen = bool(cohort.updates) and not chain.hides and not chain.keeps_carried
-        carried = model.carried
+        beside = model.beside
         if seen:
-            carried = carry(cohort.updates, model.layout, chain.bounds_clients)
-        arrays = model.layout.unpack(step, carried, base=model.vector)
+            beside |= carry(cohort.updates, model.carried, chain.bounds_clients)
+        arrays = model.layout.unpack(step, beside, base=model.vector)
     except QSFLError as error:
         return Outcome(cohort, states, skipped=str(error), capped=capped)
     measured |= after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.compression import Memory, Scheme
@@ -22,7 +22,9 @@ from qsfl_flower.strategies.stages import (
 from qsfl_flower.wire import (
     BASE_KEY,
     BROADCAST_KEY,
+    QSFL_RECORD,
     RELEASED_KEY,
+    ROLES_KEY,
     content_bytes,
     from_record,
     records_of,
@@ -78,7 +80,7 @@ class Broadcast(VectorStage):
         blank = {
             name: np.zeros(shape, dtype)
             for name, shape, dtype in zip(layout.names, layout.shapes, layout.dtypes, strict=True)
-            if name in layout.carried
+            if name in layout.beside
         }
         after = layout.unpack(vector, blank, base=context.model)
         released = Released.of(state).plus(
@@ -121,7 +123,8 @@ def _instruction(
     """Return what a client is told that holds a model, and the model that it holds then."""
     ((key, record),) = records_of(content, ArrayRecord).items()
     arrays = from_record(record)
-    layout = Layout.of(arrays)
+    told = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
+    layout = Layout.read(arrays, told.get(ROLES_KEY))
     wanted = model_digest(Vector.of(arrays, layout))
     steps = released.between(held, wanted)
     if held is None or steps is None or sum(map(len, steps)) >= content_bytes(content):

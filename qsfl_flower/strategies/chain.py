@@ -97,8 +97,9 @@ class Chain:
 
     @property
     def keeps_carried(self) -> bool:
-        """Whether integer and boolean arrays stay the server's own: nothing is noisy about them."""
-        return self.protects_clients or any(Trait.COVERS_METRICS in s.traits for s in self.stages)
+        """Whether buffers stay the server's own: nothing is noisy about them."""
+        noisy = {Trait.COVERS_METRICS, Trait.SHARES_NOISE}
+        return self.protects_clients or any(noisy & stage.traits for stage in self.stages)
 
     @property
     def needs_norms(self) -> bool:
@@ -276,8 +277,13 @@ class Chain:
         states, measured = dict(states), {}
         for stage in self.stages:
             if isinstance(stage, VectorStage):
+                # A mean of statistics is the next statistic; a multiple of its step is none.
+                summed = context.layout.summed if stage.phase is Phase.UPDATE else ()
+                means = [vector[span].copy() for span in summed]
                 with self.timed(stage):
                     vector, states[stage.name], measured[stage.name] = stage.apply(
                         vector, states[stage.name], replace(context, states=states)
                     )
+                for span, mean in zip(summed, means, strict=True):
+                    vector[span] = mean
         return vector, states, measured

@@ -28,6 +28,9 @@ from qsfl_flower.strategies.update import Cohort, Update, Weighting
 
 Floats = NDArray[np.float64]
 
+_ROUNDING = 1e-9
+"""Weights that miss 1 by less than this have been rounded."""
+
 
 def weigh(cohort: Cohort, weighting: Weighting) -> tuple[Cohort, int]:
     r"""Turn claimed sample counts into shares of the step.
@@ -145,27 +148,41 @@ def measure_and_sum(updates: Sequence[Update], model: Vector) -> tuple[tuple[Upd
 
 
 def carry(
-    updates: Sequence[Update], layout: Layout, bounded: bool = False
+    updates: Sequence[Update], own: Mapping[str, NDArray[Any]], bounded: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """Combine the integer and boolean arrays, which travel as values in either form.
+    """Combine the buffers, which travel as values in either form.
 
     Parameters
     ----------
     updates : Sequence[Update]
         With their weights.
-    layout : Layout
-        Names the arrays.
+    own : Mapping[str, numpy.ndarray]
+        The buffers of this round's model. Floats keep the share of them that the weights leave,
+        and their values that are not finite (masks) stay.
     bounded : bool
         Whether one client must not set them: their median over all updates that were let in, the
         selected and the others alike, since a rule selects by the rest of an update.
     """
     if bounded:
-        return {name: median_carried([u.carried[name] for u in updates]) for name in layout.carried}
+        combined = {name: median_carried([u.carried[name] for u in updates]) for name in own}
+        return {name: _with_masks(combined[name], array) for name, array in own.items()}
     weights = [u.weight for u in updates]
-    return {
-        name: combine_carried([u.carried[name] for u in updates], weights)
-        for name in layout.carried
-    }
+    rest = 1.0 - math.fsum(weights)
+    kept = rest if rest > _ROUNDING else 0.0
+    combined = {}
+    for name, array in own.items():
+        arrays, shares = [u.carried[name] for u in updates], weights
+        if array.dtype.kind == "f":
+            arrays, shares = [*arrays, array], [*weights, kept]
+        combined[name] = _with_masks(combine_carried(arrays, shares), array)
+    return combined
+
+
+def _with_masks(combined: NDArray[Any], own: NDArray[Any]) -> NDArray[Any]:
+    """Keep the model's own values where they are not finite."""
+    if own.dtype.kind != "f":
+        return combined
+    return np.where(np.isfinite(own), combined, own)
 
 
 def mean_metrics(rows: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:

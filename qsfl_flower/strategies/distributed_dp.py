@@ -252,8 +252,9 @@ class DistributedDP(VectorStage):
         if self.batch is not None:
             # The app returns model minus sum, rounded to the model's type: an error of at most half
             # a unit in the last place on either side of two neighbours.
-            floats = (t for t in context.layout.dtypes if t.startswith("float"))
-            unit = max(float(np.finfo(t).eps) for t in floats)
+            layout = context.layout
+            rows = zip(layout.names, layout.dtypes, strict=True)
+            unit = max(float(np.finfo(t).eps) for name, t in rows if name in layout.slices)
             rounding = 1.01 * unit * (measure(context.model).norm + self.batch.sum_norm)
         return self._share(size, rounding, len(context.senders))
 

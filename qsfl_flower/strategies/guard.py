@@ -93,7 +93,7 @@ def respond(
             told = f"the run ends; {told}"
         # What led to the bad model does not count any more: tasks under way, and momentum.
         state["valid_from"] = server_round
-        layout = Layout.of(from_record(arrays))
+        layout = strategy.layout_of(from_record(arrays))
         fresh = {s.name: s.init(layout) for s in strategy.chain.stages if s.phase in _HISTORY}
         strategy.states = {**strategy.states, **fresh}
     strategy.states = {**strategy.states, Guard.name: state}

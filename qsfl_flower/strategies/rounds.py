@@ -262,11 +262,13 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
         "server": result.evaluate_metrics_serverapp,
     }
     states, under_way = strategy.to_save()
+    arrays = from_record(result.arrays)
     return Snapshot(
         record.round,
-        from_record(result.arrays),
+        arrays,
         states,
         {
+            "layout": strategy.layout_of(arrays).digest,
             "halted": progress.halted,
             "under_way": under_way,
             "monitor": progress.monitor.to_dict(),
@@ -284,6 +286,12 @@ def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) 
 
 def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
     saved = snapshot.progress
+    # Checkpoints of the release before do not tell.
+    if saved.get("layout") not in (None, strategy.layout_of(snapshot.arrays).digest):
+        raise CheckpointError(
+            "the checkpoint was written with other roles of the arrays: momentum and what else "
+            "the stages keep does not fit; give the same roles, or start anew"
+        )
     strategy.restore(snapshot)
     strategy.sampling.history = History.from_dict(saved["selection"])
 

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Result
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics.roles import FROZEN, TRAINED
 from qsfl_flower.strategies.checkpoint import Snapshot
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.stable import StableFedAvg
@@ -107,6 +108,11 @@ class ScaffoldFedAvg(StableFedAvg):
             return None if evaluate_fn is None else evaluate_fn(server_round, _without(arrays))
 
         model = from_record(initial_arrays)
+        if self.roles is not None:
+            # What is not trained has a control variate that stays zero.
+            still = [n for n in model if self.roles.get(n, TRAINED) != TRAINED]
+            still = [CONTROL + n for n in still if model[n].dtype.kind == "f"]
+            self.roles = {**self.roles, **dict.fromkeys(still, FROZEN)}
         result = super().start(
             grid,
             to_record(with_controls(model)),

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
+from numpy.typing import NDArray
 
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
 from qsfl_flower.errors import INTERNAL, ConfigError, QSFLError, RejectedUpdate, TooFewReplies
-from qsfl_flower.numerics import Monitor, Reaction
+from qsfl_flower.numerics import Layout, Monitor, Reaction
 from qsfl_flower.strategies.admission import (
     Asked,
     ReplyReader,
@@ -36,6 +37,7 @@ from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.post import Post
 from qsfl_flower.strategies.record import RoundLog, RunObserver
 from qsfl_flower.strategies.record import log as flower_log
+from qsfl_flower.strategies.roles import fit_roles
 from qsfl_flower.strategies.rounds import Job, Trained, run_rounds
 from qsfl_flower.strategies.sampling import Sampling
 from qsfl_flower.strategies.stages import (
@@ -55,7 +57,14 @@ from qsfl_flower.strategies.update import (
     internal_log,
     told_with_frames,
 )
-from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, content_bytes, from_record, to_record
+from qsfl_flower.wire import (
+    PLAN_KEY,
+    QSFL_RECORD,
+    ROLES_KEY,
+    content_bytes,
+    from_record,
+    to_record,
+)
 from qsfl_flower.wire.content import instruction_digest
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
@@ -121,6 +130,11 @@ class StableFedAvg(FedAvg):
         Seconds after which an answer is waited for no longer; by default the `timeout` of `start`.
     clock : Clock, optional
         The wall clock, or a `VirtualClock` in simulations of devices.
+    roles : Mapping[str, str], optional
+        What becomes of single arrays of the model, by name: ``"trained"``, ``"frozen"``,
+        ``"buffer"``, or ``"tied:NAME"``; `qsfl_flower.clients.roles_of` finds them for a torch
+        module. By default floats are trained and integers are buffers, and floats with the names
+        of normalisation statistics (``running_mean``, ``running_var``) are buffers too.
 
     Raises
     ------
@@ -168,6 +182,7 @@ class StableFedAvg(FedAvg):
         over_selection: float = 0.0,
         deadline: float | None = None,
         clock: Clock | None = None,
+        roles: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             fraction_train,
@@ -229,6 +244,7 @@ class StableFedAvg(FedAvg):
         self.over_selection = over_selection
         self.deadline = deadline
         self.post = Post(clock or WallClock(), self.observer.should_stop)
+        self.roles = roles
         self.timeout = 3600.0
         self.window = 1
         self.states: Mapping[str, State] = {}
@@ -244,6 +260,7 @@ class StableFedAvg(FedAvg):
         self._enough = 0
         self._spans: Mapping[int, tuple[float, float]] = {}
         self._cut = False
+        self._warned = False
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -366,6 +383,20 @@ class StableFedAvg(FedAvg):
             evaluate_fn,
         )
         return run_rounds(self, job, initial_arrays, resume)
+
+    def layout_of(self, arrays: Mapping[str, NDArray[Any]]) -> Layout:
+        """Return the layout of a model in this strategy: its roles, as they fit the chain.
+
+        Raises
+        ------
+        ConfigError
+            If the roles do not fit the model.
+        """
+        layout, guessed = fit_roles(self.roles, arrays, self.chain)
+        if guessed and not self._warned:
+            self._warned = True
+            log.warning("%s", guessed)
+        return layout
 
     def recover(self, resume: Snapshot | None) -> None:
         """Take up the privacy charges of a run that is resumed, and of any run in its folder."""
@@ -490,7 +521,8 @@ class StableFedAvg(FedAvg):
         ranks: Mapping[int, int],
     ) -> Assignment:
         """Make what every client of a round is told."""
-        model = GlobalModel.of(from_record(arrays))
+        named = from_record(arrays)
+        model = GlobalModel.of(named, self.layout_of(named))
         # A record of one's own for every round: Flower's simulation passes records by reference.
         config = ConfigRecord({**config, "server-round": server_round})
         if kind == "train" and self.proximal_mu > 0:
@@ -500,6 +532,7 @@ class StableFedAvg(FedAvg):
         else:
             content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout, self.window)
+        told = {ROLES_KEY: model.layout.told} if model.layout.declared else {}
         self.states = self.chain.init(model.layout, self.states)
         context = RoundContext(
             server_round,
@@ -516,8 +549,10 @@ class StableFedAvg(FedAvg):
             self._charge(server_round)
             plan = self.chain.plan(self.states, context)
             context = replace(context, support=self.chain.support(self.states, context))
-            if plan.items and self.client_api == "message":
-                content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
+            if plan.items:
+                told[PLAN_KEY] = plan.encode()
+        if told and self.client_api == "message":
+            content[QSFL_RECORD] = ConfigRecord({**told})
         return Assignment(exchange, content, model, context)
 
     def _address(self, assignment: Assignment, nodes: Iterable[int]) -> list[Message]:
@@ -579,7 +614,8 @@ class StableFedAvg(FedAvg):
         if chain.combiner is not None and chain.hides:
             with chain.timed(chain.combiner):
                 return chain.combiner.read(sender, content, context)
-        reader = ReplyReader(context.layout, self.arrayrecord_key, self.weighted_by_key)
+        own = training.model.carried
+        reader = ReplyReader(context.layout, self.arrayrecord_key, self.weighted_by_key, own=own)
         if (decoder := chain.decoder) is None:
             return reader.read(sender, content)
         decode = partial(decoder.decode, context=context)

@@ -30,6 +30,7 @@ from qsfl_flower.wire.keys import (
     QSFL_RECORD,
     REFUSED_KEY,
     RELEASED_KEY,
+    ROLES_KEY,
     TASK_KEY,
     Form,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "QSFL_RECORD",
     "REFUSED_KEY",
     "RELEASED_KEY",
+    "ROLES_KEY",
     "TASK_KEY",
     "ClientPhase",
     "Form",

@@ -10,6 +10,9 @@ QSFL_RECORD = "qsfl"
 PLAN_KEY = "plan"
 """In an instruction: what the mod has to do with the update (JSON, see `Plan`)."""
 
+ROLES_KEY = "roles"
+"""Beside it: the roles of the arrays that are not the usual ones (JSON, see `Layout.told`)."""
+
 FORM_KEY = "form"
 """In a reply: what the arrays are, a value of `Form`."""
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from qsfl_flower.clients.models import MODELS, build_model, get_arrays, set_arrays
+from qsfl_flower.clients.models import MODELS, build_model, get_arrays, roles_of, set_arrays
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout
 
 
 def own_factory(input_shape: tuple[int, ...], num_classes: int, width: int = 3) -> nn.Module:
@@ -181,3 +182,35 @@ def test_set_arrays_is_strict_and_changes_nothing_on_error(change: Any, message:
         set_arrays(model, arrays)
     for key, value in get_arrays(model).items():
         np.testing.assert_array_equal(value, before[key])
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, in front of a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.register_buffer("mask", torch.zeros(2, 2))
+        self.register_buffer("order", torch.arange(2))
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_roles_are_found_by_gradient_buffer_and_storage():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Tied())
+    model[0].requires_grad_(False)
+    assert roles_of(model) == {
+        "0.weight": "frozen",
+        "0.bias": "frozen",
+        "1.running_mean": "buffer",
+        "1.running_var": "buffer",
+        "2.second.weight": "tied:2.first.weight",
+        "2.mask": "buffer",
+    }
+    Layout.of(get_arrays(model), roles_of(model))
+
+
+def test_a_plain_model_has_usual_roles_only():
+    assert roles_of(build_model("mlp", (1, 8, 8), 10, seed=0)) == {}

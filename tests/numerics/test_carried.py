@@ -120,9 +120,32 @@ def test_what_does_not_fit_together_is_refused(arrays, weights):
         combine_carried(arrays, weights)
 
 
-def test_floats_are_not_carried():
-    with pytest.raises(ConfigError, match="float64 is not carried"):
-        combine_carried([np.array(1.5)], [1])
+def test_complex_numbers_are_not_carried():
+    with pytest.raises(ConfigError, match="complex128 is not carried"):
+        median_carried([np.array(1.5j)])
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1e30, 1e30), st.floats(1e-6, 10)), min_size=1, max_size=9),
+    st.sampled_from(["float16", "float32", "float64"]),
+)
+def test_the_mean_of_floats_is_rounded_once_and_stays_in_their_range(pairs, dtype):
+    most = np.finfo(dtype).max
+    values = [np.array(max(-most, min(most, v)), dtype) for v, _ in pairs]
+    weights = [w for _, w in pairs]
+    result = combine_carried(values, weights)
+    assert result.dtype == np.dtype(dtype)
+    assert min(values) <= result <= max(values)
+    total = sum(map(Fraction, weights))
+    mean = sum(Fraction(w) * Fraction(float(v)) for w, v in zip(weights, values, strict=True))
+    scale = max(abs(float(v)) for v in values)
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+    assert abs(float(mean / total) - float(result)) <= np.finfo(dtype).eps * scale + tiny
+
+
+def test_equal_floats_stay_as_they_are():
+    value = np.array([0.1, 1e-45, 3e38], np.float32)
+    assert combine_carried([value] * 3, [0.1, 0.2, 0.7]).tobytes() == value.tobytes()
 
 
 @given(st.data(), st.sampled_from([*DTYPES, "bool"]), st.integers(1, 9))
@@ -147,6 +170,6 @@ def test_fewer_than_half_cannot_move_the_median_out_of_the_others_range(data, li
 
 
 def test_medians_of_different_kinds_are_refused():
-    for arrays in ([], [np.array(1), np.array([1])], [np.array(1.0)]):
+    for arrays in ([], [np.array(1), np.array([1])], [np.array(1j)]):
         with pytest.raises(ConfigError):
             median_carried(arrays)

@@ -192,3 +192,43 @@ def test_what_is_not_a_model_is_refused(arguments, words):
 
 def test_byte_order_is_no_part_of_a_layout():
     assert Layout.of({"a": np.zeros(1, ">f4")}) == Layout.of({"a": np.zeros(1, "f4")})
+
+
+ROLED = {
+    "frozen": np.ones(3, np.float32),
+    "w": np.arange(4, dtype=np.float32).reshape(2, 2),
+    "again": np.arange(4, dtype=np.float32).reshape(2, 2),
+    "mean": np.full(2, 0.5, np.float32),
+    "steps": np.array(7),
+}
+ROLES = {"frozen": "frozen", "again": "tied:w", "mean": "buffer"}
+
+
+def test_roles_say_what_lies_in_the_vector_and_what_is_sent():
+    layout = Layout.of(ROLED, ROLES)
+    assert layout.slices == {"w": slice(0, 4)}
+    assert layout.carried == ("mean", "steps")
+    assert layout.beside == ("mean", "steps", "frozen")
+    assert layout.sent.names == ("w", "mean", "steps")
+    beside = {name: ROLED[name] for name in layout.beside}
+    arrays = layout.unpack(np.ones(4), beside, Vector.of(ROLED, layout))
+    assert list(arrays) == list(ROLED)
+    np.testing.assert_array_equal(arrays["w"], ROLED["w"] + 1)
+    assert arrays["again"] is arrays["w"]
+    layout.check({name: ROLED[name] for name in layout.sent.names})
+    with pytest.raises(RejectedUpdate, match="missing-array"):
+        layout.check({"w": ROLED["w"], "steps": ROLED["steps"]})
+    with pytest.raises(RejectedUpdate, match="wrong-shape"):
+        layout.check({**ROLED, "frozen": np.ones(4, np.float32)})
+
+
+def test_what_is_told_leads_to_the_same_layout_or_to_an_error():
+    layout = Layout.of(ROLED, ROLES)
+    assert Layout.read(ROLED, layout.told) == layout
+    assert Layout.of(ROLED).told == ""
+    assert Layout.read(ROLED, None) == Layout.of(ROLED) != layout
+    assert layout.digest != Layout.of(ROLED).digest
+    other = {**ROLED, "steps": np.array([7])}
+    for arrays, told in [(other, layout.told), (ROLED, ""), (ROLED, b"{}"), (ROLED, "[" * 99999)]:
+        with pytest.raises(ConfigError, match="roles"):
+            Layout.read(arrays, told)

@@ -26,7 +26,7 @@ from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
-from qsfl_flower.errors import ConfigError, TooFewReplies
+from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.strategies import (
     Authenticate,
@@ -180,10 +180,20 @@ def federation(fake_grid, keys):
     made, roster = keys
 
     def run(
-        sample, rounds=1, clients=NAMES, steps=None, seed=0, store=None, resume=None, grid=None
+        sample,
+        rounds=1,
+        clients=NAMES,
+        steps=None,
+        seed=0,
+        store=None,
+        resume=None,
+        grid=None,
+        model=MODEL,
+        roles=None,
+        beside=(),
     ):
         server = Credentials(made.server, roster)
-        stages = sample.make(server) if sample else []
+        stages = [*(sample.make(server) if sample else []), *beside]
         kind = Device if any(isinstance(s, Authenticate) for s in stages) else Unsigned
         devices = {
             100 + int(n): kind(n, Credentials(made.clients[n], roster), (steps or {}).get(n))
@@ -193,9 +203,10 @@ def federation(fake_grid, keys):
         strategy = StableFedAvg(
             fraction_evaluate=0.0, stages=stages, observer=recorder, checkpoints=store,
             min_train_nodes=1, min_available_nodes=len(clients), max_failed_rounds=9,
+            roles=roles,
         )  # fmt: skip
         grid = grid or fake_grid(devices, seed=seed)
-        result = strategy.start(grid, to_record(MODEL), rounds, timeout=0.2, resume=resume)
+        result = strategy.start(grid, to_record(model), rounds, timeout=0.2, resume=resume)
         return SimpleNamespace(
             arrays=from_record(result.arrays), rounds=recorder.rounds, strategy=strategy, grid=grid
         )
@@ -242,6 +253,44 @@ def test_dtypes_shapes_and_carried_arrays_are_kept(federation, sample):
     }
     np.testing.assert_array_equal(arrays["steps"], MODEL["steps"])
     assert all(np.isfinite(arrays[name]).all() for name in FLOATS)
+
+
+ROLES = {"back": "frozen", "again": "tied:w", "mean": "buffer", "var": "buffer"}
+WITH_ROLES = {
+    "back": np.linspace(-1, 1, 5, dtype=np.float32),
+    **MODEL,
+    "again": MODEL["w"],
+    "mean": np.full(3, 0.25, np.float32),
+    "var": np.full((), 0.05),
+}
+
+
+@each
+@pytest.mark.parametrize("optimizer", [None, FedAdam, FedYogi, FedAvgM])
+def test_every_array_keeps_its_role(federation, sample, optimizer):
+    """Clients move all floats, the frozen ones included; the variance falls below its step."""
+    beside = [] if optimizer is None else [optimizer()]
+    try:
+        run = federation(
+            sample, rounds=2, model=WITH_ROLES, roles=ROLES, beside=beside,
+            steps=dict.fromkeys(NAMES, -0.02),
+        )  # fmt: skip
+    except CompositionError:
+        return  # the sample has an optimizer of its own, or goes with none
+    assert not run.rounds[-1].skipped
+    arrays = run.arrays
+    assert arrays["back"].tobytes() == WITH_ROLES["back"].tobytes()
+    assert arrays["again"].tobytes() == arrays["w"].tobytes()
+    chain = run.strategy.chain
+    if chain.keeps_carried:
+        assert arrays["var"] == WITH_ROLES["var"]
+        assert arrays["mean"].tobytes() == WITH_ROLES["mean"].tobytes()
+    else:
+        np.testing.assert_allclose(arrays["var"], 0.01, atol=2e-3 if chain.hides else 1e-9)
+        np.testing.assert_allclose(arrays["mean"], 0.21, atol=2e-3 if chain.hides else 1e-6)
+    assert {n: (a.dtype, a.shape) for n, a in arrays.items()} == {
+        n: (a.dtype, a.shape) for n, a in WITH_ROLES.items()
+    }
 
 
 @each

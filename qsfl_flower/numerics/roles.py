@@ -1,0 +1,108 @@
+"""What becomes of each array of a model: its role."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+from qsfl_flower.errors import ConfigError
+
+TRAINED = "trained"
+"""Floats that clients train: a part of the flat vector."""
+
+FROZEN = "frozen"
+"""The server's own: it never changes, and no client sends it."""
+
+BUFFER = "buffer"
+"""Statistics and counters: averaged beside the vector, never clipped, noised or stepped."""
+
+SUMMED = "summed"
+"""Floats that are averaged inside the vector, where a sum hides it, and never stepped."""
+
+TIED = "tied:"
+"""Begins the role of an array that is the same as another one, whose name follows."""
+
+_STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+_WRAPPERS = ("_module.", "_orig_mod.", "module.")
+_LONGEST, _MOST = 200, 2000
+"""Names that a hint is looked for among: comparing them takes time."""
+_OF_FLOATS = frozenset({TRAINED, SUMMED})
+
+
+def usual_role(dtype: str) -> str:
+    """Return the role of an array of which nothing is declared."""
+    return TRAINED if dtype.startswith("float") else BUFFER
+
+
+def guess_roles(names: Iterable[str]) -> dict[str, str]:
+    """Return the arrays whose names are those of the statistics of normalisation, as buffers."""
+    return {name: BUFFER for name in names if name.rpartition(".")[2] in _STATISTICS}
+
+
+def check_roles(
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    dtypes: Sequence[str],
+    roles: Sequence[str],
+) -> None:
+    """Check that roles fit a model's arrays.
+
+    Raises
+    ------
+    ConfigError
+        If a role is unknown, asks integers to be trained, or ties an array to one that differs.
+    """
+    if len(roles) != len(names):
+        raise ConfigError("a layout needs one role per name")
+    specs = dict(zip(names, zip(shapes, dtypes, roles, strict=True), strict=True))
+    for name, (shape, dtype, role) in specs.items():
+        if role in _OF_FLOATS and not dtype.startswith("float"):
+            raise ConfigError(f"roles: array {name!r} is {dtype}; only floats can be {role}")
+        if role in _OF_FLOATS | {FROZEN, BUFFER}:
+            continue
+        if not isinstance(role, str) or not role.startswith(TIED):
+            raise ConfigError(
+                f"roles: array {name!r} is {role!r:.60}; allowed are {TRAINED}, {FROZEN}, "
+                f"{BUFFER} and {TIED}NAME"
+            )
+        target = role.removeprefix(TIED)
+        if target not in specs:
+            raise ConfigError(f"roles: array {name!r} is tied to {target!r:.80}, which is unknown")
+        if specs[target][2].startswith(TIED):
+            raise ConfigError(f"roles: array {name!r} is tied to {target!r}, itself a tied one")
+        if specs[target][:2] != (shape, dtype):
+            raise ConfigError(
+                f"roles: array {name!r} is {dtype} {shape}, and {target!r}, which it is tied to, "
+                f"is {specs[target][1]} {specs[target][0]}"
+            )
+
+
+def check_names(roles: Mapping[str, str], names: Sequence[str]) -> None:
+    """Refuse roles of arrays that a model does not have.
+
+    Raises
+    ------
+    ConfigError
+        With the name that was probably meant: wrappers of torch put a prefix before each.
+    """
+    known = set(names)
+    unknown = [name for name in roles if name not in known]
+    if not unknown:
+        return
+    first, meant = unknown[0], None
+    if len(first) <= _LONGEST:
+        short = [name for name in names if len(name) <= _LONGEST][:_MOST]
+        bare = {_bare(name): name for name in short}
+        close = difflib.get_close_matches(first, short, 1)
+        meant = bare.get(_bare(first)) or next(iter(close), None)
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    raise ConfigError(
+        f"roles: {len(unknown)} of {len(roles)} names are not in the model, the first is "
+        f"{first!r:.80}{hint}"
+    )
+
+
+def _bare(name: str) -> str:
+    for prefix in _WRAPPERS:
+        name = name.removeprefix(prefix)
+    return name
