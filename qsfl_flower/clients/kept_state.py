@@ -12,6 +12,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
+from qsfl_flower.clients.local import LOCAL_RECORD
 from qsfl_flower.clients.memory import facts_of, is_durable
 from qsfl_flower.clients.steps import client_name
 from qsfl_flower.crypto.secret import Secret
@@ -19,9 +20,9 @@ from qsfl_flower.wire import from_record, to_record
 
 log = logging.getLogger("qsfl_flower")
 
-KEPT = ("qsfl-compression", "qsfl-scaffold", "qsfl-personal")
+KEPT = ("qsfl-compression", "qsfl-scaffold", "qsfl-personal", LOCAL_RECORD)
 """Records of the client state that are written: the residual of error feedback, the control
-variate, personal layers. Keys and shares never are."""
+variate, personal layers, local arrays. Keys and shares never are."""
 
 _RUN_RECORD = "qsfl-run"
 _FACT = "kept-state/"

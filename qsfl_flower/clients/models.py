@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics.roles import BUFFER, FROZEN, TIED
+from qsfl_flower.numerics.roles import BUFFER, FROZEN, LOCAL, TIED
 
 ModelFactory = Callable[..., nn.Module]
 """Takes (input_shape, num_classes, **options) and returns a module that maps a float32 batch
@@ -241,7 +241,7 @@ def get_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
     return {key: value.numpy(force=True).copy() for key, value in model.state_dict().items()}
 
 
-def roles_of(model: nn.Module) -> dict[str, str]:
+def roles_of(model: nn.Module, *, local: tuple[type[nn.Module], ...] = ()) -> dict[str, str]:
     """Return what becomes of the arrays of a model that are not simply trained.
 
     Parameters without gradient are frozen, floats in buffers are averaged, and arrays that share
@@ -251,12 +251,21 @@ def roles_of(model: nn.Module) -> dict[str, str]:
     ----------
     model : torch.nn.Module
         As the clients train it: freeze its layers first.
+    local : tuple of type
+        Parameters and buffers of layers of these classes stay on each device. FedBN is
+        ``local=(nn.BatchNorm1d, nn.BatchNorm2d)``.
 
     Returns
     -------
     dict of str to str
         Role by name of ``state_dict``, see `qsfl_flower.numerics.roles`.
     """
+    own = {
+        f"{place}.{name}" if place else name
+        for place, module in model.named_modules()
+        if isinstance(module, local)
+        for name in module.state_dict()
+    }
     roles: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -264,6 +273,8 @@ def roles_of(model: nn.Module) -> dict[str, str]:
         known = first.setdefault(place, name) if value.numel() else name
         if known != name:
             roles[name] = TIED + known
+        elif name in own:
+            roles[name] = LOCAL
         elif isinstance(value, nn.Parameter):
             if not value.requires_grad:
                 roles[name] = FROZEN

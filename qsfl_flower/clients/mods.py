@@ -28,6 +28,7 @@ import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
 from qsfl_flower.clients.broadcast import layout_told, receive
 from qsfl_flower.clients.instructions import check_instruction
 from qsfl_flower.clients.kept_state import begin_run
+from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.policy import insisted, policy_of
 from qsfl_flower.clients.steps import (
     STEPS,
@@ -88,7 +89,7 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         message.content = receive(received, context.state)
         if kind is Kind.TRAIN:
             return _train(message, context, call_next)
-        message.content = _for_the_app(message.content)
+        message.content = _for_the_app(_evaluated(message.content, context))
         return call_next(message, context)
     except Refusal as refused:
         return refuse(refused, message)
@@ -108,6 +109,8 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
         model = from_record(_only(content.array_records, "instruction"))
         layout = layout_told(model, asked)
     message.content = _for_the_app(content)
+    if layout is not None:
+        message.content = put_local(message.content, layout, context.state)
     try:
         reply = call_next(message, context)
     finally:
@@ -118,12 +121,23 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     refused = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if REFUSED_KEY in refused:
         told |= {k: str(v) for k, v in refused.items()}
-    elif layout is not None and steps:
-        told |= _transform(reply.content, model, layout, steps, context, content)
     elif layout is not None:
-        _leave_out(reply.content, layout)
+        keep_local(reply.content, layout, context.state)
+        if steps:
+            told |= _transform(reply.content, model, layout, steps, context, content)
+        else:
+            _leave_out(reply.content, layout)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
     return reply
+
+
+def _evaluated(content: RecordDict, context: Context) -> RecordDict:
+    """Return what is evaluated: the model with this device's own arrays."""
+    asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    if ROLES_KEY not in asked or LOCAL_RECORD not in context.state:
+        return content
+    model = from_record(_only(content.array_records, "instruction"))
+    return put_local(content, layout_told(model, asked), context.state)
 
 
 def _for_the_app(content: RecordDict) -> RecordDict:

@@ -18,6 +18,7 @@ from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.numerics.roles import (
     BUFFER,
     FROZEN,
+    LOCAL,
     SUMMED,
     TIED,
     TRAINED,
@@ -170,8 +171,13 @@ class Layout:
 
     @cached_property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the arrays that are the server's own."""
-        return self._with(FROZEN)
+        """Names of the arrays of which the server never changes its own values."""
+        return self._with(FROZEN, LOCAL)
+
+    @cached_property
+    def local(self) -> tuple[str, ...]:
+        """Names of the arrays of which every device has its own values."""
+        return self._with(LOCAL)
 
     @cached_property
     def beside(self) -> tuple[str, ...]:
@@ -189,8 +195,8 @@ class Layout:
         rows = zip(self.names, self.roles, strict=True)
         return {name: role.removeprefix(TIED) for name, role in rows if role.startswith(TIED)}
 
-    def _with(self, role: str) -> tuple[str, ...]:
-        return tuple(name for name, own in zip(self.names, self.roles, strict=True) if own == role)
+    def _with(self, *roles: str) -> tuple[str, ...]:
+        return tuple(name for name, own in zip(self.names, self.roles, strict=True) if own in roles)
 
     @cached_property
     def sent(self) -> Layout:

@@ -19,6 +19,9 @@ BUFFER = "buffer"
 SUMMED = "summed"
 """Floats that are averaged inside the vector, where a sum hides it, and never stepped."""
 
+LOCAL = "local"
+"""Each device's own: trained or counted there, kept there, and never sent."""
+
 TIED = "tied:"
 """Begins the role of an array that is the same as another one, whose name follows."""
 
@@ -58,12 +61,12 @@ def check_roles(
     for name, (shape, dtype, role) in specs.items():
         if role in _OF_FLOATS and not dtype.startswith("float"):
             raise ConfigError(f"roles: array {name!r} is {dtype}; only floats can be {role}")
-        if role in _OF_FLOATS | {FROZEN, BUFFER}:
+        if role in _OF_FLOATS | {FROZEN, BUFFER, LOCAL}:
             continue
         if not isinstance(role, str) or not role.startswith(TIED):
             raise ConfigError(
                 f"roles: array {name!r} is {role!r:.60}; allowed are {TRAINED}, {FROZEN}, "
-                f"{BUFFER} and {TIED}NAME"
+                f"{BUFFER}, {LOCAL} and {TIED}NAME"
             )
         target = role.removeprefix(TIED)
         if target not in specs:

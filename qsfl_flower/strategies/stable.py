@@ -132,8 +132,8 @@ class StableFedAvg(FedAvg):
         The wall clock, or a `VirtualClock` in simulations of devices.
     roles : Mapping[str, str], optional
         What becomes of single arrays of the model, by name: ``"trained"``, ``"frozen"``,
-        ``"buffer"``, or ``"tied:NAME"``; `qsfl_flower.clients.roles_of` finds them for a torch
-        module. By default floats are trained and integers are buffers, and floats with the names
+        ``"buffer"``, ``"local"`` or ``"tied:NAME"``; `qsfl_flower.clients.roles_of` finds them for
+        a torch module. By default floats are trained and integers are buffers, and floats with the names
         of normalisation statistics (``running_mean``, ``running_var``) are buffers too.
 
     Raises

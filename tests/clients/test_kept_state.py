@@ -16,6 +16,7 @@ from qsfl_flower.clients.compression import MEMORY_RECORD
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.device import DeviceClass, DeviceProfile, Reading
 from qsfl_flower.clients.kept_state import KEPT, state_mod
+from qsfl_flower.clients.local import LOCAL_RECORD
 from qsfl_flower.clients.mobile import Device, MobileClient
 from qsfl_flower.clients.models import build_model, get_arrays
 from qsfl_flower.clients.mods import qsfl_mod
@@ -168,7 +169,7 @@ def context(run: int = 1, partition: int = 0) -> Context:
 def test_every_kept_record_comes_back_in_its_order_and_nothing_else(
     inside_run: None, tmp_path: Path
 ) -> None:
-    assert set(KEPT) == {MEMORY_RECORD, PERSONAL, SCAFFOLD}
+    assert set(KEPT) == {MEMORY_RECORD, PERSONAL, SCAFFOLD, LOCAL_RECORD}
     arrays = {"z/w": np.ones((2, 3), np.float32), "a": np.arange(4)}
     records = {name: to_record(arrays) for name in (*KEPT, "qsfl-committee")}
     run_mod(tmp_path, context(), RecordDict(records))

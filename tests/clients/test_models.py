@@ -210,6 +210,8 @@ def test_roles_are_found_by_gradient_buffer_and_storage():
         "2.mask": "buffer",
     }
     Layout.of(get_arrays(model), roles_of(model))
+    norm = {n: "local" for n in get_arrays(model) if n.startswith("1.")}
+    assert roles_of(model, local=(nn.BatchNorm1d,)) == {**roles_of(model), **norm}
 
 
 def test_a_plain_model_has_usual_roles_only():

@@ -200,6 +200,42 @@ def test_one_client_cannot_set_a_statistic(run, stages):
     assert (run(*stages(), rounds=1, clients=clients).arrays["norm.running_var"] == 0.5).all()
 
 
+FEDBN = {**ROLES, **dict.fromkeys(STATISTICS, "local")}
+
+
+class Watch(Mover):
+    """Remembers what it was given."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.given, self.evaluated = [], []
+
+    def fit(self, parameters, config):
+        self.given.append(dict(zip(MODEL, map(np.array, parameters), strict=False)))
+        return super().fit(parameters, config)
+
+    def evaluate(self, parameters, config):
+        self.evaluated.append(dict(zip(MODEL, map(np.array, parameters), strict=True)))
+        return super().evaluate(parameters, config)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [STAGES["mean"], STAGES["broadcast"], STAGES["compression"], lambda: [Clip(9.0), FedAdam()]],
+)
+def test_local_statistics_stay_on_each_device(run, stages):
+    clients = [Watch(n) for n in range(COUNT)]
+    done = run(*stages(), roles=FEDBN, rounds=3, clients=clients, fraction_evaluate=1.0)
+    for name in STATISTICS:
+        assert done.arrays[name].tobytes() == MODEL[name].tobytes()
+    for client, device in zip(clients, done.devices, strict=True):
+        counts = [int(given["norm.num_batches_tracked"]) for given in client.given]
+        assert counts == [0, client.number + 1, 2 * (client.number + 1)]
+        assert client.evaluated[-1]["norm.running_var"][0] == 2.0**-3
+        sent = {n for c in device.sent for r in c.array_records.values() for n in r}
+        assert not sent & {*STATISTICS}
+
+
 def test_masks_keep_what_is_no_number(run):
     mask = np.array([[0, -np.inf], [0, 0]], np.float32)
     roles = {**ROLES, "mask": "buffer"}
@@ -274,7 +310,7 @@ def test_a_device_refuses_another_layout_before_it_trains(run, fake_grid, change
     [
         ({"_module.head.weight": "frozen"}, "did you mean 'head.weight'"),
         ({"head.wieght": "frozen"}, "did you mean 'head.weight'"),
-        ({"head.weight": "buffers"}, "allowed are trained, frozen, buffer and tied:NAME"),
+        ({"head.weight": "buffers"}, "allowed are trained, frozen, buffer, local and tied:NAME"),
         ({"norm.num_batches_tracked": "trained"}, "only floats can be trained"),
         ({"head.weight": None}, "head.weight' is None; allowed are"),
         (dict.fromkeys(MODEL, "frozen"), "none of the model's arrays is trained"),
