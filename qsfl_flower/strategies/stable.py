@@ -133,8 +133,8 @@ class StableFedAvg(FedAvg):
     roles : Mapping[str, str], optional
         What becomes of single arrays of the model, by name: ``"trained"``, ``"frozen"``,
         ``"buffer"``, ``"local"`` or ``"tied:NAME"``; `qsfl_flower.clients.roles_of` finds them for
-        a torch module. By default floats are trained and integers are buffers, and floats with the names
-        of normalisation statistics (``running_mean``, ``running_var``) are buffers too.
+        a torch module. By default floats are trained and integers are buffers, and floats with
+        the names of normalisation statistics (``running_mean``, ``running_var``) are buffers too.
 
     Raises
     ------
