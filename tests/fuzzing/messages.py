@@ -23,6 +23,7 @@ from qsfl_flower.crypto.sealing import open_sealed, seal
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import Session
 from qsfl_flower.crypto.statement import Statement, sign_statement
+from qsfl_flower.numerics.layout import Layout
 from qsfl_flower.numerics.monitor import MonitorState
 from qsfl_flower.numerics.npy import dump_npy
 from qsfl_flower.privacy.policy import Protection
@@ -81,6 +82,7 @@ def legacy_of(data: bytes) -> object:
 def formats() -> list[Decoder]:
     """Readers that need no keys."""
     plan = Plan((PlanItem("clip", {"norm": 1.0}),)).encode().encode()
+    roles = Layout.of(MODEL, dict.fromkeys(list(MODEL)[:1], "frozen")).told
     npy = dump_npy(np.arange(6, dtype=np.float32).reshape(2, 3))
     sparse, *_ = encode_record(np.ones(4), 64, np.arange(4) * 9, values_format="float16", zstd=True)
     whole, *_ = encode_record(np.linspace(-1, 1, 64), 64, None, values_format="float32")
@@ -92,6 +94,7 @@ def formats() -> list[Decoder]:
     return [
         Decoder("array", (b"float32\n2,3\nnumpy.ndarray\n" + npy,), array_of),
         Decoder("plan", (plan,), lambda d: Plan.decode(text_of(d))),
+        Decoder("roles of arrays", (roles.encode(),), lambda d: Layout.read(MODEL, text_of(d))),
         Decoder("frame of arrays", (pack_arrays(to_record(MODEL)),),
                 lambda d: from_record(unpack_arrays(d))),
         Decoder("bundle", (str(index).encode(), b'{"3": [2, "x"]}'), bundle_of),
