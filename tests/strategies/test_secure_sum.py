@@ -408,14 +408,17 @@ def test_multi_krum_with_a_vanished_and_a_lying_member_and_a_bad_client(federati
         8: patched(bad_shares(7)),
         9: patched(beyond_range),
     }
-    stage = krum(f=2, committee=Committee(7, 3, quorum=5))
-    result, seen, _ = run(federation(11, attacks)[0], stage, federation.gate)
+
+    def stage():
+        return krum(f=2, committee=Committee(7, 3, quorum=5))
+
+    result, seen, _ = run(federation(11, attacks)[0], stage(), federation.gate)
     measured = seen.rounds[-1].stages["secure_krum"]
     # Five of the six that answered determine the sum; the sixth shows the lie, but not the liar.
     assert (measured["member 0"], result) == (0.0, None)
     assert "no polynomial of degree 4" in seen.rounds[-1].skipped
     del attacks[0]
-    result, seen, _ = run(federation(11, attacks)[0], stage, federation.gate)
+    result, seen, _ = run(federation(11, attacks)[0], stage(), federation.gate)
     measured = seen.rounds[-1].stages["secure_krum"]
     assert measured["member 1"] == -1.0
     assert seen.rows[-1]["8"].status == "inconsistent-shares"
