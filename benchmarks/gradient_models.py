@@ -166,6 +166,14 @@ def grouped(model: nn.Module) -> nn.Module:
     return model
 
 
+def narrow(num_classes: int) -> nn.Module:
+    """Return VGG-11 with fewer of its 129 million numbers, most of which are in one layer."""
+    model = torchvision.models.vgg11(num_classes=num_classes)
+    model.classifier[0], model.classifier[3] = nn.Linear(25_088, 32), nn.Linear(32, 64)
+    model.classifier[6] = nn.Linear(64, num_classes)
+    return model
+
+
 def pruned() -> nn.Module:
     """Return a network without a third of its first weights."""
     model = dense(nn.Tanh())
@@ -293,9 +301,9 @@ CASES: dict[str, Case] = {
     "DenseNet-121, group norm": _vision(lambda **o: grouped(_tv.densenet121(**o)), 64),
     "ShuffleNetV2, group norm": _vision(lambda **o: grouped(_tv.shufflenet_v2_x0_5(**o)), 64),
     "GoogLeNet, group norm": Case(
-        lambda: grouped(_tv.googlenet(num_classes=4, init_weights=True)), (3, 96, 96),
+        lambda: grouped(_tv.googlenet(num_classes=4, init_weights=True)), (3, 48, 48),
         loss=aided, slow=True),
-    "VGG-11": _vision(_tv.vgg11),
+    "VGG-11, narrow end": _vision(narrow),
     "AlexNet": _vision(_tv.alexnet, 64),
     "SqueezeNet": _vision(_tv.squeezenet1_1, 64),
     "ConvNeXt-Tiny": _vision(_tv.convnext_tiny),
