@@ -8,11 +8,13 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import spectral_norm
+from torch.nn.utils import parametrizations, spectral_norm
 
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import build_model, mnist_cnn
 from qsfl_flower.clients.per_example import ClippedGradients, clipped_gradient_sum, made_up
+from qsfl_flower.clients.per_example.functional import ByVmap, OneByOne
+from qsfl_flower.clients.per_example.work import Work, buffers_kept
 from qsfl_flower.clients.private_training import (
     GradientSumClient,
     PrivateTrainingClient,
@@ -294,6 +296,21 @@ def test_buffers_that_hold_nothing_of_the_records_move_once_a_step():
         gradients.sum(batch, Y[: len(batch)], 1.0)
         twin(X)
         assert torch.equal(model[0].weight_u, twin[0].weight_u)
+
+
+@pytest.mark.parametrize("engine", [ByVmap(), OneByOne()])
+def test_every_example_meets_the_same_buffers(engine):
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 6)), nn.Linear(6, 3))
+    work = Work(model, functional.cross_entropy, X, Y)
+    for _ in range(3):  # whatever was computed before
+        with buffers_kept(model):
+            together = engine.sum(work, 1e9).gradients
+    with buffers_kept(model):
+        alone = []
+        for i in range(len(Y)):
+            with buffers_kept(model):
+                alone.append(engine.sum(work.part(i, i + 1), 1e9).gradients)
+    same(together, [torch.stack(parts).sum(0) for parts in zip(*alone, strict=True)])
 
 
 def test_a_probe_leaves_no_trace():

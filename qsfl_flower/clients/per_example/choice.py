@@ -24,6 +24,7 @@ from qsfl_flower.clients.per_example.work import (
     NotApplicable,
     Work,
     add_up,
+    buffers_kept,
     outputs_of,
     square_norms,
     trained,
@@ -161,7 +162,7 @@ class Choice:
 
     def sum(self, work: Work, clip_norm: float) -> ClippedSum:
         """Return the clipped sum of a batch that is not empty; the model stays as it is."""
-        with probe.state_kept(work.model) if self.writes else nullcontext():
+        with buffers_kept(work.model) if self.writes else nullcontext():
             try:
                 return self.engine.sum(work, clip_norm)
             except NotApplicable:  # a batch of another form than the made-up one

@@ -17,6 +17,7 @@ from qsfl_flower.clients.per_example.work import (
     Work,
     add_up,
     attributes_kept,
+    buffers_kept,
     losses_one_by_one,
     outputs_of,
     square_norms,
@@ -51,7 +52,7 @@ class OneByOne:
 
 
 def single_gradients(work: Work) -> Iterator[list[Tensor]]:
-    """Return the gradient of one example after the other.
+    """Return the gradient of one example after the other, each from the same state of the model.
 
     It goes by ``backward``, since reentrant checkpoints know no other way.
     """
@@ -61,7 +62,7 @@ def single_gradients(work: Work) -> Iterator[list[Tensor]]:
         for example in range(work.examples):
             for p in parameters:
                 p.grad = None
-            with torch.enable_grad(), attributes_kept(work.model):
+            with torch.enable_grad(), buffers_kept(work.model):
                 _loss(work.part(example, example + 1)).backward()  # type: ignore[no-untyped-call]
             yield [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:

@@ -123,6 +123,19 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             now.update(then)
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put buffers and plain attributes back afterwards."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        with attributes_kept(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for now, then in before:
+                now.copy_(then)
+
+
 _COLUMNS = 512
 
 
