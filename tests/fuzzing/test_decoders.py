@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from .decoder import Decoder
 from .decoders import decoders
 
-NAMES = sorted(decoders().keys() - {"server checkpoint"})
+NAMES = sorted(decoders())
 SLOW = {"experiment", "run configuration", "budgets", "relay of masks", "header of shares"}
 """Fewer and shorter inputs where one takes many milliseconds."""
 
