@@ -14,6 +14,10 @@ from qsfl_flower.privacy.events import AnyEvent, Event
 
 _LEAST, _MOST = 1e-2, 1e7
 
+_ROOM = 2e-5
+"""Share of epsilon that is left free: accounting round by round rounds elsewhere than all at once,
+and must not end a run one round early."""
+
 
 def epsilon_of_events(events: Sequence[AnyEvent], delta: float) -> float:
     """Return the epsilon that a list of events costs together."""
@@ -49,7 +53,7 @@ def smallest_scale(
 
     def excess(scale: float) -> float:
         spent = epsilon_of_events(events(scale), delta)
-        return math.log(min(max(spent / epsilon, 1e-3), 1e3))
+        return math.log(min(max(spent / (epsilon * (1 - _ROOM)), 1e-3), 1e3))
 
     high = 1.0
     while excess(high) > 0:

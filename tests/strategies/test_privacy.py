@@ -384,3 +384,30 @@ def test_a_stage_belongs_to_one_strategy():
     with pytest.raises(ConfigError, match="this central-dp is part of another strategy"):
         StableFedAvg(stages=[Clip(0.1), noise])
     assert first.chain.stages
+
+
+@pytest.mark.parametrize(
+    ("rounds", "epsilon", "rate"), [(3, 8.0, 0.1), (10, 8.0, 0.02), (20, 1.0, 1.0)]
+)
+def test_a_run_that_is_planned_for_its_budget_gets_to_its_end(fake_grid, rounds, epsilon, rate):
+    privacy = RecordPrivacy.within(
+        epsilon, 1e-5, rounds, clip_norm=1.0, sampling_rate=rate, steps=5
+    )
+    clients = {n: with_mods(private(privacy), n, qsfl_mod) for n in (1, 2)}
+    stage = RecordDP(privacy, PrivacyBudget(epsilon=epsilon), rounds=rounds)
+    _, watch, _ = run(fake_grid(clients), [stage], rounds=rounds, initial=arrays(size=4))
+    assert watch.ended == []
+    assert watch.records[-1].round == rounds
+    assert 0.999 * epsilon < watch.records[-1].epsilon <= epsilon
+
+
+def private(privacy):
+    """A client that says that it trained as required."""
+
+    def client(message):
+        w = Array(message.content["arrays"]["w"].numpy() + 0.1)
+        told = MetricRecord({"num-examples": 10, **privacy.told()})
+        content = {"arrays": ArrayRecord({"w": w}), "metrics": told}
+        return Message(RecordDict(content), reply_to=message)
+
+    return client
