@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.clients.policy import NodePolicy
+from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import CompositionError
 from qsfl_flower.strategies import BufferedAsync, StableFedAvg
@@ -62,14 +64,16 @@ def federation(names, rounds):
         return Credentials(made.clients[name], roster)
 
     mods = [auth_mod(credentials), qsfl_mod] if "authenticate" in needed else [qsfl_mod]
-    app = numpy_client_app(lambda context: Pull(context.node_config["partition-id"]), mods=mods)
     kind = StableFedAvg
     options = {}
     if ASYNCHRONOUS in names:
+        if needed & {"secure_sum", "secure_krum"}:  # nodes have to allow sums over several rounds
+            mods.insert(1, policy_mod(NodePolicy(window=3)))
         kind, options = BufferedAsync, {"buffer_size": 6, "concurrency": 7, "max_staleness": 2}
     strategy = kind(
         fraction_evaluate=0.0, stages=stages_of(names), min_available_nodes=7, seed=3, **options
     )
+    app = numpy_client_app(lambda context: Pull(context.node_config["partition-id"]), mods=mods)
     start = ArrayRecord({"0": Array(np.zeros(SIZE, np.float32))})
     result = strategy.start(LocalGrid(app, 7), start, rounds, timeout=30)
     x = result.arrays["0"].numpy()
