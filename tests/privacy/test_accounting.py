@@ -91,7 +91,8 @@ def test_accounting_agrees_with_dp_accounting(z, q, steps):
     if ours > 50:
         pytest.skip("beyond epsilon = 50 the bound of the Renyi accountant is returned")
     theirs, least = _dp_accounting_pld([Event(z, q, steps)])
-    assert least <= ours <= 1.01 * theirs
+    # One per cent, or a hundred-thousandth of epsilon where it is next to nothing.
+    assert least <= ours <= max(1.01 * theirs, theirs + 1e-5)
 
 
 @pytest.mark.parametrize(
