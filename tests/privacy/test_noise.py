@@ -217,7 +217,8 @@ def test_larger_models_do_not_get_more_noise(size, epsilon):
     plan = {"clip_norm": 1.0, "sampling_rate": 0.05, "steps": 20}
     found = RecordPrivacy.within(epsilon, 1e-5, 20, size=size, **plan).noise_multiplier
     none = noise_multiplier_for(epsilon, 1e-5, 400, 0.05)
-    assert none <= found <= 1.001 * none
+    # The search is right to 1 in 100,000.
+    assert (1 - 1e-5) * none <= found <= 1.001 * none
     # Sensitivity 1 + what rounding moves, in steps of which 2^32 are the noise.
     assert found * (math.sqrt(size) + 256) / 2**32 < 0.009
 
