@@ -253,7 +253,7 @@ def _carried_out(offer: Protection, plan: Plan, policy: NodePolicy) -> int:
 
 def _compare(offer: Protection, clip: float, noise: float, rate: float) -> None:
     """Refuse steps that do less than was promised; NaN counts as less."""
-    kept = clip <= offer.clip_norm and noise >= offer.noise_multiplier
+    kept = 0 < clip <= offer.clip_norm and noise >= offer.noise_multiplier
     if not (kept and rate <= offer.sampling_rate):
         raise _broken(
             f"promised are clip norm {offer.clip_norm:g}, noise {offer.noise_multiplier:g} and "

@@ -86,7 +86,7 @@ class privacy_mod(policy_mod):
 
     Put it before `qsfl_mod`: ``mods=[privacy_mod(MinimumPolicy(epsilon=2.0)), qsfl_mod]``. It is
     the same as the table ``privacy`` of the node's policy file, for those who would rather write it
-    into the app; all else comes from the file.
+    into the app. Where the file has one, the stricter of each number holds; all else is the file's.
 
     Parameters
     ----------
@@ -107,7 +107,8 @@ class privacy_mod(policy_mod):
         self._least = policy
 
     def _policy(self, context: Context) -> NodePolicy:
-        return replace(policy_of(context), privacy=self._least)
+        policy = policy_of(context)
+        return replace(policy, privacy=self._least.and_also(policy.privacy))
 
 
 def _check_transformed(message: Message, reply: Message) -> None:

@@ -102,6 +102,16 @@ class MinimumPolicy:
                 f"{', '.join(PLACEMENTS)}, found {self}"
             )
 
+    def and_also(self, other: MinimumPolicy | None) -> MinimumPolicy:
+        """Return the policy that holds where both do."""
+        if other is None:
+            return self
+        return MinimumPolicy(
+            epsilon=min(self.epsilon, other.epsilon),
+            delta=min(self.delta, other.delta),
+            placements=tuple(p for p in self.placements if p in other.placements),
+        )
+
     def check(self, offered: Protection | None) -> None:
         """Refuse what is weaker than this policy.
 

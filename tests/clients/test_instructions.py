@@ -158,6 +158,7 @@ LIES = {
     "promise without step": (plan(promise()), "privacy-not-carried-out"),
     "less noise": (plan(promise(), local(noise=1e-6)), "privacy-not-carried-out"),
     "a larger clip norm": (plan(promise(), local(clip=100.0)), "privacy-not-carried-out"),
+    "a negative clip norm": (plan(promise(), local(clip=-1.0)), "privacy-not-carried-out"),
     "two noise steps": (plan(promise(), local(), local()), "policy-plan"),
     "noise before the clip": (plan(promise(), local(), CLIP), "policy-plan"),
     "another placement": (plan(promise("record"), local()), "privacy-not-carried-out"),
@@ -284,6 +285,16 @@ def test_another_run_buys_another_budget_only_if_the_policy_says_so(tmp_path):
         answers.append(reason(Device(mods=[qsfl_mod], **config).ask(asked, run=run)))
     assert answers[0] is None
     assert answers[-1] == "privacy-epsilon-too-large"
+
+
+def test_an_app_cannot_ask_for_less_than_the_file_of_the_node(tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[privacy]\nepsilon = 0.01\nplacements = ["local", "record"]\n')
+    device = Device(MinimumPolicy(epsilon=9.0, placements=OWN), **{"qsfl-policy": str(policy)})
+    asked = plan(promise(), CLIP, local())
+    assert reason(device.ask(asked)) == "privacy-epsilon-too-large"
+    asked = plan(promise("distributed"), CLIP, distributed(), shares())
+    assert reason(device.ask(asked)) == "privacy-placement-not-accepted"
 
 
 def test_releases_in_a_period_end_also_without_noise(tmp_path):
