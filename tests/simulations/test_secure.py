@@ -51,7 +51,7 @@ def test_secure_and_plain_sums_reach_the_same_model(tmp_path):
 
 
 def test_the_quickstart_learns_privately_among_poisoners(tmp_path):
-    """Noise is fresh in every run: 18 runs reached 80 to 87 %, the limit is 10 points below."""
+    """Noise is fresh in every run: 6 runs reached 85 to 88 %, 18 with more noise 80 to 87 %."""
     rounds, clients, folder = run("quickstart", tmp_path)
     assert {c["weight"] for c in clients if c["client"] in ("3", "8")} == {0.0}
     assert rounds[-1]["eval_accuracy"] > 0.7
