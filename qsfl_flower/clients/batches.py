@@ -18,6 +18,28 @@ def scale_of(normalization: Normalization, dimensions: int) -> tuple[Tensor, Ten
     )
 
 
+def least_batch(model: nn.Module) -> int:
+    """Return how many examples a model needs at a time to train: 2 under batch norm, else 1."""
+    norm = nn.modules.batchnorm._BatchNorm
+    return 2 if any(isinstance(module, norm) for module in model.modules()) else 1
+
+
+def batch_end(start: int, size: int, count: int, least: int) -> int:
+    """Return where the batch that starts here ends; a remainder below `least` joins it.
+
+    Parameters
+    ----------
+    start, size : int
+        First example, 0 <= start < count, and examples of a batch, >= 1.
+    count : int
+        Examples in all.
+    least : int
+        See `least_batch`.
+    """
+    end = min(start + size, count)
+    return count if count - end < least else end
+
+
 def inputs_of(model: nn.Module, records: Tensor, normalization: Normalization) -> Tensor:
     """Return what a model takes: standardised, in the precision of its parameters."""
     mean, std = scale_of(normalization, records.dim())

@@ -240,7 +240,11 @@ def _validated(
     if found[0] < 0 or found[-1] >= num_classes:
         raise DataError(
             f"{place}: labels must be 0..{num_classes - 1} "
-            + ("without gaps" if class_names is None else f"({num_classes} class names)")
+            + (
+                "without gaps; if classes are missing, list all of them in class_names"
+                if class_names is None
+                else f"({num_classes} class names)"
+            )
             + f", found {found[0]}..{found[-1]}"
         )
     return RawData(

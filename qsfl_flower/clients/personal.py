@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from qsfl_flower.clients.batches import scale_of
+from qsfl_flower.clients.batches import least_batch, scale_of
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.models import get_arrays, set_arrays
 from qsfl_flower.clients.trainer import TrainingClient, derive_seed, number
@@ -226,6 +226,8 @@ class PersonalClient(TrainingClient):
         parts = support_and_query(
             count, how.query_share, derive_seed(self._seed, self._client_id, 0)
         )
+        if min(how.meta_batch, *map(len, parts)) < least_batch(self._model):
+            return TrainResult(0, 0.0, 0.0, how.meta_steps)
         generator = np.random.default_rng(derive_seed(self._seed, self._client_id, server_round))
         self._model.train()
         losses = []

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qsfl_flower.clients.batches import augmented, scale_of
+from qsfl_flower.clients.batches import augmented, batch_end, least_batch, scale_of
 from qsfl_flower.clients.data import Normalization
 from qsfl_flower.clients.optimizer import Optimizer
 from qsfl_flower.clients.train_config import OPTIMIZERS, TrainConfig
+from qsfl_flower.errors import DataError
 
 __all__ = [
     "OPTIMIZERS",
@@ -95,8 +96,10 @@ class LocalTraining:
     """One client's training in one round, which can be saved after any step and taken up again.
 
     Minimises the mean cross-entropy plus ``proximal_mu / 2 * |w - w_0|^2``, w_0 being the weights
-    at the start. A batch whose loss or gradient is not finite changes nothing and is counted. The
-    result depends on the arguments alone, bit for bit, interrupted or not.
+    at the start. A batch whose loss or gradient is not finite changes nothing and is counted. Under
+    batch norm a last batch of one example joins the batch before it; a client that has only one
+    example skips it where batch norm cannot normalise it. The result depends on the arguments
+    alone, bit for bit, interrupted or not.
 
     Parameters
     ----------
@@ -158,7 +161,8 @@ class LocalTraining:
         self._dropout = torch.Generator().manual_seed(seed).get_state()
         self._order = torch.zeros(0, dtype=torch.int64)
         self._epoch = self._position = self._batches = self._steps = 0
-        self._used = self._correct = self._skipped = 0
+        self._used = self._correct = self._skipped = self._last_batch = 0
+        self._least = least_batch(model)
         self._loss_sum = 0.0
         self._running = False
 
@@ -170,13 +174,14 @@ class LocalTraining:
     @property
     def last_batch(self) -> int:
         """Examples of the last batch."""
-        whole = self._config.batch_size
-        return whole if self._position % whole == 0 else self._position % whole
+        return self._last_batch
 
     @property
     def planned(self) -> int:
         """Batches of the whole training."""
-        whole = self._config.epochs * math.ceil(len(self._labels) / self._config.batch_size)
+        count = len(self._labels)
+        batches = math.ceil((count - self._least + 1) / self._config.batch_size)
+        whole = self._config.epochs * max(batches, min(count, 1))
         return whole if self._max_steps is None else min(whole, self._max_steps)
 
     def run(self, after: Callable[[LocalTraining], After] | None = None) -> bool:
@@ -268,8 +273,9 @@ class LocalTraining:
                 return None
             self._epoch, self._position = self._epoch + 1, 0
             self._order = torch.randperm(len(self._labels), generator=self._shuffle)
-        rows = self._order[self._position : self._position + self._config.batch_size]
-        self._position += len(rows)
+        end = batch_end(self._position, self._config.batch_size, len(self._order), self._least)
+        rows = self._order[self._position : end]
+        self._position, self._last_batch = end, len(rows)
         self._batches += 1
         return rows
 
@@ -282,12 +288,17 @@ class LocalTraining:
             pictures = augmented(pictures, self._shuffle)
         self._model.zero_grad(set_to_none=True)
         value, correct = 0.0, 0
-        parts = list(torch.split(torch.arange(len(rows)), self._micro_batch))
+        parts = self._parts(len(rows))
         for part in parts:
             batch = pictures[part] if len(parts) > 1 else pictures
             batch = batch.to(torch.float32).sub_(self._mean).div_(self._std)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._config.mixed_precision):
-                logits = self._model(batch)
+            try:
+                with torch.autocast("cpu", torch.bfloat16, enabled=self._config.mixed_precision):
+                    logits = self._model(batch)
+            except ValueError:
+                if len(part) >= self._least:
+                    raise
+                return False  # batch norm cannot normalise one value per channel
             logits = logits.float()
             labels = target[part] if len(parts) > 1 else target
             loss = functional.cross_entropy(logits, labels)
@@ -311,6 +322,15 @@ class LocalTraining:
         self._loss_sum += value * len(rows)
         self._correct += correct
         return True
+
+    def _parts(self, count: int) -> list[Tensor]:
+        """Return which examples of a batch are worked on at a time."""
+        parts, start = [], 0
+        while start < count:
+            end = batch_end(start, self._micro_batch, count, self._least)
+            parts.append(torch.arange(start, end))
+            start = end
+        return parts
 
 
 _NUMBERS = (
@@ -356,7 +376,14 @@ def evaluate_classes(
         Mean cross-entropy; NaN or infinite if the model is.
     counts : ndarray of int64, shape (2, classes)
         Examples of each class, and how many of them were recognised.
+
+    Raises
+    ------
+    DataError
+        If there is no example.
     """
+    if len(y) == 0:
+        raise DataError("a model cannot be evaluated on 0 examples; at least 1 is needed")
     mean, std = scale_of(normalization, x.ndim)
     loss, hits = 0.0, []
     training = model.training

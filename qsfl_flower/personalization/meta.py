@@ -17,7 +17,7 @@ from qsfl_flower.errors import ConfigError
 Batch = TypeVar("Batch")
 Tensors = dict[str, Tensor]
 Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
-"""A scalar, differentiable in each of the named tensors."""
+"""A scalar. The gradient of a named tensor that it does not use is 0."""
 
 
 def plain_gradient(loss: Loss[Batch], weights: Mapping[str, Tensor], batch: Batch) -> Tensors:
@@ -96,7 +96,9 @@ def meta_gradient(
     if first_order:
         adapted = leaves = {k: v.requires_grad_() for k, v in adapted.items()}
     value = loss(adapted, query)
-    slopes = torch.autograd.grad(value, list(leaves.values()))
+    slopes = torch.autograd.grad(
+        value, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
     return dict(zip(leaves, slopes, strict=True)), value.item()
 
 
@@ -147,5 +149,11 @@ def _gradient(
     loss: Loss[Batch], weights: Mapping[str, Tensor], batch: Batch, create_graph: bool
 ) -> Tensors:
     value = loss(weights, batch)
-    slopes = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph)
+    slopes = torch.autograd.grad(
+        value,
+        list(weights.values()),
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
     return dict(zip(weights, slopes, strict=True))
