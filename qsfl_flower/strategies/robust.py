@@ -19,6 +19,7 @@ from qsfl_flower.robust import (
     Aggregate,
     Bucketing,
     FLTrust,
+    Mean,
     Preparation,
     Rule,
     TooFewUpdates,
@@ -51,6 +52,9 @@ NONSENSE = frozenset(
     }
 )
 """Reasons of rejections that no honest client of this run gets: each is one of the liars."""
+
+_warned: set[tuple[str, int]] = set()
+"""Rules and runs for which it was logged that no update is assumed to lie."""
 
 RootUpdate = Callable[[RoundContext], NDArray[np.float64]]
 
@@ -185,6 +189,8 @@ class Robust(CombineStage):
             return Combined(cohort, None, state, skipped=str(error))
         if found.weights is not None and not found.weights.any():
             return Combined(cohort, None, state, skipped="no update is trusted")
+        if rule.num_byzantine is None and found.num_byzantine == 0:
+            _warn_of_none(rule, updates.count, context)
         told = dict(zip((u.sender for u in counting), _told(counting, found), strict=True))
         rest = [replace(u, weight=0.0) for u in cohort.updates if u.sender not in told]
         entries = [*rest, *told.values()]
@@ -198,6 +204,24 @@ class Robust(CombineStage):
             "excluded": len(found.excluded),
         }
         return Combined(after, found.vector, state, measured)
+
+
+def _warn_of_none(rule: Rule, count: int, context: RoundContext) -> None:
+    """Log once in a run that the rule is as good as a mean."""
+    if isinstance(rule, FLTrust | Mean) or (rule.name, context.run_id) in _warned:
+        return
+    _warned.add((rule.name, context.run_id))
+    share = getattr(rule, "share", None)
+    why = "a third" if share is None else f"a share of {share:g}"
+    log.warning(
+        "round %d: %s among %d updates assumes no malicious client, since %s of them is less than "
+        "1: one attacker can set the model. Give num_byzantine, or let more clients train in a "
+        "round",
+        context.server_round,
+        rule.name,
+        count,
+        why,
+    )
 
 
 def updates_of(updates: Sequence[Update], context: RoundContext) -> Updates:

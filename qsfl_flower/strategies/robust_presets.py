@@ -98,10 +98,29 @@ class FedMedian(RobustFedAvg):
 
 
 class FedTrimmedAvg(RobustFedAvg):
-    """The mean without the share `beta` of extremes at each end; for Flower's ``FedTrimmedAvg``."""
+    """The mean without extremes at each end; drop-in for Flower's ``FedTrimmedAvg``.
 
-    def __init__(self, *args: float, beta: float = 0.2, **options: Any) -> None:
-        super().__init__(*args, rule=robust.TrimmedMean(share=beta), **options)
+    Parameters
+    ----------
+    *args, **options
+        As for `RobustFedAvg`.
+    beta : float
+        Share of the updates to leave out at each end, in [0, 0.5), rounded down: the default 0.2
+        leaves out none of fewer than five, as Flower's does, and a warning is logged.
+    num_byzantine : int, optional
+        How many to leave out at each end instead; a round with at most twice as many updates leaves
+        the model unchanged.
+    """
+
+    def __init__(
+        self,
+        *args: float,
+        beta: float = 0.2,
+        num_byzantine: int | None = None,
+        **options: Any,
+    ) -> None:
+        share = beta if num_byzantine is None else None
+        super().__init__(*args, rule=robust.TrimmedMean(num_byzantine, share), **options)
 
 
 class GeometricMedian(RobustFedAvg):

@@ -221,6 +221,38 @@ def test_bad_arguments_are_errors(make, what):
         make()
 
 
+@pytest.fixture
+def fresh_warnings(monkeypatch):
+    monkeypatch.setattr("qsfl_flower.strategies.robust._warned", set())
+
+
+@pytest.mark.parametrize("honest", [3, 4])
+def test_a_trimmed_mean_of_few_clients_warns_once_or_trims_what_it_is_told(
+    fake_grid, trained, caplog, fresh_warnings, honest
+):
+    """Flower's default trims nothing of fewer than five updates: one attacker sets the mean."""
+    fake = fake_grid(noisy(trained, honest, 1))
+    result, _ = run(strategies.FedTrimmedAvg, fake, rounds=3)
+    few = honest < 4
+    assert caplog.text.count("assumes no malicious client") == few
+    assert ("one attacker can set the model. Give num_byzantine" in caplog.text) == few
+    moved = np.abs(result.arrays["w"].numpy() - model()["w"].numpy()).max()
+    assert (moved > 5) == few
+    caplog.clear()
+    result, _ = run(strategies.FedTrimmedAvg, fake, rounds=3, num_byzantine=1)
+    assert np.abs(result.arrays["w"].numpy() - model()["w"].numpy()).max() < 2
+    assert "assumes no" not in caplog.text
+
+
+@pytest.mark.parametrize("rule", ["mean", "median", "multi_krum"])
+def test_rules_without_a_number_warn_where_they_assume_nobody(
+    fake_grid, trained, caplog, fresh_warnings, rule
+):
+    fake = fake_grid(noisy(trained, 2, 0))
+    run(RobustFedAvg, fake, rounds=2, rule=rule)
+    assert caplog.text.count("assumes no malicious client") == (rule != "mean")
+
+
 RULES_FOR_COUNTERS = [n for n in robust.RULES if n != "fltrust"]
 BOUNDS = {
     **{name: lambda name=name: Robust(name) for name in RULES_FOR_COUNTERS},
