@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from scipy.optimize import brentq
-
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import AnyEvent, Event
 
 _LEAST, _MOST = 1e-2, 1e7
@@ -21,6 +18,8 @@ and must not end a run one round early."""
 
 def epsilon_of_events(events: Sequence[AnyEvent], delta: float) -> float:
     """Return the epsilon that a list of events costs together."""
+    from qsfl_flower.privacy.accountant import Accountant  # loads SciPy, which devices rarely need
+
     return Accountant(events, max(1, sum(e.count for e in events))).epsilon(delta)
 
 
@@ -48,6 +47,8 @@ def smallest_scale(
     ConfigError
         If no factor up to 10^7 is enough.
     """
+    from scipy.optimize import brentq
+
     if not epsilon > 0:
         raise ConfigError(f"epsilon must be greater than 0, found {epsilon!r}")
 

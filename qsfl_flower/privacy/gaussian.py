@@ -17,8 +17,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.discrete import discrete_gaussian
@@ -41,12 +39,16 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
     """
     if mu == 0:
         return 0.0
+    from scipy.special import log_ndtr, ndtr  # slow to load, and adding noise needs none of it
+
     lost = math.exp(min(epsilon + float(log_ndtr(-mu / 2 - epsilon / mu)), 0.0))
     return max(0.0, float(ndtr(mu / 2 - epsilon / mu)) - lost)
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
     """Return the smallest epsilon of a mu-Gaussian release at 0 < delta < 1."""
+    from scipy.optimize import brentq  # slow to load: 0.3 s and 25 MB
+
     check_delta(delta)
     if gaussian_delta(0.0, mu) <= delta:
         return 0.0
@@ -67,6 +69,8 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     >>> round(gaussian_noise_multiplier(1.0, 1e-5), 4)
     3.7306
     """
+    from scipy.optimize import brentq
+
     check_delta(delta)
     if not epsilon > 0:
         raise ConfigError(f"epsilon must be greater than 0, found {epsilon!r}")

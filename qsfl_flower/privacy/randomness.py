@@ -12,7 +12,6 @@ import os
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from qsfl_flower.errors import ConfigError
 
@@ -89,6 +88,8 @@ class Keystream:
         true normal value does with probability 1e-16. Releases use `gaussian.add_noise`, whose
         output reveals nothing through its last bits; this is for simulations of noise.
         """
+        from scipy.special import ndtri  # slow to load, and only simulations ask
+
         values: NDArray[np.float64] = ndtri(self.uniforms(count))
         return values
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from qsfl_flower.numerics.blas import one_blas_thread
 from qsfl_flower.numerics.blocks import Floats
@@ -149,6 +147,9 @@ def _groups(close: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
     """Return the sets of more than one row that are connected by close pairs."""
     if not close.any():
         return []
+    from scipy.sparse import csr_array  # slow to load, and updates are rarely that close
+    from scipy.sparse.csgraph import connected_components
+
     count, labels = connected_components(csr_array(close), directed=False)
     groups = [np.flatnonzero(labels == label) for label in range(count)]
     return [group for group in groups if group.size > 1]

@@ -11,13 +11,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import IsolationForest
 
 from qsfl_flower.robust.detection.detector import Detector, Floats, Judgement, calibrated
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import IsolationForest
 
 
 class Forest(Detector):
@@ -39,6 +41,8 @@ class Forest(Detector):
 
     def judge(self, rows: Floats, reference: Floats, seed: int) -> Judgement:
         """Judge by the mean path length; reasons are given for suspicious rows only."""
+        from sklearn.ensemble import IsolationForest  # slow to load: 1 s and 100 MB
+
         forest = IsolationForest(n_estimators=100, max_samples=256, random_state=seed)
         both = np.vstack([reference, rows])
         raw = -forest.fit(both).score_samples(both)
