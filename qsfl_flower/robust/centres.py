@@ -129,6 +129,7 @@ class CenteredClipping(LinearRule):
     iterations: int = 3
 
     name = "centered_clipping"
+    anchored = True
     pairs = True
 
     def __post_init__(self) -> None:

@@ -83,6 +83,8 @@ class Rule(ABC):
     """The rule withstands f liars among at least ``a * f + b`` updates; these are a and b."""
     pairs: ClassVar[bool] = False
     """Whether the rule looks at pairs of updates."""
+    anchored: ClassVar[bool] = False
+    """Whether the result depends on the point from which updates are measured."""
     lazy: ClassVar[bool] = False
     """Whether the rule itself finds out, and raises `NotFinite`, if an update is not finite."""
 

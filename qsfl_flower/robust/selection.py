@@ -140,6 +140,7 @@ class CGE(LinearRule):
     """The mean of the n - f updates with the smallest norms."""
 
     name = "cge"
+    anchored = True
 
     def choose(self, geometry: Geometry, f: int) -> Choice:
         """Select by norm."""
@@ -168,6 +169,7 @@ class NormBoundedMean(LinearRule):
     bound: float | None = None
 
     name = "norm_bounded"
+    anchored = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

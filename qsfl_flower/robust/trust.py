@@ -37,6 +37,7 @@ class FLTrust(LinearRule):
     root: Floats | None = None
 
     name = "fltrust"
+    anchored = True
     needs = (1, 0)
 
     def choose(self, geometry: Geometry, f: int) -> Choice:

@@ -59,6 +59,11 @@ class Validate(CohortStage):
         """A limit on norms has to see them."""
         return frozenset({Trait.SEES_UPDATES} if self.needs_norms else ())
 
+    @property
+    def needs_start(self) -> bool:
+        """A limit on norms does."""
+        return self.needs_norms
+
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what cannot harm the model."""
         return {

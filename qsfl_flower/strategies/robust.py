@@ -122,6 +122,11 @@ class Robust(CombineStage):
         found = super().traits
         return found | {Trait.SETS_LENGTH} if isinstance(self.rule, FLTrust) else found
 
+    @property
+    def needs_start(self) -> bool:
+        """A rule that measures updates from the model does."""
+        return self.rule.anchored
+
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say whom the rule withstands."""
         given = getattr(self.rule, "num_byzantine", None)

@@ -48,6 +48,7 @@ from qsfl_flower.strategies.stages import (
     Stage,
     State,
 )
+from qsfl_flower.strategies.standalone import assignment_alone, refuse_alone, replies_alone
 from qsfl_flower.strategies.update import (
     Cohort,
     Rejection,
@@ -304,12 +305,17 @@ class StableFedAvg(FedAvg):
         tuple[ArrayRecord or None, MetricRecord or None]
             The next model and the mean metrics, or None and None if the round is skipped.
         """
-        del server_round
         if (training := self._training) is None:
-            raise ConfigError("aggregate_train: no model yet; call configure_train first")
-        entries, self.states, admitted = self.chain.admit(
-            match(replies, self._asked()), self.states, training.exchange
-        )
+            needing = [stage.name for stage in self.chain.stages if stage.needs_start]
+            refuse_alone("aggregate_train", needing, self.client_api, "configure_train")
+            matched = replies_alone(replies)
+            training = assignment_alone(
+                matched, server_round, self.arrayrecord_key, self.weighting, self.layout_of
+            )
+            self.states = self.chain.init(training.model.layout, self.states)
+        else:
+            matched = match(replies, self._asked())
+        entries, self.states, admitted = self.chain.admit(matched, self.states, training.exchange)
         contents: dict[int, RecordDict] = {}
 
         def read(sender: Sender, content: RecordDict) -> Update:
@@ -323,10 +329,13 @@ class StableFedAvg(FedAvg):
     ) -> MetricRecord | None:
         """Average the clients' evaluation metrics with bounded weights."""
         if (evaluation := self._evaluation) is None:
-            raise ConfigError("aggregate_evaluate: nobody was asked; call configure_evaluate first")
-        entries, self.states, _ = self.chain.admit(
-            match(replies, self._asked()), self.states, evaluation.exchange
-        )
+            gates = [s.name for s in self.chain.stages if isinstance(s, MessageStage)]
+            refuse_alone("aggregate_evaluate", gates, self.client_api, "configure_evaluate")
+            entries = replies_alone(replies)
+        else:
+            entries, self.states, _ = self.chain.admit(
+                match(replies, self._asked()), self.states, evaluation.exchange
+            )
         return mean_evaluation(
             server_round,
             [
@@ -601,8 +610,8 @@ class StableFedAvg(FedAvg):
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self._sent}
         return Asked(nodes, self.sampling.ranks, self._spans, self._cut)
 
-    def _translate(self, assignment: Assignment, content: RecordDict) -> RecordDict:
-        if self.client_api == "message":
+    def _translate(self, assignment: Assignment | None, content: RecordDict) -> RecordDict:
+        if assignment is None or self.client_api == "message":
             return content
         kind, arrays = assignment.exchange.kind, assignment.model.arrays
         return from_legacy_reply(kind, content, arrays, self.arrayrecord_key)

@@ -170,6 +170,11 @@ class Stage(ABC):
         """What this stage does that matters to the others; see `composition.REFUSALS`."""
         return self.declares
 
+    @property
+    def needs_start(self) -> bool:
+        """Whether what becomes of the updates depends on the model that the round began with."""
+        return True
+
     def join(self, chain: object) -> None:
         """Become part of a chain; `check` then fits this stage to it, and to no other.
 
