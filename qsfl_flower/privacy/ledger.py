@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
-
-import sqlalchemy as sql
 
 from qsfl_flower.errors import BudgetExceeded, ConfigError, QSFLError
 from qsfl_flower.privacy.accountant import Accountant
@@ -34,29 +34,29 @@ _FORECAST = 10_000
 WARN_AT = 0.9
 """Share of a budget from which the ledger warns."""
 
-_TABLES = sql.MetaData()
-_accounts = sql.Table(
-    "accounts",
-    _TABLES,
-    sql.Column("path", sql.String, primary_key=True),
-    sql.Column("epsilon", sql.Float, nullable=False),
-    sql.Column("delta", sql.Float, nullable=False),
-    sql.Column("method", sql.String, nullable=False),
-    sql.Column("period_epsilon", sql.Float),
-    sql.Column("period_seconds", sql.Float),
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS accounts (
+        path VARCHAR NOT NULL PRIMARY KEY,
+        epsilon FLOAT NOT NULL,
+        delta FLOAT NOT NULL,
+        method VARCHAR NOT NULL,
+        period_epsilon FLOAT,
+        period_seconds FLOAT
+    )""",
+    """CREATE TABLE IF NOT EXISTS charges (
+        id INTEGER NOT NULL PRIMARY KEY,
+        release INTEGER NOT NULL,
+        path VARCHAR NOT NULL,
+        run VARCHAR NOT NULL,
+        round INTEGER NOT NULL,
+        event VARCHAR NOT NULL,
+        status VARCHAR NOT NULL,
+        time FLOAT NOT NULL
+    )""",
+    "CREATE INDEX IF NOT EXISTS ix_charges_path ON charges (path)",
+    "CREATE INDEX IF NOT EXISTS ix_charges_release ON charges (release)",
 )
-_charges = sql.Table(
-    "charges",
-    _TABLES,
-    sql.Column("id", sql.Integer, primary_key=True, autoincrement=True),
-    sql.Column("release", sql.Integer, nullable=False, index=True),
-    sql.Column("path", sql.String, nullable=False, index=True),
-    sql.Column("run", sql.String, nullable=False),
-    sql.Column("round", sql.Integer, nullable=False),
-    sql.Column("event", sql.String, nullable=False),
-    sql.Column("status", sql.String, nullable=False),
-    sql.Column("time", sql.Float, nullable=False),
-)
+_COUNTED = "SELECT id, event FROM charges WHERE path = ? AND status != 'cancelled'"
 
 
 @dataclass(frozen=True)
@@ -126,26 +126,29 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sql.create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
-        sql.event.listen(self._engine, "connect", _prepare)
-        sql.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
         self._path = path
+        self._lock = Lock()  # between threads; SQLite's own is between connections
         self._totals: dict[str, tuple[int, Accountant]] = {}
+        with self._readable():
+            self._connection = sqlite3.connect(
+                path, timeout=60, isolation_level=None, check_same_thread=False
+            )
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
         with self._transaction() as connection:
-            _TABLES.create_all(connection)
+            for statement in _TABLES:
+                connection.execute(statement)
 
     def grant(self, path: str, budget: Budget) -> None:
         """Set the budget of an account; what was spent stays spent."""
-        values = {
-            "epsilon": budget.epsilon,
-            "delta": budget.delta,
-            "method": "pld",
-            "period_epsilon": budget.period_epsilon,
-            "period_seconds": budget.period_seconds,
-        }
         with self._transaction() as connection:
-            connection.execute(sql.delete(_accounts).where(_accounts.c.path == _checked(path)))
-            connection.execute(sql.insert(_accounts).values(path=path, **values))
+            connection.execute(
+                "INSERT OR REPLACE INTO accounts"
+                " (path, method, epsilon, delta, period_epsilon, period_seconds)"
+                " VALUES (?, 'pld', ?, ?, ?, ?)",
+                (_checked(path), *astuple(budget)),
+            )
         self._totals.clear()
 
     def reserve(
@@ -174,12 +177,13 @@ class Ledger:
             for path in charged:
                 if (budget := budgets.get(path)) is not None:
                     self._check(connection, path, budget, events, now)
-            last = connection.execute(sql.select(sql.func.max(_charges.c.release))).scalar()
-            release = (last or 0) + 1
-            common = {"release": release, "run": run, "round": server_round, "event": text}
-            rows = [{**common, "path": path, "status": "reserved", "time": now} for path in charged]
-            if rows:
-                connection.execute(sql.insert(_charges), rows)
+            (last,) = connection.execute("SELECT max(release) FROM charges").fetchone()
+            release = int(last or 0) + 1
+            connection.executemany(
+                "INSERT INTO charges (release, path, run, round, event, status, time)"
+                " VALUES (?, ?, ?, ?, ?, 'reserved', ?)",
+                [(release, path, run, server_round, text, now) for path in charged],
+            )
         return release
 
     def commit(self, release: int) -> None:
@@ -197,43 +201,47 @@ class Ledger:
             budget = self._budgets(connection).get(_checked(path))
             used = budget or Budget(1.0)
             spent = self._total(connection, path, used).epsilon(used.delta)
-            count = sql.select(sql.func.count()).where(
-                _charges.c.path == path, _charges.c.status == "reserved"
-            )
+            (reserved,) = connection.execute(
+                "SELECT count(*) FROM charges WHERE path = ? AND status = 'reserved'", (path,)
+            ).fetchone()
             period = None
             if budget is not None and budget.period_seconds is not None:
                 since = time.time() - budget.period_seconds
                 period = self._since(connection, path, budget, since).epsilon(budget.delta)
-            reserved = int(connection.execute(count).scalar() or 0)
             left = None if budget is None else self._left(connection, path, budget)
             return Status(path, spent, reserved, budget, period, left)
 
     def paths(self) -> list[str]:
         """Return all accounts that have a budget or a charge."""
         with self._transaction() as connection:
-            query = sql.union(sql.select(_accounts.c.path), sql.select(_charges.c.path))
-            return sorted(row[0] for row in connection.execute(query))
+            rows = connection.execute("SELECT path FROM accounts UNION SELECT path FROM charges")
+            return sorted(path for (path,) in rows)
 
     def history(self, path: str) -> list[dict[str, Any]]:
         """Return every charge of an account, oldest first."""
-        query = (
-            sql.select(_charges).where(_charges.c.path == _checked(path)).order_by(_charges.c.id)
-        )
+        query = "SELECT * FROM charges WHERE path = ? ORDER BY id"
         with self._transaction() as connection:
-            rows = connection.execute(query).mappings().all()
-            return [{**row, "event": json.loads(row["event"])} for row in rows]
+            rows = connection.execute(query, (_checked(path),))
+            return [{**dict(row), "event": json.loads(row["event"])} for row in rows]
 
     def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
+        """Close the file."""
+        self._connection.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sql.Connection]:
-        """Read and change the ledger in one step, or say that the file is damaged."""
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Read and change the ledger in one step."""
+        with self._lock, self._readable():
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:  # commits, or takes everything back if an error passes through
+                yield self._connection
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Say that the file is damaged if it cannot be understood."""
         try:
-            with self._engine.begin() as connection:
-                yield connection
-        except (sql.exc.SQLAlchemyError, ValueError, TypeError, KeyError, RecursionError) as error:
+            yield
+        except (sqlite3.Error, ValueError, TypeError, KeyError, RecursionError) as error:
             raise QSFLError(
                 f"the ledger {self._path} cannot be used ({type(error).__name__}); it is damaged "
                 "or no ledger: restore it from a copy, since a new one would forget what was spent"
@@ -242,23 +250,21 @@ class Ledger:
     def _settle(self, release: int, status: str) -> None:
         with self._transaction() as connection:
             changed = connection.execute(
-                sql.update(_charges)
-                .where(_charges.c.release == release, _charges.c.status == "reserved")
-                .values(status=status)
+                "UPDATE charges SET status = ? WHERE release = ? AND status = 'reserved'",
+                (status, release),
             )
         if changed.rowcount == 0:
             raise QSFLError(f"release {release} is not reserved, so it cannot be {status}")
 
-    def _budgets(self, connection: sql.Connection) -> dict[str, Budget]:
-        rows = connection.execute(sql.select(_accounts)).mappings()
-        return {
-            row["path"]: Budget(**{k: v for k, v in row.items() if k not in ("path", "method")})
-            for row in rows
-        }
+    def _budgets(self, connection: sqlite3.Connection) -> dict[str, Budget]:
+        rows = connection.execute(
+            "SELECT path, epsilon, delta, period_epsilon, period_seconds FROM accounts"
+        )
+        return {path: Budget(*limits) for path, *limits in rows}
 
     def _check(
         self,
-        connection: sql.Connection,
+        connection: sqlite3.Connection,
         path: str,
         budget: Budget,
         events: Sequence[AnyEvent],
@@ -276,40 +282,31 @@ class Ledger:
             if (epsilon := after.epsilon(budget.delta)) > limit * (1 + 1e-9):
                 raise BudgetExceeded(path, epsilon, limit, period)
 
-    def _total(self, connection: sql.Connection, path: str, budget: Budget) -> Accountant:
+    def _total(self, connection: sqlite3.Connection, path: str, budget: Budget) -> Accountant:
         """Return an account's accountant, brought up to date by the charges since last time."""
         seen, accountant = self._totals.get(path, (0, Accountant()))
-        query = _counted(path).where(_charges.c.id > seen)
-        for row in connection.execute(query):
-            seen = row.id
-            _add(accountant, row.event)
+        for row in connection.execute(f"{_COUNTED} AND id > ? ORDER BY id", (path, seen)):
+            seen = row["id"]
+            _add(accountant, row["event"])
         self._totals[path] = seen, accountant
         return accountant
 
-    def _left(self, connection: sql.Connection, path: str, budget: Budget) -> int | None:
+    def _left(self, connection: sqlite3.Connection, path: str, budget: Budget) -> int | None:
         """Return how many more releases like the last one fit."""
-        latest = _counted(path).order_by(None).order_by(_charges.c.id.desc()).limit(1)
-        if (row := connection.execute(latest).first()) is None:
+        latest = connection.execute(f"{_COUNTED} ORDER BY id DESC LIMIT 1", (path,)).fetchone()
+        if latest is None:
             return None
-        events = [event_from_dict(values) for values in json.loads(row.event)]
+        events = [event_from_dict(values) for values in json.loads(latest["event"])]
         seen = self._total(connection, path, budget).events
         return repeats_within(budget.epsilon, budget.delta, events, after=seen, most=_FORECAST)
 
     def _since(
-        self, connection: sql.Connection, path: str, budget: Budget, start: float
+        self, connection: sqlite3.Connection, path: str, budget: Budget, start: float
     ) -> Accountant:
         accountant = Accountant()
-        for row in connection.execute(_counted(path).where(_charges.c.time > start)):
-            _add(accountant, row.event)
+        for row in connection.execute(f"{_COUNTED} AND time > ? ORDER BY id", (path, start)):
+            _add(accountant, row["event"])
         return accountant
-
-
-def _counted(path: str) -> sql.Select[Any]:
-    return (
-        sql.select(_charges.c.id, _charges.c.event)
-        .where(_charges.c.path == path, _charges.c.status != "cancelled")
-        .order_by(_charges.c.id)
-    )
 
 
 def _add(accountant: Accountant, text: str) -> None:
@@ -328,12 +325,3 @@ def _checked(path: str) -> str:
             f"account {path!r} is not a path of non-empty names separated by single slashes"
         )
     return path
-
-
-def _prepare(connection: Any, record: object) -> None:
-    del record
-    connection.isolation_level = None  # SQLAlchemy begins transactions itself, see `Ledger`
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +154,34 @@ def test_many_at_once_cannot_spend_the_same_remainder(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(work, range(4))) == allowed
     assert Ledger(path).status("fed").spent <= 1.0
+
+
+def test_threads_may_share_a_ledger(ledger):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: spend(ledger, f"fed/{n}", server_round=n), range(24)))
+    charges = ledger.history("fed")
+    assert {row["status"] for row in charges} == {"committed"}
+    assert len({row["release"] for row in charges}) == len(charges) == 24
+
+
+def test_ledgers_of_the_first_release_are_read_and_continued(tmp_path):
+    """Written by 0.1.0 through SQLAlchemy: two releases committed, one reserved, one cancelled."""
+    dump = Path(__file__).parents[1] / "vectors" / "ledger" / "v1" / "ledger.sql"
+    old = sqlite3.connect(tmp_path / "ledger.db")
+    old.executescript(dump.read_text())
+    tables = old.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall()
+    ledger = Ledger(tmp_path / "ledger.db")
+    status = ledger.status("fed")
+    assert status.budget == Budget(8.0, 1e-6, 4.0, 1e10)
+    assert (status.spent, status.reserved) == (pytest.approx(0.3609410843687463), 1)
+    assert [row["status"] for row in ledger.history("fed")] == [
+        "committed", "committed", "reserved", "cancelled",
+    ]  # fmt: skip
+    ledger.commit(3)
+    assert ledger.reserve(["fed/north"], [EVENT], run="new", server_round=1) == 5
+    assert old.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall() == tables
+    ledger.close()
+    old.close()
 
 
 def test_accounts_and_budgets_are_checked(ledger):
