@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -32,8 +34,9 @@ class Accountant:
     ----------
     events : iterable of Event or PureEvent
         What has happened already.
-    expected_releases : int
-        How many releases are planned, >= 1; saves rebuilding the grid.
+    planned : sequence of Event or PureEvent
+        What is to come, `events` included: the grid is made for it, which saves making it anew when
+        the releases have become twice as many. What comes may differ.
 
     Examples
     --------
@@ -43,12 +46,14 @@ class Accountant:
     1.83
     """
 
-    def __init__(self, events: Iterable[AnyEvent] = (), expected_releases: int = 1) -> None:
-        self.expected_releases = expected_releases
+    def __init__(self, events: Iterable[AnyEvent] = (), planned: Sequence[AnyEvent] = ()) -> None:
+        self.planned = planned
         self._events: list[AnyEvent] = []
         self._rdp = np.zeros(ORDERS.size)
         self._slack = self._sampled_slack = 0.0
         self._losses: dict[float, tuple[LossDistribution, int]] = {}
+        self._spent: dict[float, float] = {}
+        self._after: tuple[AnyEvent, Accountant] | None = None
         for event in events:
             self.add(event)
 
@@ -60,6 +65,8 @@ class Accountant:
     def add(self, event: AnyEvent) -> None:
         """Account for an event."""
         self._events.append(event)
+        self._spent.clear()
+        self._after = None
         self._rdp = self._rdp + event.count * rdp_of(event)
         if isinstance(event, Event):
             slack = math.sqrt(event.count) * event.slack
@@ -69,6 +76,11 @@ class Accountant:
 
     def epsilon(self, delta: float) -> float:
         """Return an upper bound on the epsilon of all events together at delta."""
+        if delta not in self._spent:
+            self._spent[delta] = self._epsilon(delta)
+        return self._spent[delta]
+
+    def _epsilon(self, delta: float) -> float:
         bound = _with_slack(partial(epsilon_of, self._rdp), delta, self._sampled_slack)
         pure = [e for e in self._events if isinstance(e, PureEvent)]
         if len(pure) == len(self._events):
@@ -84,29 +96,33 @@ class Accountant:
         return min(bound, _with_slack(self._composed(delta).epsilon, delta, self._slack))
 
     def with_event(self, event: AnyEvent) -> Accountant:
-        """Return an accountant that has also seen `event`; this one stays as it is."""
-        after = Accountant((), self.expected_releases)
+        """Return an accountant that has also seen `event`; this one stays as it is.
+
+        The last one is remembered, so that a release that was asked about is not composed again.
+        """
+        if self._after is not None and self._after[0] == event:
+            return self._after[1]
+        after = Accountant((), self.planned)
         after._events = [*self._events]
         after._rdp = self._rdp
         after._slack, after._sampled_slack = self._slack, self._sampled_slack
         after._losses = {d: (copy(losses), seen) for d, (losses, seen) in self._losses.items()}
         after.add(event)
+        self._after = event, after
         return after
 
     def _composed(self, delta: float) -> LossDistribution:
         """Return the distribution of all events, brought up to date."""
-        found = self._losses.get(delta)
-        if found is not None:
-            losses, seen = found
-            fresh = self._events[seen:]
-            if losses.fits(fresh):
-                for event in fresh:
-                    losses.add(event)
-                self._losses[delta] = losses, len(self._events)
-                return losses
-        total = sum(event.count for event in self._events)
-        room = self.expected_releases if total <= self.expected_releases else 2 * total
-        losses = LossDistribution(self._events, delta / 2, room)
+        losses, seen = self._losses.get(delta) or (None, 0)
+        if losses is None and self.planned:
+            losses = LossDistribution(self.planned, delta / 2)
+        if losses is None or not losses.fits(self._events[seen:]):
+            losses, seen = LossDistribution([*self._events, *self._events], delta / 2), 0
+        counted: Counter[AnyEvent] = Counter()
+        for event in self._events[seen:]:
+            counted[replace(event, count=1)] += event.count
+        for event, count in counted.items():
+            losses.add(replace(event, count=count))
         self._losses[delta] = losses, len(self._events)
         return losses
 

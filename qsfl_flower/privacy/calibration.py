@@ -20,7 +20,7 @@ def epsilon_of_events(events: Sequence[AnyEvent], delta: float) -> float:
     """Return the epsilon that a list of events costs together."""
     from qsfl_flower.privacy.accountant import Accountant  # loads SciPy, which devices rarely need
 
-    return Accountant(events, max(1, sum(e.count for e in events))).epsilon(delta)
+    return Accountant(events, events).epsilon(delta)
 
 
 def smallest_scale(

@@ -73,7 +73,7 @@ def _gaussian(noise_multiplier: float) -> Floats:
     return result
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def _sampled_gaussian(noise_multiplier: float, rate: float) -> Floats:
     low = _log_a_by_integral(noise_multiplier, rate)
     high = _log_a_by_sums(noise_multiplier, rate)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import CheckpointError, QSFLError
-from qsfl_flower.privacy.accountant import Accountant
+from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
 
@@ -44,7 +44,7 @@ class Charge:
     @property
     def epsilon(self) -> float:
         """What was spent, if the round under way counts."""
-        return Accountant(map(event_from_dict, self.events)).epsilon(self.delta)
+        return epsilon_of_events([event_from_dict(e) for e in self.events], self.delta)
 
 
 @dataclass(frozen=True)

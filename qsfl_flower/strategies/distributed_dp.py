@@ -116,7 +116,10 @@ class DistributedDP(VectorStage):
         self.noise_multiplier, self.batch = noise_multiplier, batch
         self.denominator: float = denominator
         self.non_contributors, self.rounds = non_contributors, rounds
-        self.spending = Spending(budget or PrivacyBudget())
+        rate = 1.0 if batch is None else batch.sampling_rate
+        self.spending = Spending(
+            budget or PrivacyBudget(), lambda: [Event(noise_multiplier, rate, rounds)]
+        )
         self._sum: SecureSum | MaskedSum | None = None
         self._mask: SharedMask | None = None
         self._bound = math.nan

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -162,7 +163,7 @@ class CentralDP(VectorStage):
         self.rate, self.rounds = sampling_rate, rounds
         self.accept_worst_case = accept_worst_case
         self._seed = seed
-        self.spending = Spending(budget or PrivacyBudget())
+        self.spending = Spending(budget or PrivacyBudget(), partial(self._planned, rounds))
         self._clip: Clip | AdaptiveClip | None = None
         self._release = Release(clip_norm=None, denominator=expected_cohort)
 
@@ -194,7 +195,9 @@ class CentralDP(VectorStage):
 
     def planned(self, layout: Layout, rounds: int) -> list[Event]:
         """Return what so many rounds cost."""
-        slack = grid_slack(layout.size + 1)
+        return self._planned(rounds, grid_slack(layout.size + 1))
+
+    def _planned(self, rounds: int, slack: float = 0.0) -> list[Event]:
         return [Event(self.schedule.at(r), self.rate, 1, slack) for r in range(1, rounds + 1)]
 
     def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
@@ -288,7 +291,7 @@ class ClientSideDP(CohortStage):
 
     def __init__(self, budget: PrivacyBudget | None, rounds: int) -> None:
         self.rounds = rounds
-        self.spending = Spending(budget or PrivacyBudget())
+        self.spending = Spending(budget or PrivacyBudget(), partial(self._planned, rounds, 1))
 
     @abstractmethod
     def event(self, size: int) -> Event:
@@ -310,7 +313,10 @@ class ClientSideDP(CohortStage):
 
     def planned(self, layout: Layout, rounds: int) -> list[Event]:
         """Return what so many rounds cost a client that trains in all of them."""
-        event = self.event(layout.size)
+        return self._planned(rounds, layout.size)
+
+    def _planned(self, rounds: int, size: int) -> list[Event]:
+        event = self.event(size)
         return [replace(event, count=event.count * rounds)]
 
     def init(self, layout: Layout) -> State:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsfl_flower.errors import BudgetExceeded, ConfigError
 from qsfl_flower.privacy.accountant import Accountant
+from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
 from qsfl_flower.strategies.charges import Charge, merged
@@ -65,12 +66,16 @@ class Spending:
     ----------
     budget : PrivacyBudget
         Limits and ledger.
+    planned : Callable[[], Sequence[Event]]
+        Returns what all planned rounds cost, so that adding up is prepared for them.
     """
 
-    def __init__(self, budget: PrivacyBudget) -> None:
-        self.budget = budget
+    def __init__(
+        self, budget: PrivacyBudget, planned: Callable[[], Sequence[Event]] = tuple
+    ) -> None:
+        self.budget, self._planned = budget, planned
         self._accountant = Accountant()
-        self._known: list[dict[str, Any]] = []
+        self._known: list[dict[str, Any]] | None = None
         self._warned = False
 
     def reserve(self, state: State, event: Event, context: RoundContext) -> State:
@@ -98,11 +103,11 @@ class Spending:
 
     def commit(self, state: State, event: Event) -> State:
         """Return the state after the release."""
-        self._of(state).add(event)
+        self._accountant = self._of(state).with_event(event)
         if self.budget.ledger is not None and state.get("release") is not None:
             self.budget.ledger.commit(state["release"])
-        self._known = merged(state.get("events", []), event.to_dict())
-        return {**state, "events": self._known, "release": None, "pending": None}
+        events = self._known = merged(state.get("events", []), event.to_dict())
+        return {**state, "events": events, "release": None, "pending": None}
 
     def charged(self, state: State) -> Charge:
         """Return what has to last before the instructions of a prepared round leave."""
@@ -144,7 +149,7 @@ class Spending:
     def promise(self, events: Sequence[Event], unit: str, against: str, how: str) -> Sentences:
         """Say in words what holds after these events."""
         budget = self.budget
-        epsilon = Accountant(events).epsilon(budget.delta)
+        epsilon = epsilon_of_events(events, budget.delta)
         end = "" if budget.epsilon is None else f"; the run ends before epsilon {budget.epsilon:g}"
         sentence = (
             f"({epsilon:.3g}, {budget.delta:g})-DP for {unit} ({events[0].relation}), after all "
@@ -164,6 +169,6 @@ class Spending:
     def _of(self, state: State) -> Accountant:
         events = [*state.get("events", [])]
         if events != self._known:
-            self._accountant = Accountant(map(event_from_dict, events))
+            self._accountant = Accountant(map(event_from_dict, events), self._planned())
             self._known = events
         return self._accountant

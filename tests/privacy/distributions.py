@@ -14,12 +14,6 @@ def discrete_gaussian_pmf(scale: float, reach: int) -> tuple[np.ndarray, np.ndar
     return x, weights / weights.sum()
 
 
-def discrete_laplace_pmf(scale: float, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    x = np.arange(-reach, reach + 1)
-    weights = np.exp(-np.abs(x) / scale)
-    return x, weights / weights.sum()
-
-
 def fits_pmf(samples: np.ndarray, x: np.ndarray, pmf: np.ndarray) -> bool:
     """Chi-square over all values expected at least 5 times; the rest is one bin, empty or not."""
     values, found = np.unique(samples, return_counts=True)

@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.privacy import accountant
 from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for, rounds_for
 from qsfl_flower.privacy.events import Event, PureEvent, event_from_dict
 from qsfl_flower.privacy.gaussian import gaussian_epsilon
+from qsfl_flower.privacy.pld import LossDistribution
 from qsfl_flower.privacy.rdp import ORDERS, epsilon_of, rdp_of
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.simulations.config import load_experiment
 from qsfl_flower.simulations.privacy import planned_events
+from qsfl_flower.strategies.spending import PrivacyBudget, Spending
 
 DELTA = 1e-5
 GRID = [
@@ -150,10 +153,10 @@ def test_the_numerical_accountant_is_never_below_opacus_lower_bound():
     assert ours == pytest.approx(opacus.get_epsilon(DELTA), abs=0.02)
 
 
-@pytest.mark.parametrize("expected", [1, 30])
-def test_rounds_of_different_noise_add_up_one_by_one(expected):
+@pytest.mark.parametrize("planned", [0, 10, 30])
+def test_rounds_of_different_noise_add_up_one_by_one(planned):
     events = [Event(1.0 + 0.1 * r, 0.02) for r in range(30)]
-    one_by_one = Accountant(expected_releases=expected)
+    one_by_one = Accountant(planned=events[:planned])
     history = []
     for event in events:
         one_by_one.add(event)
@@ -162,6 +165,31 @@ def test_rounds_of_different_noise_add_up_one_by_one(expected):
     # The grid depends on what was seen first.
     assert history[-1] == pytest.approx(epsilon_of_events(events, DELTA), rel=1e-3)
     assert one_by_one.events == tuple(events)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2.0, 0.5])
+def test_planned_rounds_are_composed_once_each_on_one_grid(ratio, monkeypatch):
+    """Without a plan the grid is made anew, and all rounds with it, whenever they have doubled."""
+    made, composed = [], []
+    events = NoiseSchedule(1.5, ratio, 200).events(0.05)
+    events = [Event(1.5, 0.05)] * 200 if ratio == 1 else events
+
+    class Counted(LossDistribution):
+        def __init__(self, *arguments):
+            made.append(self)
+            super().__init__(*arguments)
+
+        def add(self, event):
+            composed.append(event)
+            super().add(event)
+
+    monkeypatch.setattr(accountant, "LossDistribution", Counted)
+    spending, state = Spending(PrivacyBudget(epsilon=50.0), lambda: events), {}
+    for event in events:
+        state = spending.commit(spending.reserve(state, event, None), event)
+        spending.epsilon(state)
+    assert len(made) == 1
+    assert len(composed) == 200
 
 
 def test_asking_what_a_round_would_cost_changes_nothing():

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from distributions import discrete_gaussian_pmf, discrete_laplace_pmf, fits_normal, fits_pmf
+from distributions import discrete_gaussian_pmf, fits_normal, fits_pmf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -14,7 +14,7 @@ from scipy import stats
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy import discrete
 from qsfl_flower.privacy.calibration import noise_multiplier_for
-from qsfl_flower.privacy.discrete import LARGEST, discrete_gaussian, discrete_laplace
+from qsfl_flower.privacy.discrete import discrete_gaussian
 from qsfl_flower.privacy.gaussian import (
     add_noise,
     gaussian_delta,
@@ -22,7 +22,6 @@ from qsfl_flower.privacy.gaussian import (
     gaussian_noise_multiplier,
     grid_slack,
 )
-from qsfl_flower.privacy.mechanisms import add_laplace_noise, exponential_choice
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
 
@@ -128,12 +127,6 @@ def test_a_value_takes_few_random_words():
     assert sum(drawn) < 250_000
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_discrete_laplace_has_its_distribution(scale):
-    samples = discrete_laplace(scale, 200_000, Keystream.seeded(str(scale)))
-    assert fits_pmf(samples, *discrete_laplace_pmf(float(scale), math.ceil(40 * scale) + 3))
-
-
 @pytest.mark.parametrize("scale", [1 << 20, 1 << 26, 12_345_664])
 def test_large_scales_are_normal(scale):
     assert fits_normal(discrete_gaussian(scale, 200_000, Keystream.seeded(scale)), scale)
@@ -161,9 +154,6 @@ def test_a_sampler_that_keeps_everything_is_noticed(monkeypatch):
 
 
 def test_scales_beyond_the_integers_are_refused():
-    for scale in (0, -1, LARGEST + 1, Fraction(1, LARGEST + 1)):
-        with pytest.raises(ConfigError, match="grid"):
-            discrete_laplace(scale, 1, Keystream.seeded(0))
     for scale, drop in ((0, 0), (-64, 0), (65, 0), (64, 1), (1 << 65, 32), (1 << 64, 0), (64, -1)):
         with pytest.raises(ConfigError, match="grid"):
             discrete_gaussian(scale, 1, Keystream.seeded(0), drop)
@@ -258,25 +248,3 @@ def test_the_distance_to_the_continuous_gaussian_is_below_its_bound(scale):
     assert math.sqrt(divergence / 2) <= grid_slack(1, scale)
     assert math.sqrt(100 * divergence / 2) <= grid_slack(100, scale)
     assert np.abs(pmf - rounded).sum() / 2 <= grid_slack(1, scale)
-
-
-def test_laplace_noise_has_its_scale_in_every_coordinate():
-    noise = add_laplace_noise(np.zeros(100_000), 2.0, 0.5, Keystream.seeded("laplace"))
-    assert stats.kstest(noise / 4.0, "laplace").pvalue > 1e-6
-    assert np.unique(noise).size > 99_000
-
-
-def test_the_exponential_mechanism_has_its_probabilities():
-    scores = np.array([0.0, 1.0, 3.0, -1000.0])
-    source = Keystream.seeded("choice")
-    chosen = np.array([exponential_choice(scores, 0.5, 1.0, source) for _ in range(20_000)])
-    weights = np.exp(scores)
-    assert fits_pmf(chosen, np.arange(4), weights / weights.sum())
-
-
-def test_choices_without_a_meaning_are_refused():
-    for scores in ([], [math.nan]):
-        with pytest.raises(ConfigError):
-            exponential_choice(np.array(scores), 1.0, 1.0, Keystream.seeded(0))
-    with pytest.raises(ConfigError):
-        add_laplace_noise(np.zeros(1), 1.0, 0.0, Keystream.seeded(0))

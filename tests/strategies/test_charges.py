@@ -8,7 +8,7 @@ import pytest
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import CheckpointError, RunInterrupted
-from qsfl_flower.privacy.accountant import Accountant
+from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.ledger import Budget, Ledger
@@ -76,10 +76,9 @@ class World:
         return answer
 
     def real(self, rounds):
-        return (
-            Accountant([Event(**{**self.event.to_dict(), "count": rounds})]).epsilon(1e-5)
-            if (self.event.count == 1)
-            else Accountant([RECORD.event(SIZE, rounds)]).epsilon(1e-5)
+        event = Event(**{**self.event.to_dict(), "count": rounds})
+        return epsilon_of_events(
+            [event if self.event.count == 1 else RECORD.event(SIZE, rounds)], 1e-5
         )
 
     def start(self, rounds=5):
