@@ -7,7 +7,6 @@ One mod, whatever kind of app it is; put it first in the list::
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from qsfl_flower.crypto.messages import Instruction, Reply, fresh_nonce
 from qsfl_flower.crypto.replay import ReplayCache
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import Session
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, CryptoError, Refusal
 from qsfl_flower.wire import QSFL_RECORD
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_record, pack_arrays
@@ -52,7 +52,7 @@ _FILES = ("qsfl-key", "qsfl-roster", "qsfl-authority")
 
 def auth_mod(
     credentials: Callable[[Context], Credentials] | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = unix_time,
 ) -> Mod:
     """Make the mod that authenticates both ways.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from safetensors.numpy import save as save_tensors
 from qsfl_flower.crypto.files import read_file, write_file
 from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import ConfigError, CryptoError
 
 log = logging.getLogger("qsfl_flower")
@@ -109,7 +109,7 @@ class ClientCheckpoints:
         arrays = {k: np.asarray(v, order="C") for k, v in checkpoint.arrays.items()}
         arrays[_VALUES] = np.frombuffer(json.dumps(checkpoint.values).encode(), dtype=np.uint8)
         body = save_tensors(arrays)
-        salt = secrets.token_hex(_SALT)
+        salt = random_bytes(_SALT, "client checkpoint").hex()
         header = {
             "format": FORMAT,
             "owner": self.owner,

@@ -10,7 +10,6 @@ member has taken and released, are facts of the node, written before the reply l
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from qsfl_flower.clients.memory import Facts
 from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Party, StepContext
 from qsfl_flower.crypto.hybrid import derive
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import deal, read_header
@@ -152,7 +152,7 @@ def hello_task(context: StepContext) -> RecordDict:
     with context.facts() as facts:
         desk = _recall(facts, run)
         if not desk.seat:
-            desk = replace(desk, seat=secrets.token_hex(_SEAT))
+            desk = replace(desk, seat=random_bytes(_SEAT, "seat").hex())
             facts[_MEMORY.format(run)] = desk.memory()
     return RecordDict({SECURE_RECORD: ConfigRecord({"seat": desk.seat})})
 
@@ -260,7 +260,7 @@ def _with_shares(desk: Desk, context: StepContext) -> Desk:
 
 
 def _encrypt(party: Party, secret: bytes) -> bytes:
-    salt = secrets.token_bytes(_SALT)
+    salt = random_bytes(_SALT, "kept shares")
     return salt + _cipher(party, salt).encrypt(_NONCE, secret, None)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from flwr.app import ConfigRecord, Context, Message
 
 from qsfl_flower.clients.memory import Facts, facts_of
 from qsfl_flower.clients.policy import NodePolicy
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, QSFLError, Refusal
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.distributed import NoiseShare
@@ -114,7 +114,7 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
     plan = _plan(asked)
     _check_order(plan)
     _check_sum(plan, policy)
-    now = time.time()
+    now = unix_time()
     promise = None if policy.privacy is None else _promise(plan, policy, policy.privacy)
     if promise is None and policy.releases is None:
         return

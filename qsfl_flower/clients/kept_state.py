@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from qsfl_flower.clients.local import LOCAL_RECORD
 from qsfl_flower.clients.memory import facts_of, is_durable
 from qsfl_flower.clients.steps import client_name
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.wire import from_record, to_record
 
 log = logging.getLogger("qsfl_flower")
@@ -104,7 +104,7 @@ def _save(store: ClientCheckpoints, context: Context) -> None:
             values = from_record(record)
             names[kept] = list(values)
             arrays |= {f"{kept}/{number}": array for number, array in enumerate(values.values())}
-    token = secrets.token_hex(16)
+    token = random_bytes(16, "checkpoint token").hex()
     if is_durable(context):
         with facts_of(context) as facts:
             for name in [name for name in facts if name.startswith(_FACT)]:

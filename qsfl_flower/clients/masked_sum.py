@@ -10,7 +10,6 @@ and every step is taken once. The strategy's half is `qsfl_flower.strategies.Mas
 from __future__ import annotations
 
 import base64
-import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +23,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from qsfl_flower.clients.steps import STEPS, TASKS, ClientUpdate, Party, StepContext, Task
 from qsfl_flower.crypto.hybrid import derive
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import COMPLAINTS, CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.secure.pairwise.client import BadPacket, Client, deal, mask, release
 from qsfl_flower.secure.pairwise.masks import Ring
@@ -196,7 +196,7 @@ def _field(context: StepContext, name: str) -> bytes:
 
 def _keep(context: StepContext, round_: int, values: Mapping[str, bytes]) -> None:
     """Replace what is kept between messages; one salt seals all values to each other."""
-    salt = secrets.token_bytes(_SALT_SIZE)
+    salt = random_bytes(_SALT_SIZE, "kept values")
     sealed = {
         name: _cipher(context.party, name, round_, salt).encrypt(_NONCE, value, None)
         for name, value in values.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from qsfl_flower.crypto.errors import KeyFileError
+from qsfl_flower.crypto.sources import random_bytes
 
 _PART = 1 << 20
 MAX_FILE = 1 << 28
@@ -56,7 +56,7 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     The partial file has a name that nobody can guess and is never opened through a link; a link at
     `path` is replaced, not followed.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    partial = path.with_name(f".{path.name}.{random_bytes(8, 'file name').hex()}.tmp")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         try:
             file.write(data)

@@ -8,13 +8,13 @@ for signing, one for receiving encrypted payloads, and one for encrypting its ow
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from qsfl_flower.crypto.codec import Reader, Writer, check_identifier, check_text
 from qsfl_flower.crypto.hybrid import HybridKey, HybridPublicKey
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.crypto.statement import SigningKey, VerifyKey
 from qsfl_flower.crypto.suite import DEFAULT_SUITE, Suite
 from qsfl_flower.errors import CryptoError
@@ -101,7 +101,7 @@ class KeySet:
         return cls(
             signing=SigningKey.generate(suite.signature),
             encryption=HybridKey.generate(suite.kem),
-            storage=Secret(secrets.token_bytes(32)),
+            storage=Secret(random_bytes(32, "storage key")),
             created_at=now,
         )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from qsfl_flower.crypto.identity import (
     PublicIdentity,
 )
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.crypto.statement import SigningKey, VerifyKey
 
 FORMAT = "qsfl-flower key"
@@ -151,7 +151,7 @@ def _save_secret(
     else:
         if not len(passphrase):
             raise KeyFileError("an empty passphrase protects nothing")
-        salt = secrets.token_bytes(16)
+        salt = random_bytes(16, "key file salt")
         protection = {"kdf": "scrypt", "n": SCRYPT_N, "r": 8, "p": 1, "salt": salt.hex()}
         header = _header(kind, name, protection)
         # The salt is fresh, so the key is used for this one encryption and the nonce may be fixed.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 
 from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.digest import DIGEST_SIZE
 from qsfl_flower.crypto.replay import NONCE_SIZE
+from qsfl_flower.crypto.sources import random_bytes
 
 MAX_HANDSHAKE = 1 << 15
 _INSTRUCTION = b"QINST\x01"
@@ -16,7 +16,7 @@ _REPLY = b"QREPL\x01"
 
 def fresh_nonce() -> bytes:
     """Return 16 random bytes that no other message will have."""
-    return secrets.token_bytes(NONCE_SIZE)
+    return random_bytes(NONCE_SIZE, "message nonce")
 
 
 @dataclass(frozen=True)

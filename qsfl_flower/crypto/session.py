@@ -16,7 +16,6 @@ own *within* one round: the signed message around it does that.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -30,6 +29,7 @@ from qsfl_flower.crypto.errors import DecryptionFailed, Reason, Rejected
 from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sealing import MAX_PAYLOAD, TAG_SIZE
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.crypto.suite import Suite
 from qsfl_flower.errors import CryptoError
 
@@ -141,7 +141,7 @@ class Session:
         self.suite.write(out)
         out.fixed(self.root.reveal(), 32).uint(self.expires_at, 8)
         out.uint(self.idle_limit, 8).uint(self.last_used, 8)
-        salt = secrets.token_bytes(SALT_SIZE)
+        salt = random_bytes(SALT_SIZE, "saved session")
         key = derive(storage, b"saved session", salt)
         return _SAVED + salt + AESGCM(key.reveal()).encrypt(bytes(12), out.done(), _SAVED)
 
@@ -214,7 +214,7 @@ class Sealer:
         self._process = os.getpid()
         self._number = 0
         self._bytes = 0
-        self._salt = secrets.token_bytes(SALT_SIZE)
+        self._salt = random_bytes(SALT_SIZE, "session salt")
         key = _message_key(self._session, self._session.role, self._purpose, self._salt)
         self._cipher = AESGCM(key.reveal())
 

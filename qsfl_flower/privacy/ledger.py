@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import BudgetExceeded, ConfigError, QSFLError
 from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.calibration import repeats_within
@@ -169,7 +169,7 @@ class Ledger:
         BudgetExceeded
             If an account would overspend; nothing is reserved then.
         """
-        now = time.time()
+        now = unix_time()
         text = json.dumps([event.to_dict() for event in events])
         charged = sorted({part for path in paths for part in _upwards(path)})
         with self._transaction() as connection:
@@ -206,7 +206,7 @@ class Ledger:
             ).fetchone()
             period = None
             if budget is not None and budget.period_seconds is not None:
-                since = time.time() - budget.period_seconds
+                since = unix_time() - budget.period_seconds
                 period = self._since(connection, path, budget, since).epsilon(budget.delta)
             left = None if budget is None else self._left(connection, path, budget)
             return Status(path, spent, reserved, budget, period, left)

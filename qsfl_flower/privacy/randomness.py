@@ -7,12 +7,12 @@ generators are fast, but their state can be recovered from their output.
 from __future__ import annotations
 
 import hashlib
-import os
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import ConfigError
 
 _PIECE = 1 << 20
@@ -33,7 +33,7 @@ class Keystream:
     @classmethod
     def secure(cls) -> Keystream:
         """Return a stream keyed with 32 fresh bytes of the operating system's generator."""
-        return cls(os.urandom(32))
+        return cls(random_bytes(32, "noise"))
 
     @classmethod
     def seeded(cls, *seed: int | str) -> Keystream:

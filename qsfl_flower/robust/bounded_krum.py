@@ -22,12 +22,12 @@ N. Halko, P. G. Martinsson, J. A. Tropp, "Finding structure with randomness", SI
 from __future__ import annotations
 
 import math
-import secrets
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics.blas import one_blas_thread
 from qsfl_flower.numerics.blocks import Floats
@@ -114,7 +114,7 @@ def _best_first(
     """Compute scores in the order of their bounds; None if too many are needed."""
     count = updates.count
     neighbours = min(count - 1, max(1, count - f - 2))
-    seed = secrets.randbits(64) if seed is None else seed
+    seed = int.from_bytes(random_bytes(8, "krum directions"), "big") if seed is None else seed
     scores = _lower_bounds(updates, neighbours, seed, threads)
     order = np.argsort(scores, kind="stable")
     exact = np.zeros(count, np.bool_)

@@ -22,7 +22,6 @@ roster, so a server cannot invent clients whose updates it knows.
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +33,7 @@ from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.hybrid import HybridPublicKey
 from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.sealing import seal_into, sealing_overhead
+from qsfl_flower.crypto.sources import random_below, random_bytes
 from qsfl_flower.crypto.statement import SigningKey, sign_statement
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE, P
@@ -163,10 +163,10 @@ def deal(
     terms.check_size(d)
     secret = np.empty(size + 1, np.uint64)
     terms.fixed_point.encode(values, secret[:d])
-    secret[d:] = [*(integer % P for integer in integers), secrets.randbelow(P)]
+    secret[d:] = [*(integer % P for integer in integers), random_below(P, "blinding")]
 
     zero = terms.zero_sets
-    seeds = [secrets.token_bytes(SEED_SIZE) for _ in (zero.sets if zero else ())]
+    seeds = [random_bytes(SEED_SIZE, "zero sharing") for _ in (zero.sets if zero else ())]
     known = [[seeds[i] for i in zero.known_to(j + 1)] if zero else [] for j in range(len(keys))]
     m, t = terms.sharing.members, terms.sharing.threshold
     # The vectors are written where they are sealed from: behind the seeds.

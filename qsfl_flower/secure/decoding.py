@@ -13,12 +13,12 @@ R. McEliece, D. Sarwate, "On sharing secrets and Reed-Solomon codes", Communicat
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.secure.field import SEED_SIZE, Elements, P, dot, expand
 from qsfl_flower.secure.shamir import interpolate, lagrange
@@ -98,7 +98,7 @@ def open_vectors(values: Mapping[int, Elements], degree: int) -> Opened:
     liars: frozenset[int] = frozenset()
     if len(points) != degree + 1:
         factors = np.empty_like(values[points[0]])
-        expand(secrets.token_bytes(SEED_SIZE), factors)
+        expand(random_bytes(SEED_SIZE, "share check"), factors)
         liars = find_liars({point: dot(values[point], factors) for point in points}, degree)
     used = [point for point in points if point not in liars][: degree + 1]
     return Opened(interpolate({point: values[point] for point in used}), liars)

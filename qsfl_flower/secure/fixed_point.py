@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.secure.field import BLOCK, SEED_SIZE, Elements, P, each_block, expand
 
@@ -95,7 +95,7 @@ class FixedPoint:
         out = np.empty(values.size, np.uint64) if out is None else out
         integers = out.view(np.int64)
         if self.rounding == "stochastic":
-            expand(secrets.token_bytes(SEED_SIZE) if seed is None else seed, out)
+            expand(random_bytes(SEED_SIZE, "rounding") if seed is None else seed, out)
         scaled = np.empty(min(BLOCK, values.size))
 
         def work(lo: int, hi: int) -> None:

@@ -12,12 +12,12 @@ A. Shamir, "How to share a secret", Communications of the ACM 22(11), 1979.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.secure.field import (
     BLOCK,
@@ -114,7 +114,7 @@ def share(
     """
     m, t = sharing.members, sharing.threshold
     if seeds is None:
-        seeds = [secrets.token_bytes(SEED_SIZE) for _ in range(t - 1)]
+        seeds = [random_bytes(SEED_SIZE, "shares") for _ in range(t - 1)]
     vectors = np.empty((m - t + 1, secret.size), np.uint64) if out is None else out
     # A whole stream is expanded into a row that is overwritten only after it has been read.
     rows = [vectors[i] if i < len(vectors) else np.empty_like(secret) for i in range(t - 1)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from qsfl_flower.crypto.files import write_file
 from qsfl_flower.crypto.identity import Identity, KeySet, create_identity
 from qsfl_flower.crypto.keyfile import load_identity, save_authority_key, save_identity
 from qsfl_flower.crypto.roster import DAY, Roster
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.config import AuthenticateSpec, Experiment
 
@@ -36,7 +36,7 @@ def authenticates(experiment: Experiment) -> bool:
 def server_credentials(experiment: Experiment) -> Credentials:
     """Return the server's keys; all keys of the federation are made if they are not there."""
     folder = _folder(experiment)
-    now = int(time.time())
+    now = int(unix_time())
     if folder.exists():
         credentials = _load(folder, _SERVER)
         if credentials.roster.not_after - now > _RENEW_BEFORE:
@@ -64,7 +64,7 @@ def client_credentials(experiment: Experiment, context: Context, impostor: bool)
         return credentials
     roster = credentials.roster
     lawless = _Lawless(**{f.name: getattr(roster, f.name) for f in dataclasses.fields(roster)})
-    return Credentials(create_identity(name, now=int(time.time())), lawless)
+    return Credentials(create_identity(name, now=int(unix_time())), lawless)
 
 
 class _Lawless(Roster):

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import secrets
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
 from qsfl_flower.crypto.files import open_to_append, replace_file
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.config import Experiment, dump_experiment
 from qsfl_flower.simulations.loggers import RoundLogger
@@ -55,7 +55,7 @@ def new_folder(experiment: Experiment, model_bytes: int) -> Path:
     """
     root = Path(experiment.output.folder).expanduser()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = root / f"{experiment.name}-{stamp}-{secrets.token_hex(2)}"
+    folder = root / f"{experiment.name}-{stamp}-{random_bytes(2, 'run folder').hex()}"
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -77,7 +77,7 @@ def check_room(folder: Path, experiment: Experiment, model_bytes: int) -> None:
     # A checkpoint holds the model and at most two float64 moments of a server optimiser.
     needed = (experiment.output.keep_checkpoints + 1) * 5 * model_bytes + _SPARE_BYTES
     try:
-        probe = folder / f".probe.{secrets.token_hex(8)}"
+        probe = folder / f".probe.{random_bytes(8, 'file name').hex()}"
         replace_file(probe, b"x")
         probe.unlink()
         free = shutil.disk_usage(folder).free

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -37,6 +36,7 @@ from qsfl_flower.crypto.keyfile import (
 from qsfl_flower.crypto.roster import DAY, Roster, decode_roster, sign_roster
 from qsfl_flower.crypto.rosterfile import accept_roster
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.crypto.statement import Statement
 from qsfl_flower.crypto.suite import DEFAULT_SUITE, Suite
 from qsfl_flower.errors import QSFLError
@@ -347,7 +347,7 @@ def _wrote(*paths: Path) -> None:
 
 
 def _now() -> int:
-    return int(time.time())
+    return int(unix_time())
 
 
 def _date(seconds: int) -> str:

@@ -6,8 +6,9 @@ By default Ray listens on every interface, and whoever connects may run code as 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping, MutableMapping
+
+from qsfl_flower.crypto.sources import random_bytes
 
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -26,7 +27,7 @@ def close_ray(environment: MutableMapping[str, str] = os.environ) -> None:
     if environment.setdefault(MODE, "token") != "token":
         return
     if TOKEN_FILE not in environment:
-        environment.setdefault(TOKEN, secrets.token_hex(32))
+        environment.setdefault(TOKEN, random_bytes(32, "ray token").hex())
 
 
 def is_open(environment: Mapping[str, str] = os.environ) -> bool:

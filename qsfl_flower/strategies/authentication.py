@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from qsfl_flower.crypto.handshake import Offer, complete, make_offer, make_ticke
 from qsfl_flower.crypto.messages import Instruction, Reply
 from qsfl_flower.crypto.replay import ReplayCache
 from qsfl_flower.crypto.session import Session
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout
 from qsfl_flower.strategies.composition import Trait
@@ -102,7 +102,7 @@ class Authenticate(MessageStage):
         self,
         credentials: Credentials | Path | str,
         encrypt: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_time,
     ) -> None:
         where = "credentials"
         if not isinstance(credentials, Credentials):

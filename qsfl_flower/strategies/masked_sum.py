@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import COMPLAINTS, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.secure.pairwise import server
@@ -116,7 +116,7 @@ class MaskedSum(CombineStage):
         colluding: float = 0.1,
         sparse: bool = False,
         dropouts: float = 0.1,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_time,
     ) -> None:
         self.credentials = credentials
         self.bound = bound

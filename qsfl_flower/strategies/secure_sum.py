@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.crypto.roster import Roster
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.secure.decoding import Inconsistent
@@ -153,7 +153,7 @@ class SecureSum(CombineStage):
         weighted_by: str = "num-examples",
         weighted: bool = True,
         enforce_norm: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = unix_time,
     ) -> None:
         self.clip_norm = clip_norm
         self.committee = committee or Committee()

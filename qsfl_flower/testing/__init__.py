@@ -12,6 +12,7 @@ from qsfl_flower.testing.claims import Claim, page
 from qsfl_flower.testing.clock import VirtualTime
 from qsfl_flower.testing.federation import LocalFederation, Outcome, View
 from qsfl_flower.testing.grid import AppNode, LocalGrid, NodeGrid, Tap, context_of, inside_run
+from qsfl_flower.testing.seam import fixed
 from qsfl_flower.testing.solver import coefficients, correlations, learned, rank, solves
 from qsfl_flower.testing.taps import alter, answer, copy_of, delay, drop, observe, reorder, repeat
 
@@ -33,6 +34,7 @@ __all__ = [
     "correlations",
     "delay",
     "drop",
+    "fixed",
     "inside_run",
     "learned",
     "observe",

@@ -9,7 +9,6 @@ signatures and node configuration it is the real thing; only processes and waiti
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.handshake import make_offer
 from qsfl_flower.crypto.messages import Instruction
 from qsfl_flower.crypto.roster import open_roster
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.strategies import Authenticate, RunObserver, StableFedAvg, Stage
 from qsfl_flower.strategies.record import ClientRow, RoundRecord
@@ -159,7 +159,7 @@ class LocalFederation:
 
     def __post_init__(self) -> None:
         self.names = [f"client-{n}" for n in range(self.clients)]
-        now = int(time.time())
+        now = int(unix_time())
         self.keys = create_federation(self.names, now=now)
         self.roster = open_roster(self.keys.roster, self.keys.authority)
         self.credentials = Credentials(self.keys.server, self.roster)

@@ -91,7 +91,7 @@ def test_reservations_count_until_they_are_given_back(ledger):
 
 def test_a_period_is_a_rate_limit_and_no_refund(ledger, monkeypatch):
     now = [1e9]
-    monkeypatch.setattr("qsfl_flower.privacy.ledger.time.time", lambda: now[0])
+    monkeypatch.setattr("qsfl_flower.privacy.ledger.unix_time", lambda: now[0])
     one = epsilon_of_events([EVENT], 1e-5)
     ledger.grant("a", Budget(100.0, period_epsilon=1.2 * one, period_seconds=86_400))
     spend(ledger, "a")

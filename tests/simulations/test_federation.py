@@ -56,6 +56,6 @@ def test_keys_that_end_soon_are_made_anew(tmp_path, monkeypatch):
     chosen = experiment(tmp_path)
     first = key_id(federation.server_credentials(chosen))
     federation._load.cache_clear()
-    later = federation.time.time() + 25 * 86400
-    monkeypatch.setattr(federation.time, "time", lambda: later)
+    later = federation.unix_time() + 25 * 86400
+    monkeypatch.setattr(federation, "unix_time", lambda: later)
     assert key_id(federation.server_credentials(chosen)) != first

@@ -28,7 +28,6 @@ overhead, 2020.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,6 +37,7 @@ from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sealing import open_sealed, seal
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.crypto.statement import sign_statement
 from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE
@@ -208,7 +208,7 @@ def deal(
     if name not in terms.places:
         raise Refusal("policy-terms", f"{name} is not among the clients of the sum")
     policy.check(terms, len(terms.names))
-    master = Secret(secrets.token_bytes(SEED_SIZE))
+    master = Secret(random_bytes(SEED_SIZE, "mask seed"))
     client = Client(terms, terms.places[name], master, instruction)
     neighbours = terms.neighbours(client.place)
     points = [place + 1 for place in neighbours]

@@ -6,12 +6,12 @@ point, five elements of 61 bits in 40 bytes.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import CryptoError, RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE, expand, is_canonical, multiply, reduce_once
 from qsfl_flower.secure.shamir import interpolate
@@ -42,7 +42,9 @@ def split_seed(
     mask = (1 << _CHUNK_BITS) - 1
     secret = [(number >> (_CHUNK_BITS * i)) & mask for i in range(_CHUNKS)]
     coefficients = np.empty((threshold - 1) * _CHUNKS, np.uint64)
-    expand(randomness.reveal() if randomness else secrets.token_bytes(SEED_SIZE), coefficients)
+    expand(
+        randomness.reveal() if randomness else random_bytes(SEED_SIZE, "seed shares"), coefficients
+    )
     at = np.asarray(points, np.uint64)[:, np.newaxis]
     values = np.zeros((len(points), _CHUNKS), np.uint64)
     for row in (*coefficients.reshape(threshold - 1, _CHUNKS), np.asarray(secret, np.uint64)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from functools import cached_property
 
 from qsfl_flower.crypto.binding import Binding
 from qsfl_flower.crypto.codec import Reader, Writer, check_identifier
+from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.secure.pairwise.graph import MAX_CLIENTS, Graph
 
@@ -42,7 +42,7 @@ class Terms:
     names: tuple[str, ...]
     degree: int
     threshold: int
-    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    nonce: bytes = field(default_factory=lambda: random_bytes(16, "sum nonce"))
     apart: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:

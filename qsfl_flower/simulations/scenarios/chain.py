@@ -32,6 +32,7 @@ from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.record import RecordPrivacy
@@ -147,7 +148,7 @@ def federation(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
         for n, rows in enumerate(parts)
     ]
     del x
-    keys = create_federation((str(n) for n in range(CLIENTS)), now=int(time.time()))
+    keys = create_federation((str(n) for n in range(CLIENTS)), now=int(unix_time()))
     roster = open_roster(keys.roster, keys.authority)
     names = [str(n) for n in range(CLIENTS)]
 
