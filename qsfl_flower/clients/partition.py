@@ -299,27 +299,3 @@ def label_counts(
     return np.array(
         [np.bincount(labels[part], minlength=num_classes) for part in parts], dtype=np.int64
     ).reshape(len(parts), num_classes)
-
-
-def label_skew(counts: NDArray[np.int64]) -> float:
-    """Measure how far clients' labels are from the common distribution.
-
-    The mean over examples of the total variation distance between the label distribution of the
-    example's client and that of all: ``sum_i n_i/n * 1/2 * sum_k |p_ik - p_k|``.
-
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (clients, num_classes)
-        As returned by :func:`label_counts`.
-
-    Returns
-    -------
-    float
-        0 (all alike) to below 1 (each client has one label, 0.9 for ten equal labels).
-    """
-    total = counts.sum()
-    if total == 0:
-        return 0.0
-    sizes = counts.sum(axis=1, keepdims=True)
-    expected = sizes * (counts.sum(axis=0, keepdims=True) / total)
-    return float(np.abs(counts - expected).sum() / (2 * total))

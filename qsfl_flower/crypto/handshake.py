@@ -46,7 +46,6 @@ from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import DEFAULT_IDLE, DEFAULT_LIFETIME, Role, Session
 from qsfl_flower.crypto.suite import Suite
 
-TICKET_SIZE = 48
 _OFFER = b"QOFFR\x01"
 _ACCEPT = b"QACPT\x01"
 _PROOF_SIZE = 32

@@ -11,8 +11,6 @@ Method = Literal["fine-tune", "maml", "per-fedavg", "reptile", "fedper", "fedrep
 METHODS: tuple[Method, ...] = (
     "fine-tune", "maml", "per-fedavg", "reptile", "fedper", "fedrep", "ditto",
 )  # fmt: skip
-STATEFUL = ("fedper", "fedrep", "ditto")
-"""Methods whose personal part lives in the client's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,6 @@ PLACEMENTS = ("record", "distributed-record", "local", "distributed", "central")
 
 _LARGEST = 1e15
 
-UNITS = {
-    "record": "record",
-    "distributed-record": "record",
-    "local": "client",
-    "distributed": "client",
-    "central": "client",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Protection:

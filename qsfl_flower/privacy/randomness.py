@@ -81,18 +81,6 @@ class Keystream:
         """Return multiples of 2^-53 plus 2^-54, uniform in the open interval (0, 1)."""
         return ((self.words(count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
-    def normals(self, count: int) -> NDArray[np.float64]:
-        """Return independent standard normal values in float64.
-
-        Inverse of the distribution function at `uniforms`: no value exceeds 8.3 in size, which a
-        true normal value does with probability 1e-16. Releases use `gaussian.add_noise`, whose
-        output reveals nothing through its last bits; this is for simulations of noise.
-        """
-        from scipy.special import ndtri  # slow to load, and only simulations ask
-
-        values: NDArray[np.float64] = ndtri(self.uniforms(count))
-        return values
-
     def __repr__(self) -> str:
         """Tell nothing about the key."""
         return "Keystream(...)"

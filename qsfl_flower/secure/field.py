@@ -65,29 +65,6 @@ def each_block(size: int, work: Callable[[int, int], None]) -> None:
         work(start, min(start + BLOCK, size))
 
 
-def add_into(total: Elements, other: Elements) -> None:
-    """Add `other` to `total`, in place."""
-
-    def work(lo: int, hi: int) -> None:
-        part = total[lo:hi]
-        part += other[lo:hi]
-        reduce_once(part)
-
-    each_block(total.size, work)
-
-
-def subtract_into(total: Elements, other: Elements) -> None:
-    """Subtract `other` from `total`, in place."""
-
-    def work(lo: int, hi: int) -> None:
-        part = total[lo:hi]
-        part += _P
-        part -= other[lo:hi]
-        reduce_once(part)
-
-    each_block(total.size, work)
-
-
 def multiply(a: Elements, b: Elements | int) -> Elements:
     """Multiply elementwise; `b` may be one integer, and is broadcast. Shapes are not checked."""
     factor = np.asarray(b % P if isinstance(b, int) else b, dtype=np.uint64)

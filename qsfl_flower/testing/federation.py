@@ -106,18 +106,6 @@ class View(RunObserver):
                     found += [_bytes(value) for value in record.values()]
         return found
 
-    def numbers_up(self) -> list[float]:
-        """Return every number in metrics and configurations that nodes have sent."""
-        return [
-            float(value)
-            for message in self.up
-            if message.has_content()
-            for record in message.content.values()
-            if isinstance(record, MetricRecord | ConfigRecord)
-            for value in record.values()
-            if isinstance(value, int | float)
-        ]
-
 
 class _Rows(RunObserver):
     def __init__(self) -> None:

@@ -9,7 +9,6 @@ from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.envelope import Authentic, message_digest
 from qsfl_flower.crypto.errors import Rejected
 from qsfl_flower.crypto.handshake import (
-    TICKET_SIZE,
     Lifetime,
     Offer,
     accept_offer,
@@ -73,7 +72,7 @@ def test_the_ticket_proves_the_server_to_the_client(world: World) -> None:
     server = finish(world, done)
     following, _ = world.ask(6, offer=make_offer(DEFAULT_SUITE).encode())
     ticket = make_ticket(server, message_digest(following))
-    assert len(ticket) == TICKET_SIZE
+    assert len(ticket) == 48
     assert ticket_fits(done.client, ticket, message_digest(following))
     assert not ticket_fits(done.client, ticket, message_digest(done.asked))  # replayed
     assert not ticket_fits(done.client, b"", message_digest(following))

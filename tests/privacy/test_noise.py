@@ -51,10 +51,6 @@ def test_bounds_that_are_not_served_are_refused():
             Keystream.seeded(0).below(bound, 1)
 
 
-def test_normal_values_are_normal():
-    assert fits_normal(Keystream.seeded("normals").normals(200_000), 1.0)
-
-
 SCALES = [Fraction(1, 3), Fraction(1, 2), 1, Fraction(7, 2), 20, 150]
 
 

@@ -66,13 +66,11 @@ class Attack(ABC):
 
     Notes
     -----
-    Who sees what: an attack with `collusive` reads other clients' updates of the same round, which
-    no real attacker sees under encryption; it is the worst case that defences are measured by.
+    Who sees what: a `Collusion` reads other clients' updates of the same round, which no real
+    attacker sees under encryption; it is the worst case that defences are measured by.
     """
 
     name: ClassVar[str]
-    collusive: ClassVar[bool] = False
-    """Whether `View.known` is read."""
 
     def craft(self, view: View) -> Floats:
         """Return what is sent instead of the honest update, shape (d,); `view` is not changed."""
@@ -103,8 +101,6 @@ class Collusion(Attack):
 
     All colluders know the same, so most of these send one vector from all of them.
     """
-
-    collusive = True
 
     @abstractmethod
     def craft(self, view: View) -> Floats:
