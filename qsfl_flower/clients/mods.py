@@ -40,7 +40,7 @@ from qsfl_flower.clients.steps import (
     refuse,
 )
 from qsfl_flower.errors import ConfigError, Refusal, RejectedUpdate
-from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.numerics import Layout, Vector, not_finite
 from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.wire import (
     CLIENT_KEY,
@@ -220,8 +220,13 @@ def _transform(
     update = ClientUpdate(delta, layout, metrics, carried)
     own = {name: model[name] for name in layout.carried}
     about = StepContext(context, instruction, base, own)
-    for bound in steps:
-        update = bound.step(update, bound.parameters, about)
+    try:
+        for bound in steps:
+            update = bound.step(update, bound.parameters, about)
+    except RejectedUpdate as error:
+        if error.reason != "not-finite":
+            raise
+        raise not_finite(Vector.dense(delta), layout) from error
     if update.hidden:
         for name in [k for k in reply if k != key]:
             del reply[name]

@@ -14,6 +14,7 @@ from qsfl_flower.numerics.validation import (
     bounded_weights,
     check_finite_and_size,
     example_count,
+    not_finite,
 )
 from qsfl_flower.numerics.vector import Vector
 
@@ -36,6 +37,7 @@ __all__ = [
     "example_count",
     "measure",
     "median_carried",
+    "not_finite",
     "rough_norms",
     "sum_and_measure",
     "view_npy",

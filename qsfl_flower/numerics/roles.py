@@ -25,6 +25,7 @@ LOCAL = "local"
 TIED = "tied:"
 """Begins the role of an array that is the same as another one, whose name follows."""
 
+_QUANTISED = frozenset({"int8", "uint8", "int16", "uint16"})
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _WRAPPERS = ("_module.", "_orig_mod.", "module.")
 _LONGEST, _MOST = 200, 2000
@@ -33,7 +34,14 @@ _OF_FLOATS = frozenset({TRAINED, SUMMED})
 
 
 def usual_role(dtype: str) -> str:
-    """Return the role of an array of which nothing is declared."""
+    """Return the role of an array of which nothing is declared.
+
+    Floats are trained. Integers of 8 and 16 bits are taken for quantised weights, whose mean over
+    clients with other scales would mean nothing: they are the server's own. Longer integers are
+    taken for counters, and booleans for masks.
+    """
+    if dtype in _QUANTISED:
+        return FROZEN
     return TRAINED if dtype.startswith("float") else BUFFER
 
 

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.numerics.blocks import blocks
+from qsfl_flower.numerics.layout import Layout
 from qsfl_flower.numerics.norms import Measure
+from qsfl_flower.numerics.vector import Vector
 
 MAX_EXAMPLES = 2**53
 """Largest believable number of examples: up to here float64 counts exactly."""
@@ -37,6 +40,24 @@ def check_finite_and_size(measure: Measure, max_norm: float) -> None:
             "too-large",
             f"the update has norm {measure.norm:.6g}, at most {max_norm:.6g} is allowed",
         )
+
+
+def not_finite(vector: Vector, layout: Layout) -> RejectedUpdate:
+    """Return the rejection of an update that is not finite, with the name of its first such array.
+
+    Parameters
+    ----------
+    vector : Vector
+        The update or the model that was sent, in whichever form.
+    layout : Layout
+        Its layout; an update on few coordinates of it has no names.
+    """
+    if vector.size == layout.size:
+        for name, span in layout.slices.items():
+            for lo, hi in blocks(span.start, span.stop):
+                if not np.isfinite(vector.view(lo, hi, np.empty(hi - lo))).all():
+                    return RejectedUpdate("not-finite", f"array {name!r} holds NaN or infinity")
+    return RejectedUpdate("not-finite", "the update holds NaN, infinity or absurd numbers")
 
 
 def example_count(value: object) -> float:

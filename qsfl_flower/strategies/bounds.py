@@ -8,7 +8,7 @@ import numpy as np
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Clip as ClipParameters
-from qsfl_flower.numerics import Layout, check_finite_and_size, measure
+from qsfl_flower.numerics import Layout, check_finite_and_size, measure, not_finite
 from qsfl_flower.strategies.composition import Trait
 from qsfl_flower.strategies.explanation import Sentences, Topic
 from qsfl_flower.strategies.stages import (
@@ -80,6 +80,8 @@ class Validate(CohortStage):
 
         def check(update: Update) -> Update:
             if update.measure is not None:
+                if not update.measure.finite:
+                    raise not_finite(update.vector, context.layout)
                 check_finite_and_size(update.measure, self.max_norm)
             return update
 

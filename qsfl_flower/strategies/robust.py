@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics import Layout
+from qsfl_flower.numerics import Layout, not_finite
 from qsfl_flower.robust import (
     PREPARATIONS,
     RULES,
@@ -196,7 +196,8 @@ class Robust(CombineStage):
             return Combined(cohort, None, state, skipped="no update is trusted")
         if rule.num_byzantine is None and found.num_byzantine == 0:
             _warn_of_none(rule, updates.count, context)
-        told = dict(zip((u.sender for u in counting), _told(counting, found), strict=True))
+        fates = _told(counting, found, context)
+        told = dict(zip((u.sender for u in counting), fates, strict=True))
         rest = [replace(u, weight=0.0) for u in cohort.updates if u.sender not in told]
         entries = [*rest, *told.values()]
         after = Cohort(
@@ -242,15 +243,17 @@ def updates_of(updates: Sequence[Update], context: RoundContext) -> Updates:
     return Updates([u.vector for u in updates], bases, scales, parts)
 
 
-def _told(updates: Sequence[Update], found: Aggregate) -> list[Update | Rejection]:
+def _told(
+    updates: Sequence[Update], found: Aggregate, context: RoundContext
+) -> list[Update | Rejection]:
     """Write what became of each update into it."""
     count = int(found.selected.sum())
     weights = found.selected / count if found.weights is None else found.weights
     entries: list[Update | Rejection] = []
     for row, update in enumerate(updates):
         if row in found.excluded:
-            detail = "the update holds NaN, infinity or absurd numbers"
-            entries.append(Rejection(update.sender, "not-finite", detail, update.bytes_up))
+            reason = not_finite(update.vector, context.layout)
+            entries.append(Rejection(update.sender, reason.reason, reason.detail, update.bytes_up))
             continue
         score = None if found.scores is None else float(found.scores[row])
         status = update.status if found.selected[row] else NOT_SELECTED

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
-from qsfl_flower.numerics.roles import FROZEN, SUMMED, guess_roles
+from qsfl_flower.numerics.roles import BUFFER, FROZEN, SUMMED, TRAINED, guess_roles, usual_role
 from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.composition import Trait
 
@@ -19,8 +20,10 @@ def fit_roles(
 ) -> tuple[Layout, str]:
     """Return a model's layout as a chain needs it, and a warning where roles were guessed.
 
-    Floating-point buffers are not noisy, so they stay the server's own where noise protects. Where
-    a sum hides single updates, they are averaged inside it. Integers need no role for that.
+    Without declared roles, arrays with the names of statistics and arrays that hold infinity
+    (masks) are buffers. Floating-point buffers are not noisy, so they stay the server's own where
+    noise protects. Where a sum hides single updates, they are averaged inside it, except masks,
+    which stay the server's own. Integers need no role for that.
 
     Parameters
     ----------
@@ -36,22 +39,59 @@ def fit_roles(
     ConfigError
         If the roles do not fit the model.
     """
-    roles = dict(guess_roles(arrays) if declared is None else declared)
+    masks = _masks(arrays)
+    if declared is None:
+        roles = guess_roles(arrays) | dict.fromkeys(masks, BUFFER)
+    else:
+        roles = dict(declared)
     layout = Layout.of(arrays, roles)
+    for name in masks:
+        if name in layout.slices:
+            raise ConfigError(
+                f"roles: array {name!r} holds infinity, so that it cannot be {TRAINED}; "
+                f"declare it {BUFFER!r} or {FROZEN!r}"
+            )
     buffers = [name for name in layout.carried if arrays[name].dtype.kind == "f"]
     if chain.keeps_carried or chain.hides:
         fitting = FROZEN if chain.keeps_carried else SUMMED
-        layout = Layout.of(arrays, roles | dict.fromkeys(buffers, fitting))
+        fates = dict.fromkeys(buffers, fitting)
+        fates |= dict.fromkeys((name for name in buffers if name in masks), FROZEN)
+        layout = Layout.of(arrays, roles | fates)
     if layout.declared and not layout.size:
         raise ConfigError("roles: none of the model's arrays is trained; there is nothing to learn")
     stepped = [s.name for s in chain.stages if Trait.OPTIMISES in s.traits]
-    if declared is not None or not buffers or not (stepped or chain.keeps_carried):
+    if declared is not None:
+        return layout, ""
+    small = [
+        name
+        for name, dtype in zip(layout.names, layout.dtypes, strict=True)
+        if name not in roles and usual_role(dtype) == FROZEN
+    ]
+    if small:
+        return layout, (
+            f"roles: {len(small)} arrays are integers of 8 or 16 bits, the first is {small[0]!r}: "
+            "taken for quantised weights, they stay the server's own; to average them, give the "
+            f"strategy roles={{{small[0]!r}: 'buffer', ...}}"
+        )
+    if not buffers or not (stepped or chain.keeps_carried):
         return layout, ""
     fate = "averaged, and not stepped by the server optimizer"
     if chain.keeps_carried:
         fate = "the server's own, since noise covers nothing of them: they stay as they began"
     return layout, (
-        f"roles: {len(buffers)} arrays look like statistics of normalisation, the first is "
-        f"{buffers[0]!r}: they are {fate}; to say it yourself, give the strategy "
+        f"roles: {len(buffers)} arrays look like statistics of normalisation or masks, the first "
+        f"is {buffers[0]!r}: they are {fate}; to say it yourself, give the strategy "
         f"roles={{{buffers[0]!r}: 'buffer', ...}} (or roles=roles_of(model))"
     )
+
+
+def _masks(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Return the floats that hold infinity: nothing that is trained does."""
+    found = []
+    for name, array in arrays.items():
+        if array.dtype.kind == "f":
+            with np.errstate(all="ignore"):
+                total = array.sum()  # finite unless some value is not, and quickly computed
+            if not np.isfinite(total) and np.isinf(array).any() and not np.isnan(array).any():
+                found.append(name)
+    return found

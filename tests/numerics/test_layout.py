@@ -61,7 +61,7 @@ def test_unpacking_the_joined_floats_gives_the_model_back(arrays):
     layout = Layout.of(arrays)
     parts = [arrays[name].reshape(-1).astype(np.float64) for name in layout.slices]
     back = layout.unpack(
-        np.concatenate([np.zeros(0), *parts]), {name: arrays[name] for name in layout.carried}
+        np.concatenate([np.zeros(0), *parts]), {name: arrays[name] for name in layout.beside}
     )
     assert list(back) == list(arrays)
     for name, array in arrays.items():
