@@ -31,6 +31,7 @@ from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.rounds.charges import read_charges
 from qsfl_flower.strategies import (
     BufferedAsync,
     CentralDP,
@@ -44,7 +45,6 @@ from qsfl_flower.strategies import (
     StableFedAvg,
     Stage,
 )
-from qsfl_flower.strategies.charges import read_charges
 from qsfl_flower.testing import LocalGrid
 
 NAME = "kills"

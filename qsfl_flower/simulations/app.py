@@ -25,6 +25,7 @@ from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.rounds.exchange import wait_for_nodes
 from qsfl_flower.simulations.attacks import attack_mod
 from qsfl_flower.simulations.build import Owners, client_of, fingerprint, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
@@ -35,7 +36,6 @@ from qsfl_flower.simulations.privacy import policy_of
 from qsfl_flower.simulations.progress import LogDisplay
 from qsfl_flower.simulations.ray_access import is_open
 from qsfl_flower.simulations.serve import Job, prepare, serve
-from qsfl_flower.strategies.exchange import wait_for_nodes
 
 log = logging.getLogger("flwr")  # the one that `flwr run` shows
 

@@ -22,9 +22,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.rounds.exchange import registered_nodes
+from qsfl_flower.rounds.update import Rejection, Sender, catch
 from qsfl_flower.simulations.config import Experiment
-from qsfl_flower.strategies.exchange import registered_nodes
-from qsfl_flower.strategies.update import Rejection, Sender, catch
 from qsfl_flower.wire.bundle import is_bundle, pack, unpack
 
 FIRST_DEVICE = 1 << 40

@@ -24,11 +24,11 @@ from safetensors.numpy import save as save_tensors
 from qsfl_flower.crypto.files import open_to_append, replace_file
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import RunError
+from qsfl_flower.rounds.charges import read_charges
 from qsfl_flower.simulations.config import Experiment, dump_experiment
 from qsfl_flower.simulations.loggers import RoundLogger
 from qsfl_flower.simulations.runs import CHECKPOINTS, FINISHED
 from qsfl_flower.strategies import ClientRow, RoundRecord
-from qsfl_flower.strategies.charges import read_charges
 
 PACKAGES = (
     "qsfl-flower", "flwr", "flwr-datasets", "torch", "torchvision", "opacus", "numpy", "scipy",

@@ -17,6 +17,8 @@ from qsfl_flower.privacy.ledger import Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
+from qsfl_flower.rounds.chain import Chain
+from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
     CentralDPSpec,
@@ -29,7 +31,6 @@ from qsfl_flower.simulations.config import (
 )
 from qsfl_flower.simulations.config.privacy import PrivacyKeys
 from qsfl_flower.simulations.materials import model_of, roles_of_model
-from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import (
     AdaptiveClip,
@@ -38,7 +39,6 @@ from qsfl_flower.strategies.privacy import (
     LocalDP,
     RecordDP,
 )
-from qsfl_flower.strategies.spending import PrivacyBudget
 
 
 @lru_cache(maxsize=8)

@@ -123,7 +123,7 @@ class Run:
     @cached_property
     def charged(self) -> float | None:
         """Epsilon of all rounds whose instructions left, also of those that were not finished."""
-        from qsfl_flower.strategies.charges import read_charges  # imports Flower
+        from qsfl_flower.rounds.charges import read_charges  # imports Flower
 
         try:
             charges = read_charges(self.folder / CHECKPOINTS)

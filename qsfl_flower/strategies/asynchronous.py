@@ -25,17 +25,17 @@ from qsfl_flower.asynchrony import (
 )
 from qsfl_flower.errors import CheckpointError, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Vector
-from qsfl_flower.strategies.admission import Asked, outcome_of
-from qsfl_flower.strategies.assignment import Assignment
-from qsfl_flower.strategies.checkpoint import Snapshot
-from qsfl_flower.strategies.exchange import Traffic, registered_nodes, wait_for_nodes
-from qsfl_flower.strategies.guard import Guard
-from qsfl_flower.strategies.post import Arrival
-from qsfl_flower.strategies.rounds import Job, Trained
+from qsfl_flower.rounds.admission import Asked, outcome_of
+from qsfl_flower.rounds.assignment import Assignment
+from qsfl_flower.rounds.checkpoint import Snapshot
+from qsfl_flower.rounds.exchange import Traffic, registered_nodes, wait_for_nodes
+from qsfl_flower.rounds.guard import Guard
+from qsfl_flower.rounds.loop import Job, Trained
+from qsfl_flower.rounds.post import Arrival
+from qsfl_flower.rounds.stages import Exchange, Measurements, State
+from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stages import Exchange, Measurements, State
 from qsfl_flower.strategies.stale_step import StaleStep
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.wire import Form, to_record
 
 _LOOK_FOR_NODES = 2.0  # seconds of real time between two looks at who is connected

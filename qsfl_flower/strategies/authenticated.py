@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stages import Stage
 
 
 class AuthenticatedFedAvg(StableFedAvg):

@@ -23,10 +23,10 @@ from qsfl_flower.crypto.session import Session
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences, Topic
-from qsfl_flower.strategies.stages import Exchange, Measurements, MessageStage, Phase, State
-from qsfl_flower.strategies.update import Sender
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences, Topic
+from qsfl_flower.rounds.stages import Exchange, Measurements, MessageStage, Phase, State
+from qsfl_flower.rounds.update import Sender
 from qsfl_flower.wire import QSFL_RECORD, records_of
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_of, unpack_arrays
 from qsfl_flower.wire.keys import (

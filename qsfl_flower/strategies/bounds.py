@@ -9,9 +9,9 @@ import numpy as np
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout, check_finite_and_size, measure, not_finite
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences, Topic
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences, Topic
+from qsfl_flower.rounds.stages import (
     ClientPhase,
     CohortStage,
     Measurements,
@@ -20,11 +20,8 @@ from qsfl_flower.strategies.stages import (
     State,
     Steps,
 )
-from qsfl_flower.strategies.update import Cohort, Update
+from qsfl_flower.rounds.update import ABSURD_NORM, Cohort, Update
 from qsfl_flower.wire import PlanItem
-
-ABSURD_NORM = 1e15
-"""No honest update has a larger norm: a million coordinates of 1e12 each."""
 
 
 class Validate(CohortStage):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qsfl_flower.compression import Memory, Scheme
 from qsfl_flower.compression.released import Released, model_digest
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.stages import (
     Exchange,
     Measurements,
     Phase,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from qsfl_flower.asynchrony import Selection
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.strategies.composition import Argument, Trait
-from qsfl_flower.strategies.policies import Policy
+from qsfl_flower.rounds.composition import Argument, Trait
+from qsfl_flower.rounds.policies import Policy
 
 
 def check_numbers(

@@ -13,13 +13,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate, plain
+from qsfl_flower.rounds.admission import check_willing
+from qsfl_flower.rounds.stages import RoundContext, task_content
+from qsfl_flower.rounds.update import Rejection, Sender, Update, catch
 from qsfl_flower.secure.field import Elements, is_canonical
 from qsfl_flower.secure.krum import pairs
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import Check
-from qsfl_flower.strategies.admission import check_willing
-from qsfl_flower.strategies.stages import RoundContext, task_content
-from qsfl_flower.strategies.update import Rejection, Sender, Update, catch
 from qsfl_flower.wire import content_bytes, from_record, records_of
 from qsfl_flower.wire.keys import (
     HELLO_TASK,

@@ -13,9 +13,8 @@ from qsfl_flower.compression import Mask, Scheme, decode_record, derive_seed
 from qsfl_flower.compression.mask import pack_leading
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import SparseVector, Vector
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.stages import (
     ClientPhase,
     DecodeStage,
     Exchange,
@@ -24,6 +23,7 @@ from qsfl_flower.strategies.stages import (
     State,
     Steps,
 )
+from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.wire import (
     CHOOSE_STEP,
     COMPRESS_STEP,

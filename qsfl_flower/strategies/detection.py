@@ -16,15 +16,15 @@ from qsfl_flower.robust.detection import (
     extract,
     inspect,
 )
-from qsfl_flower.strategies.explanation import Sentences, Topic
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.explanation import Sentences, Topic
+from qsfl_flower.rounds.stages import (
     CohortStage,
     Measurements,
     Phase,
     RoundContext,
     State,
 )
-from qsfl_flower.strategies.update import Cohort, Opinion, Rejection, Update
+from qsfl_flower.rounds.update import Cohort, Opinion, Rejection, Update
 
 FLAGGED, QUARANTINED = "flagged", "quarantined"
 """Reasons of rejection."""

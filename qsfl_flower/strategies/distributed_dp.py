@@ -16,16 +16,10 @@ from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import ZERO, Event
 from qsfl_flower.privacy.policy import Protection
 from qsfl_flower.privacy.record import RecordBatch
-from qsfl_flower.secure.pairwise.ring import RingCode
-from qsfl_flower.strategies.bounds import Clip
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.compression import SharedMask
-from qsfl_flower.strategies.explanation import Sentences
-from qsfl_flower.strategies.masked_sum import MaskedSum
-from qsfl_flower.strategies.privacy import RecordDP
-from qsfl_flower.strategies.secure_sum import SecureSum
-from qsfl_flower.strategies.spending import PrivacyBudget, Spending
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences
+from qsfl_flower.rounds.spending import PrivacyBudget, Spending
+from qsfl_flower.rounds.stages import (
     ClientPhase,
     CombineStage,
     Measurements,
@@ -36,6 +30,12 @@ from qsfl_flower.strategies.stages import (
     Steps,
     VectorStage,
 )
+from qsfl_flower.secure.pairwise.ring import RingCode
+from qsfl_flower.strategies.bounds import Clip
+from qsfl_flower.strategies.compression import SharedMask
+from qsfl_flower.strategies.masked_sum import MaskedSum
+from qsfl_flower.strategies.privacy import RecordDP
+from qsfl_flower.strategies.secure_sum import SecureSum
 from qsfl_flower.wire import PlanItem
 from qsfl_flower.wire.keys import DISTRIBUTED_DP, PROTECTION
 

@@ -15,16 +15,10 @@ from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import COMPLAINTS, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.secure.pairwise import server
-from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
-from qsfl_flower.secure.pairwise.masks import Ring
-from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
-from qsfl_flower.secure.pairwise.terms import Policy, Terms
-from qsfl_flower.secure.tally import Tally
-from qsfl_flower.strategies.admission import check_encoding, check_willing, declined
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences, Topic
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.admission import check_encoding, check_willing, declined
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences, Topic
+from qsfl_flower.rounds.stages import (
     ClientPhase,
     Combined,
     CombineStage,
@@ -33,7 +27,13 @@ from qsfl_flower.strategies.stages import (
     Steps,
     task_content,
 )
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, catch
+from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, catch
+from qsfl_flower.secure.pairwise import server
+from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
+from qsfl_flower.secure.pairwise.masks import Ring
+from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
+from qsfl_flower.secure.pairwise.terms import Policy, Terms
+from qsfl_flower.secure.tally import Tally
 from qsfl_flower.wire import (
     PAYLOAD_RECORD,
     Form,

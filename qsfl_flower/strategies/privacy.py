@@ -23,11 +23,10 @@ from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.privacy.sensitivity import Release, Sensitivity, sensitivity
-from qsfl_flower.strategies.bounds import Clip
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences
-from qsfl_flower.strategies.spending import PrivacyBudget, Spending
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences
+from qsfl_flower.rounds.spending import PrivacyBudget, Spending
+from qsfl_flower.rounds.stages import (
     ClientPhase,
     CohortStage,
     CombineStage,
@@ -40,7 +39,8 @@ from qsfl_flower.strategies.stages import (
     Steps,
     VectorStage,
 )
-from qsfl_flower.strategies.update import Cohort, Update
+from qsfl_flower.rounds.update import Cohort, Update
+from qsfl_flower.strategies.bounds import Clip
 from qsfl_flower.wire import PlanItem
 from qsfl_flower.wire.keys import PROTECTION
 

@@ -26,10 +26,10 @@ from qsfl_flower.robust import (
     Updates,
     aggregate,
 )
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences, Topic
-from qsfl_flower.strategies.stages import Combined, CombineStage, RoundContext, State
-from qsfl_flower.strategies.update import Cohort, Rejection, Update, Weighting
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences, Topic
+from qsfl_flower.rounds.stages import Combined, CombineStage, RoundContext, State
+from qsfl_flower.rounds.update import Cohort, Rejection, Update, Weighting
 
 log = logging.getLogger("qsfl_flower")
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from qsfl_flower import robust
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stages import Stage
 
 
 class RobustFedAvg(StableFedAvg):

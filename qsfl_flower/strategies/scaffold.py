@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics.roles import FROZEN, TRAINED
-from qsfl_flower.strategies.checkpoint import Snapshot
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.checkpoint import Snapshot
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.stages import (
     Measurements,
     Phase,
     RoundContext,
     State,
     VectorStage,
 )
+from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 
 CONTROL = "control/"

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Vector, measure
+from qsfl_flower.rounds.stages import RoundContext
+from qsfl_flower.rounds.update import Cohort, Rejection, Update
 from qsfl_flower.secure.dealing import read_header
 from qsfl_flower.secure.decoding import open_vectors
 from qsfl_flower.secure.field import Elements
@@ -20,8 +22,6 @@ from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import judge
 from qsfl_flower.strategies.committee import Session, Taken, sealed_of
-from qsfl_flower.strategies.stages import RoundContext
-from qsfl_flower.strategies.update import Cohort, Rejection, Update
 
 
 class Abandoned(QSFLError):

@@ -15,25 +15,10 @@ from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.secure.decoding import Inconsistent
-from qsfl_flower.secure.field import Elements
-from qsfl_flower.secure.krum import check_size, scores, select
-from qsfl_flower.secure.sizes import fewest_clients, least_quorum
-from qsfl_flower.secure.tally import Tally
-from qsfl_flower.secure.terms import Terms
-from qsfl_flower.strategies.admission import check_encoding
-from qsfl_flower.strategies.authentication import Authenticate
-from qsfl_flower.strategies.committee import (
-    Sealed,
-    Seats,
-    Session,
-    appoint,
-    read_payload,
-)
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences, Topic
-from qsfl_flower.strategies.secure_round import Abandoned, Attempt
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.admission import check_encoding
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences, Topic
+from qsfl_flower.rounds.stages import (
     ClientPhase,
     Combined,
     CombineStage,
@@ -42,7 +27,22 @@ from qsfl_flower.strategies.stages import (
     State,
     Steps,
 )
-from qsfl_flower.strategies.update import Cohort, Sender, Update, Weighting
+from qsfl_flower.rounds.update import Cohort, Sender, Update, Weighting
+from qsfl_flower.secure.decoding import Inconsistent
+from qsfl_flower.secure.field import Elements
+from qsfl_flower.secure.krum import check_size, scores, select
+from qsfl_flower.secure.sizes import fewest_clients, least_quorum
+from qsfl_flower.secure.tally import Tally
+from qsfl_flower.secure.terms import Terms
+from qsfl_flower.strategies.authentication import Authenticate
+from qsfl_flower.strategies.committee import (
+    Sealed,
+    Seats,
+    Session,
+    appoint,
+    read_payload,
+)
+from qsfl_flower.strategies.secure_round import Abandoned, Attempt
 from qsfl_flower.wire import PAYLOAD_RECORD, Form, PlanItem, content_bytes, records_of
 from qsfl_flower.wire.keys import SHARES
 

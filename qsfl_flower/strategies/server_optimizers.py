@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.stages import (
     Measurements,
     Phase,
     RoundContext,

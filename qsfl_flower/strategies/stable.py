@@ -17,30 +17,28 @@ from numpy.typing import NDArray
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
 from qsfl_flower.errors import INTERNAL, ConfigError, QSFLError, RejectedUpdate, TooFewReplies
 from qsfl_flower.numerics import Layout, Monitor, Reaction
-from qsfl_flower.strategies.admission import (
+from qsfl_flower.rounds.admission import (
     Asked,
     ReplyReader,
     admit,
     check_willing,
     match,
 )
-from qsfl_flower.strategies.aggregate import GlobalModel, Outcome, aggregate
-from qsfl_flower.strategies.assignment import Assignment
-from qsfl_flower.strategies.bounds import Validate
-from qsfl_flower.strategies.chain import Chain
-from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
-from qsfl_flower.strategies.checks import arguments_of, check_numbers
-from qsfl_flower.strategies.combine import mean_metrics
-from qsfl_flower.strategies.evaluation import MetricsFunction, mean_evaluation, own_metrics
-from qsfl_flower.strategies.exchange import Traffic, collect, wait_for_nodes
-from qsfl_flower.strategies.guard import Guard
-from qsfl_flower.strategies.post import Post
-from qsfl_flower.strategies.record import RoundLog, RunObserver
-from qsfl_flower.strategies.record import log as flower_log
-from qsfl_flower.strategies.roles import fit_roles
-from qsfl_flower.strategies.rounds import Job, Trained, run_rounds
-from qsfl_flower.strategies.sampling import Sampling
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.aggregate import GlobalModel, Outcome, aggregate
+from qsfl_flower.rounds.assignment import Assignment
+from qsfl_flower.rounds.chain import Chain
+from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
+from qsfl_flower.rounds.combine import mean_metrics
+from qsfl_flower.rounds.evaluation import MetricsFunction, mean_evaluation, own_metrics
+from qsfl_flower.rounds.exchange import Traffic, collect, wait_for_nodes
+from qsfl_flower.rounds.guard import Guard
+from qsfl_flower.rounds.loop import Job, Trained, run_rounds
+from qsfl_flower.rounds.post import Post
+from qsfl_flower.rounds.record import RoundLog, RunObserver
+from qsfl_flower.rounds.record import log as flower_log
+from qsfl_flower.rounds.roles import fit_roles
+from qsfl_flower.rounds.sampling import Sampling
+from qsfl_flower.rounds.stages import (
     Exchange,
     Measurements,
     MessageStage,
@@ -48,8 +46,7 @@ from qsfl_flower.strategies.stages import (
     Stage,
     State,
 )
-from qsfl_flower.strategies.standalone import assignment_alone, refuse_alone, replies_alone
-from qsfl_flower.strategies.update import (
+from qsfl_flower.rounds.update import (
     Cohort,
     Rejection,
     Sender,
@@ -58,6 +55,9 @@ from qsfl_flower.strategies.update import (
     internal_log,
     told_with_frames,
 )
+from qsfl_flower.strategies.bounds import Validate
+from qsfl_flower.strategies.checks import arguments_of, check_numbers
+from qsfl_flower.strategies.standalone import assignment_alone, refuse_alone, replies_alone
 from qsfl_flower.wire import (
     PLAN_KEY,
     QSFL_RECORD,

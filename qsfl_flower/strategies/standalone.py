@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
-from qsfl_flower.strategies.admission import Asked, outcome_of
-from qsfl_flower.strategies.aggregate import GlobalModel
-from qsfl_flower.strategies.assignment import Assignment
-from qsfl_flower.strategies.stages import Exchange, RoundContext
-from qsfl_flower.strategies.update import Rejection, Sender, Weighting, catch
+from qsfl_flower.rounds.admission import Asked, outcome_of
+from qsfl_flower.rounds.aggregate import GlobalModel
+from qsfl_flower.rounds.assignment import Assignment
+from qsfl_flower.rounds.stages import Exchange, RoundContext
+from qsfl_flower.rounds.update import Rejection, Sender, Weighting, catch
 from qsfl_flower.wire import from_record
 
 Entries = list[tuple[Sender, RecordDict | Rejection]]

@@ -43,9 +43,9 @@ class VirtualTime:
         """Let the strategies of this suite live by this time while the block runs."""
         with ExitStack() as stack:
             for name, module in list(sys.modules.items()):
-                lives_by_it = name.startswith("qsfl_flower.strategies") and isinstance(
-                    module, ModuleType
-                )
+                lives_by_it = name.startswith(
+                    ("qsfl_flower.strategies", "qsfl_flower.rounds")
+                ) and isinstance(module, ModuleType)
                 if lives_by_it and getattr(module, "time", None) is time:
                     stack.enter_context(patch.object(module, "time", self))
             yield

@@ -29,8 +29,8 @@ from qsfl_flower.crypto.messages import Instruction
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.rounds.record import ClientRow, RoundRecord
 from qsfl_flower.strategies import Authenticate, RunObserver, StableFedAvg, Stage
-from qsfl_flower.strategies.record import ClientRow, RoundRecord
 from qsfl_flower.testing.grid import App, AppNode, NodeGrid, Tap, context_of
 from qsfl_flower.testing.taps import observe
 from qsfl_flower.wire.arrays import from_record

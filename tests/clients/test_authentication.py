@@ -457,7 +457,7 @@ def signed_round(keys):
 
     from qsfl_flower.crypto.roster import open_roster
     from qsfl_flower.numerics import Layout
-    from qsfl_flower.strategies.stages import Exchange
+    from qsfl_flower.rounds.stages import Exchange
 
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     roster = open_roster(keys.roster, keys.authority, seen=None)
@@ -473,7 +473,7 @@ def signed_round(keys):
 @given(data=st.data())
 def test_no_changed_byte_of_a_signed_message_gets_in(signed_round, data):
     from qsfl_flower.errors import RejectedUpdate
-    from qsfl_flower.strategies.update import Sender
+    from qsfl_flower.rounds.update import Sender
 
     gate, exchange, state, content = signed_round
     signed = bytearray(content[AUTH_RECORD][REPLY_KEY])

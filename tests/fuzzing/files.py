@@ -17,9 +17,9 @@ from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.rosterfile import accept_roster
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.privacy.ledger import Budget, Ledger
+from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.simulations.config import load_experiment
 from qsfl_flower.simulations.runs import Run, list_runs
-from qsfl_flower.strategies.checkpoint import CheckpointStore, Snapshot
 
 from .decoder import Decoder
 

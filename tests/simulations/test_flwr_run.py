@@ -14,8 +14,8 @@ from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file
 
 from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.rounds import exchange
 from qsfl_flower.simulations import app
-from qsfl_flower.strategies import exchange
 from qsfl_flower.testing import NodeGrid
 
 ROOT = Path(__file__).parents[2]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from qsfl_flower.errors import RunError
+from qsfl_flower.rounds.charges import Charge, Charges, write_charges
 from qsfl_flower.simulations import folder as module
 from qsfl_flower.simulations.config import experiment_from_dict
 from qsfl_flower.simulations.folder import RunFolder, check_room, environment, new_folder
 from qsfl_flower.simulations.runs import CHECKPOINTS
 from qsfl_flower.strategies import ClientRow, RoundRecord
-from qsfl_flower.strategies.charges import Charge, Charges, write_charges
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -9,15 +9,15 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
+from qsfl_flower.rounds.chain import Chain
+from qsfl_flower.rounds.explanation import Topic, explain
 from qsfl_flower.simulations.app import mods_of
 from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.privacy import record_privacy_of
 from qsfl_flower.simulations.stages import stages_of
-from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.distributed_dp import DistributedDP
-from qsfl_flower.strategies.explanation import Topic, explain
 from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
 
 CLIP = {"stage": "clip", "clip_norm": 1.0}

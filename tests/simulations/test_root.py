@@ -10,6 +10,8 @@ from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.rounds.chain import Chain
+from qsfl_flower.rounds.stages import RoundContext
 from qsfl_flower.simulations.app import mods_of
 from qsfl_flower.simulations.build import (
     client_of,
@@ -22,8 +24,6 @@ from qsfl_flower.simulations.materials import dataset_of, model_of, training_of
 from qsfl_flower.simulations.root import root_rows, root_update_of
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import CheckpointStore, RunObserver
-from qsfl_flower.strategies.chain import Chain
-from qsfl_flower.strategies.stages import RoundContext
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 

@@ -19,9 +19,9 @@ from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import CompositionError
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.strategies import Authenticate, Clip, FedAvgM, MaskedSum, Stage
 from qsfl_flower.strategies.broadcast import Broadcast
-from qsfl_flower.strategies.chain import Chain
 from qsfl_flower.strategies.checks import arguments_of
 from qsfl_flower.strategies.compression import Compress, SharedMask
 from qsfl_flower.strategies.detection import Detect

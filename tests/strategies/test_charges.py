@@ -13,10 +13,10 @@ from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.ledger import Budget, Ledger
 from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.rounds.charges import FILE, read_charges
+from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.strategies import CheckpointStore, Clip, PrivacyBudget, StableFedAvg
-from qsfl_flower.strategies.charges import FILE, read_charges
 from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
-from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.wire import to_record
 
 RECORD = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.2, steps=10)

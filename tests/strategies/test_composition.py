@@ -18,8 +18,8 @@ from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import CompositionError
+from qsfl_flower.rounds.composition import REFUSALS, Argument, Refusal, Trait, refuse
 from qsfl_flower.strategies import BufferedAsync, StableFedAvg
-from qsfl_flower.strategies.composition import REFUSALS, Argument, Refusal, Trait, refuse
 from qsfl_flower.testing import LocalGrid
 from tests.strategies.support import (
     ASYNCHRONOUS,

@@ -19,6 +19,7 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.client import NumPyClient
 
+import qsfl_flower.rounds
 import qsfl_flower.strategies
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
@@ -28,6 +29,7 @@ from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
+from qsfl_flower.rounds.guard import Guard
 from qsfl_flower.strategies import (
     Authenticate,
     CheckpointStore,
@@ -45,7 +47,6 @@ from qsfl_flower.strategies.broadcast import Broadcast
 from qsfl_flower.strategies.compression import Compress, SharedMask
 from qsfl_flower.strategies.detection import Detect
 from qsfl_flower.strategies.distributed_dp import DistributedDP
-from qsfl_flower.strategies.guard import Guard
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP
 from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.scaffold import ControlVariates
@@ -216,8 +217,9 @@ def federation(fake_grid, keys):
 
 def stages_of_the_package():
     """All concrete stages of the suite."""
-    for module in pkgutil.iter_modules(qsfl_flower.strategies.__path__):
-        importlib.import_module(f"qsfl_flower.strategies.{module.name}")
+    for package in (qsfl_flower.rounds, qsfl_flower.strategies):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     found, open_kinds = set(), [Stage]
     while open_kinds:
         kind = open_kinds.pop()

@@ -8,10 +8,10 @@ import numpy as np
 
 from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.robust.detection import Detection, Reputation
+from qsfl_flower.rounds.record import client_rows
+from qsfl_flower.rounds.stages import RoundContext
+from qsfl_flower.rounds.update import Cohort, Sender, Update
 from qsfl_flower.strategies import Detect
-from qsfl_flower.strategies.record import client_rows
-from qsfl_flower.strategies.stages import RoundContext
-from qsfl_flower.strategies.update import Cohort, Sender, Update
 from qsfl_flower.wire import Form
 
 LAYOUT = Layout(("w", "b"), ((30, 20), (40,)), ("float32", "float32"))

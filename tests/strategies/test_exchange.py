@@ -5,7 +5,8 @@ import importlib
 import pytest
 
 from qsfl_flower.errors import TooFewReplies
-from qsfl_flower.strategies import StableFedAvg, exchange
+from qsfl_flower.rounds import exchange
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.testing import NodeGrid
 from qsfl_flower.wire import to_record
 

@@ -11,6 +11,9 @@ from qsfl_flower.clients import steps
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.errors import CompositionError, RejectedUpdate, TooFewReplies
 from qsfl_flower.numerics import Vector
+from qsfl_flower.rounds.admission import check_encoding
+from qsfl_flower.rounds.stages import task_content
+from qsfl_flower.rounds.update import Rejection
 from qsfl_flower.strategies import (
     ClientPhase,
     Clip,
@@ -23,9 +26,6 @@ from qsfl_flower.strategies import (
     StableFedAvg,
     Update,
 )
-from qsfl_flower.strategies.admission import check_encoding
-from qsfl_flower.strategies.stages import task_content
-from qsfl_flower.strategies.update import Rejection
 from qsfl_flower.wire import PAYLOAD_RECORD, Form, PlanItem, from_record, records_of
 
 SECRET = 1e6

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Layout
+from qsfl_flower.rounds.roles import fit_roles
 from qsfl_flower.strategies import (
     Clip,
     Committee,
@@ -19,7 +20,6 @@ from qsfl_flower.strategies import (
     SecureSum,
     StableFedAvg,
 )
-from qsfl_flower.strategies.roles import fit_roles
 from qsfl_flower.testing import LocalFederation, LocalGrid
 from qsfl_flower.wire import from_record, to_record
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from qsfl_flower.asynchrony import Draw, Latencies
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Vector
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.policies import Diverse, History, PowerOfChoice
+from qsfl_flower.rounds.stages import Phase, VectorStage
+from qsfl_flower.rounds.update import Rejection
 from qsfl_flower.strategies import POLICIES, Cohort, Sender, StableFedAvg, Update
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.policies import Diverse, History, PowerOfChoice
-from qsfl_flower.strategies.stages import Phase, VectorStage
-from qsfl_flower.strategies.update import Rejection
 from qsfl_flower.wire import Form
 
 NAMES = [name for name in POLICIES if name != "random"]

@@ -22,11 +22,11 @@ from qsfl_flower.privacy.ledger import Budget, Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
+from qsfl_flower.rounds.record import RunObserver
+from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.strategies import Clip, StableFedAvg
 from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
-from qsfl_flower.strategies.record import RunObserver
 from qsfl_flower.strategies.robust import Robust
-from qsfl_flower.strategies.spending import PrivacyBudget
 
 _spec = importlib.util.spec_from_file_location(
     "distributions", Path(__file__).parents[1] / "privacy" / "distributions.py"

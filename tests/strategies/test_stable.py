@@ -9,6 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.serverapp.strategy import FedAvg
 
 from qsfl_flower.errors import CompositionError, ConfigError, RunInterrupted, TooFewReplies
+from qsfl_flower.rounds.stages import MessageStage
 from qsfl_flower.strategies import (
     Clip,
     FedAdam,
@@ -18,7 +19,6 @@ from qsfl_flower.strategies import (
     StableFedAvg,
     Validate,
 )
-from qsfl_flower.strategies.stages import MessageStage
 
 
 def record(**arrays):

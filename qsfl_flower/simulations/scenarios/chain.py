@@ -37,6 +37,8 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.robust.attacks import Attack, build_attack
+from qsfl_flower.rounds.record import ClientRow, RoundRecord
+from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.simulations.report.figures import BLUE, GREEN, ORANGE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
 from qsfl_flower.simulations.scenarios.silos import (
@@ -56,8 +58,6 @@ from qsfl_flower.strategies import (
     SharedMask,
     StableFedAvg,
 )
-from qsfl_flower.strategies.record import ClientRow, RoundRecord
-from qsfl_flower.strategies.spending import PrivacyBudget
 from qsfl_flower.testing import LocalGrid
 
 if TYPE_CHECKING:

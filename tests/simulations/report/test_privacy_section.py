@@ -6,10 +6,10 @@ from html import unescape
 
 import pytest
 
+from qsfl_flower.rounds.charges import Charge, Charges, write_charges
 from qsfl_flower.simulations.report import text
 from qsfl_flower.simulations.report.sections.privacy import privacy
 from qsfl_flower.simulations.runs import CHECKPOINTS, Run
-from qsfl_flower.strategies.charges import Charge, Charges, write_charges
 
 CONFIG = """
 name: trial

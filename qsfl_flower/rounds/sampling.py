@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qsfl_flower.asynchrony import Draw, Latencies, Selection
-from qsfl_flower.strategies.policies import History, Policy
+from qsfl_flower.rounds.policies import History, Policy
 
 
 class Sampling:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
 from qsfl_flower.numerics.roles import BUFFER, FROZEN, SUMMED, TRAINED, guess_roles, usual_role
-from qsfl_flower.strategies.chain import Chain
-from qsfl_flower.strategies.composition import Trait
+from qsfl_flower.rounds.chain import Chain
+from qsfl_flower.rounds.composition import Trait
 
 
 def fit_roles(

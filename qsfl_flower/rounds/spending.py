@@ -12,9 +12,9 @@ from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
-from qsfl_flower.strategies.charges import Charge, merged
-from qsfl_flower.strategies.explanation import Sentences, Topic
-from qsfl_flower.strategies.stages import RoundContext, State
+from qsfl_flower.rounds.charges import Charge, merged
+from qsfl_flower.rounds.explanation import Sentences, Topic
+from qsfl_flower.rounds.stages import RoundContext, State
 
 if TYPE_CHECKING:
     import qsfl_flower.privacy.ledger

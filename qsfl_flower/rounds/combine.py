@@ -24,7 +24,7 @@ from qsfl_flower.numerics import (
     sum_and_measure,
     weighted_sum,
 )
-from qsfl_flower.strategies.update import Cohort, Update, Weighting
+from qsfl_flower.rounds.update import Cohort, Update, Weighting
 
 Floats = NDArray[np.float64]
 

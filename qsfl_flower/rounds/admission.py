@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import REFUSALS, RejectedUpdate, plain
 from qsfl_flower.numerics import Layout, Vector, example_count
-from qsfl_flower.strategies.bounds import ABSURD_NORM
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, catch
+from qsfl_flower.rounds.update import ABSURD_NORM, Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.wire import (
     CLIENT_KEY,
     DETAIL_KEY,

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.strategies.composition import Trait
-from qsfl_flower.strategies.explanation import Sentences
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Update, Weighting
+from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.explanation import Sentences
+from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
 from qsfl_flower.wire import ClientPhase as ClientPhase
 
 if TYPE_CHECKING:
-    from qsfl_flower.strategies.spending import Spending
+    from qsfl_flower.rounds.spending import Spending
 
 Record = ArrayRecord | ConfigRecord
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_tensors
 
 from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import CheckpointError
-from qsfl_flower.strategies.charges import Charge, Charges, read_charges, write_charges
+from qsfl_flower.rounds.charges import Charge, Charges, read_charges, write_charges
 
 log = logging.getLogger("qsfl_flower")
 

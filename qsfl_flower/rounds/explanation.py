@@ -12,10 +12,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from qsfl_flower.numerics import Layout
-from qsfl_flower.strategies.composition import Part, Trait
+from qsfl_flower.rounds.composition import Part, Trait
 
 if TYPE_CHECKING:
-    from qsfl_flower.strategies.chain import Chain
+    from qsfl_flower.rounds.chain import Chain
 
 
 class Topic(StrEnum):

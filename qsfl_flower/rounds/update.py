@@ -27,6 +27,9 @@ from qsfl_flower.wire import Form, content_bytes
 
 T = TypeVar("T")
 
+ABSURD_NORM = 1e15
+"""No honest update has a larger norm: a million coordinates of 1e12 each."""
+
 internal_log = logging.getLogger("qsfl_flower.internal")
 """Faults of ours that a reply brought to light; a test fails if one is logged here."""
 

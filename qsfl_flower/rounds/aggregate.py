@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Layout, Vector, measure
-from qsfl_flower.strategies.bounds import ABSURD_NORM
-from qsfl_flower.strategies.chain import Chain
-from qsfl_flower.strategies.combine import (
+from qsfl_flower.rounds.chain import Chain
+from qsfl_flower.rounds.combine import (
     carry,
     mean_difference,
     measure_and_sum,
     plausible_sum,
     weigh,
 )
-from qsfl_flower.strategies.stages import Combined, Measurements, RoundContext, State
-from qsfl_flower.strategies.update import Cohort, Update
+from qsfl_flower.rounds.stages import Combined, Measurements, RoundContext, State
+from qsfl_flower.rounds.update import ABSURD_NORM, Cohort, Update
 
 
 @dataclass(frozen=True)

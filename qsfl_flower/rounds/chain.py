@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout, Vector, measure
-from qsfl_flower.strategies.charges import Charge
-from qsfl_flower.strategies.composition import Argument, Trait, refuse
-from qsfl_flower.strategies.stages import (
+from qsfl_flower.rounds.charges import Charge
+from qsfl_flower.rounds.composition import Argument, Trait, refuse
+from qsfl_flower.rounds.stages import (
     CohortStage,
     CombineStage,
     DecodeStage,
@@ -30,7 +30,7 @@ from qsfl_flower.strategies.stages import (
     State,
     VectorStage,
 )
-from qsfl_flower.strategies.update import Cohort, Rejection, Sender, Weighting, catch
+from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Weighting, catch
 from qsfl_flower.wire import Plan
 
 

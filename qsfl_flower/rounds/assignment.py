@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
-from qsfl_flower.strategies.aggregate import GlobalModel
-from qsfl_flower.strategies.stages import Exchange, RoundContext
+from qsfl_flower.rounds.aggregate import GlobalModel
+from qsfl_flower.rounds.stages import Exchange, RoundContext
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qsfl_flower.strategies.update import Cohort, Opinion
+from qsfl_flower.rounds.update import Cohort, Opinion
 
 log = logging.getLogger("flwr")  # the one that `flwr run` and `flwr log` show
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from qsfl_flower.asynchrony import Draw, Selection
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.strategies.update import Cohort
+from qsfl_flower.rounds.update import Cohort
 
 LABEL_METRIC = "label-"
 """Beginning of the metrics in which a client declares its share of each label (``label-3``)."""

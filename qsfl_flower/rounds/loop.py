@@ -16,12 +16,12 @@ from flwr.serverapp.strategy import Result
 
 from qsfl_flower.errors import BudgetExceeded, CheckpointError, TooFewReplies
 from qsfl_flower.numerics import MonitorState, Reaction
-from qsfl_flower.strategies.aggregate import Outcome
-from qsfl_flower.strategies.checkpoint import Snapshot
-from qsfl_flower.strategies.exchange import collect
-from qsfl_flower.strategies.guard import Guard, remember, respond
-from qsfl_flower.strategies.policies import History
-from qsfl_flower.strategies.record import ClientRow, RoundRecord, causes, client_rows, first
+from qsfl_flower.rounds.aggregate import Outcome
+from qsfl_flower.rounds.checkpoint import Snapshot
+from qsfl_flower.rounds.exchange import collect
+from qsfl_flower.rounds.guard import Guard, remember, respond
+from qsfl_flower.rounds.policies import History
+from qsfl_flower.rounds.record import ClientRow, RoundRecord, causes, client_rows, first
 from qsfl_flower.wire import from_record, to_record
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from functools import partial
 from flwr.app import MetricRecord, RecordDict
 
 from qsfl_flower.numerics import bounded_weights, example_count
-from qsfl_flower.strategies.admission import finite_metrics, single
-from qsfl_flower.strategies.combine import mean_metrics
-from qsfl_flower.strategies.update import Rejection, Sender, Weighting, catch, told_with_frames
+from qsfl_flower.rounds.admission import finite_metrics, single
+from qsfl_flower.rounds.combine import mean_metrics
+from qsfl_flower.rounds.update import Rejection, Sender, Weighting, catch, told_with_frames
 from qsfl_flower.wire import records_of
 
 log = logging.getLogger("qsfl_flower")
