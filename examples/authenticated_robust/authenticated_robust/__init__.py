@@ -1,0 +1,1 @@
+"""Handwritten digits; only enrolled clients count, and two may send anything."""

@@ -1,0 +1,1 @@
+"""Handwritten digits; every picture is protected by differential privacy."""

@@ -1,0 +1,1 @@
+"""Handwritten digits; the server sees sums only."""
