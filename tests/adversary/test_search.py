@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower import testing
+from qsfl_flower.clients import masked_sum
 from qsfl_flower.testing import LocalFederation
 from qsfl_flower.wire import Plan, PlanItem
 
-from . import devices, members
+from . import devices, masks, members
 from .devices import EXAMPLES, POLICIES, Demand, ask, leaks
 from .judge import fewest
 
@@ -120,3 +121,42 @@ def test_the_search_sees_what_members_without_a_memory_open(committees):
     assert testing.rank(rows) == 2
     assert testing.solves(rows, members.KNOWN) == [0]
     assert fewest(rows, members.KNOWN, 2) == 1
+
+
+@pytest.fixture(scope="module")
+def devices_that_mask():
+    return masks.Masks()
+
+
+def test_masks_open_no_sum_of_few(devices_that_mask):
+    opened = []
+
+    @search(40)
+    @given(masks.scripts())
+    def lie(script):
+        rows, dead = devices_that_mask.play(script)
+        least = masks.LEAST - 1  # and the helping client
+        assert fewest(rows, dead, least) == least
+        opened.append(len(rows) > 0)
+
+    lie()
+    assert 2 * sum(opened) >= len(opened), "a search in which little is opened finds little"
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("lost", [(), (0,), (masks.COLLUDER,)])
+def test_honest_masks_open_their_sum(devices_that_mask, early, lost):
+    rows, dead = devices_that_mask.play(masks.honest(masks.Offer(), early, lost))
+    (row,) = rows / rows[0][-1]
+    np.testing.assert_allclose(row, [n not in lost for n in masks.HONEST], atol=1e-9)
+    assert not dead
+
+
+def test_the_search_sees_what_masks_without_a_memory_open(devices_that_mask, monkeypatch):
+    """A round once more without one client, asked of devices that have forgotten the first."""
+    monkeypatch.setattr(masked_sum, "_take", lambda *told: None)
+    again = masks.honest(masks.Offer(clients=masks.EVERYBODY[1:], nonce=1), True)
+    rows, dead = devices_that_mask.play((*masks.honest(masks.Offer(), True), *again))
+    assert testing.rank(rows) == 2
+    assert testing.solves(rows, dead) == [0]
+    assert fewest(rows, dead, 2) == 1
