@@ -1,87 +1,118 @@
 """A server with a valid key that asks single devices for what their policy forbids.
 
-Hypothesis writes plans, terms, message types, orders and repetitions around valid ones; the device
-is judged by the bytes of what it sends.
+Hypothesis begins with instructions that a policy accepts and departs from them: steps, terms,
+numbers, message types, orders, repetitions. The device is judged by the bytes of what it sends.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from hypothesis import strategies as st
 
 from qsfl_flower import testing
+from qsfl_flower.compression import Mask, Scheme
+from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.policy import PLACEMENTS, Protection
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.testing import LocalFederation
-from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, REFUSED_KEY, Plan, PlanItem, to_record
-from qsfl_flower.wire.keys import SHARES
+from qsfl_flower.wire import (
+    CHOOSE_STEP,
+    COMPRESS_STEP,
+    MASK_ENCODE_STEP,
+    MASK_STEP,
+    PLAN_KEY,
+    QSFL_RECORD,
+    REFUSED_KEY,
+    Kind,
+    Plan,
+    PlanItem,
+    from_record,
+    kind_of,
+    to_record,
+)
+from qsfl_flower.wire.keys import (
+    CLIP_STEP,
+    DISTRIBUTED_DP,
+    LOCAL_DP,
+    MASKED_SUM,
+    PROTECTION,
+    RECORD_DP,
+    SHARES,
+)
 
 EXAMPLES = int(os.environ.get("QSFL_SEARCH", "0"))
 """How many examples a search tries; 0: the few of the default tests."""
 
-EPSILON = 2.0
+EPSILON, DELTA = 2.0, 1e-5
+NOISE = 1.98
+"""Multiplier at which one release comes to `EPSILON`, a little less than needed."""
+RELEASES = 2
 POLICIES = {
     "hidden": "hidden_only = true\nleast_cohort = 4\n",
     "sums alone": 'hidden_only = true\nopenings = ["sum"]\nleast_bits = 20\n',
     "private": f'[privacy]\nepsilon = {EPSILON}\nplacements = ["record", "local"]\n',
+    "counted": f"hidden_only = true\nreleases = {RELEASES}\ndays = 30.0\n",
 }
 TYPES = [
-    *["train"] * 6, "train.default", "train.lora", "evaluate", "evaluate.x", "query", "query.x",
-    "get_parameters", "get_properties", "reconnect",
+    "train.default", "train.lora", "evaluate", "evaluate.x", "query", "query.x", "get_parameters",
+    "get_properties", "reconnect",
 ]  # fmt: skip
-"""Those that Flower lets through."""
+"""Those that Flower lets through, besides ``train``."""
 MEMBERS = ("client-1", "client-2", "client-3")
+_NUMBERS = [
+    0, 1, 2, 3, 4, 5, 8, 16, 60, 64, 1e-9, 1e-3, 0.1, 0.5, 1.0, 2.0, 20.0, 100.0, 1e6, 1e9, -1,
+    -1.0, None, True, "1", [], [1], [64, 1], [1, 1],
+]  # fmt: skip
 
 
-def terms_values() -> dict:
-    return asdict(
-        Terms(
-            run=1, round=1, members=MEMBERS, seats=("s", "t", "u"), threshold=2, quorum=3,
-            min_clients=4, max_clients=8, bits=24, bound=4.0, clip_norm=4.0,
-        )
-    )  # fmt: skip
-
-
-def numbers() -> st.SearchStrategy:
-    return st.sampled_from(
-        [0, 1, 2, 3, 4, 5, 8, 16, 60, 64, 1e-9, 1e-3, 0.1, 0.5, 1.0, 2.0, 20.0, 100.0, 1e6, 1e9,
-         -1, -1.0, None, True, "1", [], [1], [64, 1], [1, 1]]
-    )  # fmt: skip
-
-
-def valid_steps(noise: float, placement: str, releases: int) -> dict[str, dict]:
-    """Every step as a strategy of the suite writes it."""
+def valid_steps(server_round: int, noise: float, releases: int) -> dict[str, dict]:
+    """Return every step as a strategy of the suite writes it."""
     offer = Protection(
-        placement=placement, clip_norm=1.0, noise_multiplier=noise, sampling_rate=1.0,
-        releases=releases, delta=1e-5,
+        placement="local", clip_norm=1.0, noise_multiplier=noise, sampling_rate=1.0,
+        releases=releases, delta=DELTA,
     )  # fmt: skip
+    terms = Terms(
+        run=1, round=server_round, members=MEMBERS, seats=("s", "t", "u"), threshold=2, quorum=3,
+        min_clients=4, max_clients=8, bits=24, bound=4.0, clip_norm=4.0,
+    )  # fmt: skip
+    share = NoiseShare(clip_norm=1.0, noise_multiplier=noise, fewest=4, size=256)
     return {
-        "protection": offer.to_dict(),
-        "record-dp": {"clip_norm": 1.0, "noise_multiplier": noise, "sampling_rate": 0.1,
+        PROTECTION: offer.to_dict(),
+        RECORD_DP: {"clip_norm": 1.0, "noise_multiplier": noise, "sampling_rate": 0.1,
                       "steps": 1, "public_metrics": []},
-        "compress-choose": {"ratio": 0.5},
-        "shared-mask": {"ratio": 0.5, "seed": 1},
-        "clip": {"clip_norm": 1.0},
-        "local-dp": {"clip_norm": 1.0, "noise_multiplier": noise},
-        "distributed-dp": {"clip_norm": 1.0, "noise_multiplier": noise, "fewest": 4, "size": 256},
-        "compress": {"ratio": 0.5, "values": "float32"},
-        "masked_sum": {"bound": 4.0, "clients": 6},
-        SHARES: {"terms": terms_values(), "max_examples": 1000, "metrics": [],
+        CHOOSE_STEP: {"scheme": Scheme(ratio=0.5).to_dict(), "round": server_round, "seed": 1},
+        MASK_STEP: {"mask": Mask(ratio=0.5).to_dict(), "seed": 1, "rounding": server_round},
+        CLIP_STEP: {"clip_norm": 1.0},
+        LOCAL_DP: {"clip_norm": 1.0, "noise_multiplier": noise},
+        DISTRIBUTED_DP: {"share": asdict(share), "bound": 1.0, "batch": None},
+        COMPRESS_STEP: {},
+        MASK_ENCODE_STEP: {},
+        MASKED_SUM: {"round": server_round, "clients": 6, "bound": 4.0, "min_clients": 4,
+                     "terms": "", "max_examples": 1000, "metrics": [],
+                     "weighted_by": "num-examples"},
+        SHARES: {"terms": asdict(terms), "max_examples": 1000, "metrics": [],
                  "weighted_by": "num-examples", "weighted": False},
         "identity": {},
     }  # fmt: skip
 
 
-HONEST = {
-    "hidden": ("clip", SHARES),
-    "sums alone": ("clip", SHARES),
-    "private": ("protection", "clip", "local-dp"),
+_SUMS = ((CLIP_STEP, SHARES), (CLIP_STEP, MASKED_SUM), (MASK_STEP, CLIP_STEP, SHARES))
+ACCEPTED = {
+    "hidden": _SUMS,
+    "sums alone": _SUMS,
+    "private": (
+        (PROTECTION, CLIP_STEP, LOCAL_DP),
+        (PROTECTION, LOCAL_DP),
+        (PROTECTION, MASK_STEP, LOCAL_DP, MASK_ENCODE_STEP),
+    ),
+    "counted": _SUMS,
 }
-"""The steps that each policy accepts."""
+"""Steps that each policy accepts."""
 
 
 @dataclass(frozen=True)
@@ -94,36 +125,81 @@ class Demand:
 
 
 @st.composite
-def demands(draw: st.DrawFn, policy: str) -> Demand:
-    """An honest instruction with a few departures from it."""
-    noise = draw(st.sampled_from([20.0, 20.0, 3.0, 0.5]))
-    placement = draw(st.sampled_from(["local", "local", *PLACEMENTS]))
-    known = valid_steps(noise, placement, draw(st.integers(1, 3)))
-    names = list(HONEST[policy])
-    for _ in range(draw(st.sampled_from([0, 0, 1, 2, 3]))):
-        place, what = draw(st.integers(0, len(names))), draw(st.integers(0, 3))
-        if what == 0:
-            names.insert(place, draw(st.sampled_from(sorted(known))))
-        elif what == 1 and names:
-            names.pop(place % len(names))
-        elif what == 2 and names:
-            names.append(names.pop(place % len(names)))
-        elif names:
-            names[place % len(names)] = draw(st.sampled_from(sorted(known)))
-    items = [PlanItem(name, dict(known[name])) for name in names]
-    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
-        where = draw(st.sampled_from(items)).parameters if items else {}
-        if isinstance(where.get("terms"), dict):
-            where["terms"] = dict(where["terms"])
-            where = where["terms"] if draw(st.booleans()) else where
-        if where:
-            key = draw(st.sampled_from(sorted(where)))
-            if draw(st.sampled_from([False, False, False, True])):
-                del where[key]
-            else:
-                where[key] = draw(numbers())
-    plan = draw(st.sampled_from([Plan(tuple(items))] * 9 + [None]))
-    return Demand(draw(st.sampled_from(TYPES)), plan, draw(st.integers(0, 2)))
+def demands(draw: st.DrawFn, policy: str) -> list[Demand]:
+    """Return instructions of some rounds, with departures from what the policy accepts."""
+    rounds = draw(st.integers(1, 4))
+    noise = NOISE * 1.03 * rounds**0.5
+    names = draw(st.sampled_from(ACCEPTED[policy]))
+    asked = []
+    for r in range(1, rounds + 1):
+        known = valid_steps(r, noise, rounds)
+        asked.append(Demand("train", Plan(tuple(PlanItem(n, known[n]) for n in names)), r))
+    for _ in range(draw(st.sampled_from([0, 1, 1, 2, 2, 3, 4]))):
+        at = draw(st.integers(0, len(asked) - 1))
+        asked[at] = _another(draw, asked[at])
+        what = draw(st.sampled_from(["stay", "stay", "repeat", "move"]))
+        if what == "repeat":
+            asked.insert(draw(st.integers(0, len(asked))), asked[at])
+        elif what == "move":
+            asked.insert(draw(st.integers(0, len(asked) - 1)), asked.pop(at))
+    return asked
+
+
+def _another(draw: st.DrawFn, demand: Demand) -> Demand:
+    """Return a demand that differs in one point."""
+    what = draw(st.sampled_from(["steps", "steps", "number", "number", "number", "kind", "round",
+                                 "nothing", "promise"]))  # fmt: skip
+    items = list(demand.plan.items) if demand.plan else []
+    if what == "kind":
+        return replace(demand, kind=draw(st.sampled_from(TYPES)))
+    if what == "round":
+        return replace(demand, server_round=draw(st.integers(0, 4)))
+    if what == "steps":
+        _other_steps(draw, items, demand.server_round)
+    elif what == "promise":
+        noise = draw(st.sampled_from([20.0, 3.0, NOISE * 1.03, 0.5]))
+        known = valid_steps(max(demand.server_round, 1), noise, draw(st.integers(1, 50)))
+        placement = {"placement": draw(st.sampled_from(PLACEMENTS))}
+        other = draw(st.sampled_from([{}, placement, {"sampling_rate": 0.01}]))
+        items = [
+            PlanItem(PROTECTION, known[PROTECTION] | other) if item.name == PROTECTION
+            else PlanItem(item.name, known[item.name]) if draw(st.booleans())
+            else item
+            for item in items
+        ]  # fmt: skip
+    elif what == "number" and items:
+        at = draw(st.integers(0, len(items) - 1))
+        items[at] = PlanItem(items[at].name, _other_number(draw, items[at].parameters))
+    elif what == "nothing":
+        return replace(demand, plan=None)
+    return replace(demand, plan=Plan(tuple(items)))
+
+
+def _other_steps(draw: st.DrawFn, items: list[PlanItem], server_round: int) -> None:
+    known = valid_steps(max(server_round, 1), NOISE * 1.03, 1)
+    name = draw(st.sampled_from(sorted(known)))
+    place, what = draw(st.integers(0, len(items))), draw(st.integers(0, 3))
+    if what == 0:
+        items.insert(place, PlanItem(name, known[name]))
+    elif what == 1 and items:
+        items.pop(place % len(items))
+    elif what == 2 and items:
+        items.append(items.pop(place % len(items)))
+    elif items:
+        items[place % len(items)] = PlanItem(name, known[name])
+
+
+def _other_number(draw: st.DrawFn, parameters: Mapping) -> dict:
+    values = dict(parameters)
+    if isinstance(values.get("terms"), dict) and draw(st.booleans()):
+        return values | {"terms": _other_number(draw, values["terms"])}
+    if values:
+        key = draw(st.sampled_from(sorted(values)))
+        if draw(st.sampled_from([False, False, False, True])):
+            del values[key]
+        else:
+            values[key] = draw(st.sampled_from(_NUMBERS))
+    return values
 
 
 def ask(federation: LocalFederation, client: int, demand: Demand) -> RecordDict | None:
@@ -152,3 +228,27 @@ def leaks(federation: LocalFederation, client: int, content: RecordDict) -> str 
     if any(isinstance(v, float) and abs(v - (1 + 0.01 * client)) < 1e-9 for v in told):
         return "the loss"
     return None
+
+
+def noise_of(
+    federation: LocalFederation, client: int, demand: Demand, content: RecordDict
+) -> float:
+    """Return the multiplier of the noise in a reply to an instruction with local noise.
+
+    It is measured against the clipped update. Infinite if what is sent is no model with noise.
+    """
+    steps = [item for item in (demand.plan.items if demand.plan else ()) if item.name == LOCAL_DP]
+    sent = [from_record(record) for record in content.array_records.values()]
+    arrays = [a for record in sent for a in record.values() if a.size == federation.size]
+    if len(steps) != 1 or len(arrays) != 1:
+        return np.inf
+    clip = float(steps[0].parameters["clip_norm"])
+    update = federation.update_of(client)
+    norms = [item.parameters["clip_norm"] for item in demand.plan.items if item.name == CLIP_STEP]
+    for norm in (*norms, clip):
+        update = update * min(1.0, norm / np.linalg.norm(update))
+    return float(np.sqrt(np.mean((arrays[0] - update) ** 2)) / (2 * clip))
+
+
+def is_training(demand: Demand) -> bool:
+    return kind_of(demand.kind) is Kind.TRAIN

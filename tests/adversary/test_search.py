@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from qsfl_flower import testing
 from qsfl_flower.clients import masked_sum
@@ -49,18 +48,23 @@ def federations(tmp_path_factory):
 def test_a_device_sends_nothing_that_its_policy_forbids(federations, policy):
     federation, answered = federations[policy], []
 
-    @search(100)
-    @given(st.lists(devices.demands(policy), min_size=1, max_size=3))
+    @search(40)
+    @given(devices.demands(policy))
     def lie(demands):
         federation.forget()
-        for demand in demands:
-            content = ask(federation, 0, demand)
-            if content is not None:
-                answered.append(demand)
-                assert leaks(federation, 0, content) is None, demand
+        answers = [(demand, ask(federation, 0, demand)) for demand in demands]
+        given = [(demand, content) for demand, content in answers if content is not None]
+        for demand, content in given:
+            assert leaks(federation, 0, content) is None, demand
+        trained = sum(devices.is_training(demand) for demand, _ in given)
+        assert policy != "counted" or trained <= devices.RELEASES
+        if policy == "private":
+            spent = sum(devices.noise_of(federation, 0, *one) ** -2 for one in given)
+            assert spent <= 1.6 * devices.NOISE**-2, "256 coordinates measure it this well"
+        answered.append(bool(given))
 
     lie()
-    assert answered, "a search in which nothing is ever answered finds nothing"
+    assert 2 * sum(answered) >= len(answered), "a search in which little is answered finds little"
 
 
 def test_the_search_sees_what_leaks():
@@ -70,6 +74,12 @@ def test_the_search_sees_what_leaks():
     assert leaks(federation, 0, content) == "the update"
     clipped = Plan((PlanItem("clip", {"clip_norm": 1.0}),))
     assert leaks(federation, 0, ask(federation, 0, Demand("train", clipped, 2))) == "the update"
+    honest = devices.valid_steps(1, 3.0, 1)
+    noisy = Plan(tuple(PlanItem(n, honest[n]) for n in devices.ACCEPTED["private"][0]))
+    demand = Demand("train", noisy, 3)
+    content = ask(federation, 0, demand)
+    assert leaks(federation, 0, content) is None
+    assert devices.noise_of(federation, 0, demand, content) == pytest.approx(3.0, rel=0.3)
 
 
 @pytest.fixture(scope="module")
