@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from qsfl_flower import testing
 from qsfl_flower.compression import Mask, Scheme
+from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.policy import PLACEMENTS, Protection
 from qsfl_flower.secure.terms import Terms
@@ -238,7 +239,10 @@ def noise_of(
     It is measured against the clipped update. Infinite if what is sent is no model with noise.
     """
     steps = [item for item in (demand.plan.items if demand.plan else ()) if item.name == LOCAL_DP]
-    sent = [from_record(record) for record in content.array_records.values()]
+    try:
+        sent = [from_record(record) for record in content.array_records.values()]
+    except RejectedUpdate:  # compressed
+        return np.inf
     arrays = [a for record in sent for a in record.values() if a.size == federation.size]
     if len(steps) != 1 or len(arrays) != 1:
         return np.inf
