@@ -20,7 +20,7 @@ from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.numerics import Layout
-from qsfl_flower.rounds.stages import Exchange
+from qsfl_flower.rounds.context import Exchange
 from qsfl_flower.strategies import Authenticate, Sender
 from qsfl_flower.wire import content_bytes
 

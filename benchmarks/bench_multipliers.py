@@ -14,7 +14,8 @@ from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.rdp import epsilon_of, rdp_of
 from qsfl_flower.simulations.config import load_experiment
-from qsfl_flower.simulations.privacy import planned_events, size_of
+from qsfl_flower.simulations.privacy import size_of
+from qsfl_flower.simulations.stages import planned_events
 
 NAME = "multipliers"
 DESCRIPTION = "noise multipliers of the shipped experiments, before, now, and by dp-accounting"

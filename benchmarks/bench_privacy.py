@@ -25,8 +25,8 @@ from qsfl_flower.privacy.discrete import discrete_gaussian
 from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.schedule import NoiseSchedule
+from qsfl_flower.rounds.context import RoundContext, State
 from qsfl_flower.rounds.spending import Spending
-from qsfl_flower.rounds.stages import RoundContext, State
 from qsfl_flower.strategies import CentralDP, Clip, PrivacyBudget, StableFedAvg, Stage
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record

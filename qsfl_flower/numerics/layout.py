@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,6 @@ from qsfl_flower.numerics.roles import (
     usual_role,
 )
 
-if TYPE_CHECKING:
-    from qsfl_flower.numerics.vector import Vector
-
 DTYPES = (
     "float16",
     "float32",
@@ -38,6 +35,17 @@ DTYPES = (
     *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
 )
 """The number formats that a model may have."""
+
+
+class Coordinates(Protocol):
+    """What a layout reads of a flat vector; `Vector` is one."""
+
+    @property
+    def size(self) -> int:
+        """How many coordinates there are."""
+
+    def read(self, lo: int, hi: int, out: NDArray[np.float64]) -> None:
+        """Write the coordinates ``lo <= i < hi`` into `out`."""
 
 
 _MOST_TOLD = 4 * 1024 * 1024
@@ -233,7 +241,7 @@ class Layout:
         self,
         vector: NDArray[np.float64],
         beside: Mapping[str, NDArray[Any]],
-        base: Vector | None = None,
+        base: Coordinates | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Turn a flat vector, buffers and frozen arrays back into the model's arrays.
 
@@ -246,7 +254,7 @@ class Layout:
             The flat vector. It is not changed.
         beside : mapping of str to ndarray
             Exactly the arrays named in `beside`, of their own shapes and dtypes.
-        base : Vector, optional
+        base : Coordinates, optional
             What to add: for a step the model that it starts from.
 
         Returns

@@ -19,7 +19,8 @@ from qsfl_flower.rounds.combine import (
     plausible_sum,
     weigh,
 )
-from qsfl_flower.rounds.stages import Combined, Measurements, RoundContext, State
+from qsfl_flower.rounds.context import Measurements, RoundContext, State
+from qsfl_flower.rounds.stages import Combined
 from qsfl_flower.rounds.update import ABSURD_NORM, Cohort, Update
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flwr.app import RecordDict
 
 from qsfl_flower.rounds.aggregate import GlobalModel
-from qsfl_flower.rounds.stages import Exchange, RoundContext
+from qsfl_flower.rounds.context import Exchange, RoundContext
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,13 @@ from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.rounds.charges import Charge
 from qsfl_flower.rounds.composition import Argument, Trait, refuse
+from qsfl_flower.rounds.context import Exchange, Measurements, Phase, RoundContext, State
 from qsfl_flower.rounds.stages import (
     CohortStage,
     CombineStage,
     DecodeStage,
-    Exchange,
-    Measurements,
     MessageStage,
-    Phase,
-    RoundContext,
     Stage,
-    State,
     VectorStage,
 )
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Weighting, catch
@@ -61,19 +57,20 @@ class Chain:
         double = {n for n in names if names.count(n) > 1}
         if double:
             raise CompositionError(f"stages: {', '.join(sorted(double))} is given more than once")
-        self.stages = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
+        given = tuple(sorted(stages, key=lambda s: (s.phase, s.name)))
+        self.arguments = tuple(arguments)
+        refuse((*given, *arguments))
+        bound: list[Stage] = []
+        for stage in given:
+            stage.check(given)
+            bound.append(stage.bind(given))
+        self.stages = tuple(bound)
         self.decoder = next((s for s in self.stages if isinstance(s, DecodeStage)), None)
         self.combiner = next((s for s in self.stages if isinstance(s, CombineStage)), None)
         vectors = [s for s in self.stages if isinstance(s, VectorStage)]
         self.drawer = next((s for s in vectors if s.poisson_rate is not None), None)
         self.denominator = next((s.denominator for s in vectors if s.denominator), None)
-        self.arguments = tuple(arguments)
         self._seconds: dict[str, float] = {}
-        refuse((*self.stages, *arguments))
-        for stage in self.stages:
-            stage.join(self)
-        for stage in self.stages:
-            stage.check(self.stages)
 
     @property
     def hides(self) -> bool:

@@ -8,29 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from qsfl_flower.numerics import Layout
+from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.composition import Part, Trait
-
-if TYPE_CHECKING:
-    from qsfl_flower.rounds.chain import Chain
-
-
-class Topic(StrEnum):
-    """What is explained; the values are headings."""
-
-    SERVER = "The server learns"
-    MEMBER = "A member of the committee learns"
-    CLIENT = "A client learns"
-    NETWORK = "Whoever records the network learns"
-    PRIVACY = "Differential privacy"
-    LIARS = "Against liars"
-    GAPS = "Not covered"
-
-
-Sentences = Mapping[Topic, Sequence[str]]
+from qsfl_flower.rounds.facts import Sentences, Topic
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from qsfl_flower.numerics import Layout, Reaction
-from qsfl_flower.rounds.stages import Measurements, Phase, RoundContext, State, VectorStage
+from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
+from qsfl_flower.rounds.stages import VectorStage
 from qsfl_flower.wire import from_record, to_record
 
 if TYPE_CHECKING:

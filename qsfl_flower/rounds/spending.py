@@ -13,8 +13,8 @@ from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
 from qsfl_flower.rounds.charges import Charge, merged
-from qsfl_flower.rounds.explanation import Sentences, Topic
-from qsfl_flower.rounds.stages import RoundContext, State
+from qsfl_flower.rounds.context import RoundContext, State
+from qsfl_flower.rounds.facts import Sentences, Topic
 
 if TYPE_CHECKING:
     import qsfl_flower.privacy.ledger
@@ -77,6 +77,10 @@ class Spending:
         self._accountant = Accountant()
         self._known: list[dict[str, Any]] | None = None
         self._warned = False
+
+    def anew(self) -> Spending:
+        """Return an account for another chain, under the same budget."""
+        return Spending(self.budget, self._planned)
 
     def reserve(self, state: State, event: Event, context: RoundContext) -> State:
         """Return the state with a reservation for the round.

@@ -14,145 +14,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import ref
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError, QSFLError
+from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.privacy.events import Event
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences
-from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, Weighting
-from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, PlanItem
-from qsfl_flower.wire import ClientPhase as ClientPhase
-
-if TYPE_CHECKING:
-    from qsfl_flower.rounds.spending import Spending
-
-Record = ArrayRecord | ConfigRecord
-
-State = Mapping[str, Any]
-"""A stage's state: names to arrays or JSON values. Stages without state use an empty mapping."""
-
-Measurements = Mapping[str, float]
-
-
-class Phase(IntEnum):
-    """Where in the server's side of a round a stage stands."""
-
-    AUTHENTICATE = 10
-    ADMIT = 20
-    DECODE = 30
-    BOUND = 40
-    DETECT = 50
-    COMBINE = 60
-    PRIVATIZE = 70
-    UPDATE = 80
-    GUARD = 90
-    RELEASE = 95
-
-
-Steps = Sequence[tuple[ClientPhase, PlanItem]]
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One exchange of messages with the clients.
-
-    Parameters
-    ----------
-    kind : str
-        ``"train"`` or ``"evaluate"``.
-    server_round : int
-        The round it belongs to.
-    run_id : int
-        Flower's id of the run.
-    timeout : float
-        Seconds for which replies are waited for.
-    window : int
-        How many rounds may be under way at once; replies to older ones are refused.
-    inside : bool
-        Whether it is a further exchange inside a round: a node may then owe another answer.
-    """
-
-    kind: str
-    server_round: int
-    run_id: int
-    timeout: float
-    window: int = 1
-    inside: bool = False
-
-
-Ask = Callable[[Mapping[int, RecordDict]], dict[int, tuple[Sender, RecordDict] | Rejection]]
-"""Sends one message to each of some nodes and waits: what came back from each of them."""
-
-
-def _nobody(contents: Mapping[int, RecordDict]) -> dict[int, tuple[Sender, RecordDict] | Rejection]:
-    raise QSFLError(f"there is no grid to ask {len(contents)} nodes on")
-
-
-@dataclass(frozen=True)
-class RoundContext:
-    """What a stage may know about the round besides the updates.
-
-    Parameters
-    ----------
-    server_round : int
-        The round.
-    layout : Layout
-        The model's layout, of d floating-point coordinates.
-    model : Vector
-        The model of this round, shape (d,).
-    run_id : int
-        Flower's id of the run.
-    senders : tuple[Sender, ...]
-        The nodes that are asked to train, or may be asked meanwhile, in canonical order.
-    weighting : Weighting
-        How claimed sample counts become weights.
-    ask : Ask
-        A further exchange inside the round, through the chain's `MessageStage`. The contents should
-        name a task (`task_content`), which the clients' mod answers without the app.
-    support : numpy.ndarray or None
-        Where the round's updates are restricted to k public coordinates: these, ascending.
-    staleness : float
-        Mean staleness of the updates that are combined; 0 in synchronous rounds.
-    states : Mapping[str, State]
-        For a `VectorStage`: the states of all stages as far as the round has come, by name.
-    instructions : Mapping[int, bytes]
-        Where updates are hidden: digest of what the clients were asked to do, by round; see
-        `qsfl_flower.wire.content.instruction_digest`.
-    """
-
-    server_round: int
-    layout: Layout
-    model: Vector
-    run_id: int = 0
-    senders: tuple[Sender, ...] = ()
-    weighting: Weighting = field(default_factory=Weighting)
-    ask: Ask = _nobody
-    support: NDArray[np.int64] | None = None
-    staleness: float = 0.0
-    states: Mapping[str, State] = field(default_factory=dict)
-    instructions: Mapping[int, bytes] = field(default_factory=dict)
-
-
-def task_content(task: str, **records: Record) -> RecordDict:
-    """Return the content of a message that the clients' mod answers by itself.
-
-    Parameters
-    ----------
-    task : str
-        Name in `qsfl_flower.clients.steps.TASKS`.
-    **records : ArrayRecord or ConfigRecord
-        What goes with it.
-    """
-    return RecordDict({QSFL_RECORD: ConfigRecord({TASK_KEY: task}), **records})
+from qsfl_flower.rounds.context import Exchange, Measurements, Phase, RoundContext, State, Steps
+from qsfl_flower.rounds.facts import Facts, Sentences
+from qsfl_flower.rounds.spending import Spending
+from qsfl_flower.rounds.update import Cohort, Sender, Update, Weighting
 
 
 class Stage(ABC):
@@ -175,23 +53,10 @@ class Stage(ABC):
         """Whether what becomes of the updates depends on the model that the round began with."""
         return True
 
-    def join(self, chain: object) -> None:
-        """Become part of a chain; `check` then fits this stage to it, and to no other.
-
-        Raises
-        ------
-        ConfigError
-            If the stage is part of another chain.
-        """
-        if type(self).check is Stage.check:
-            return  # it learns nothing of its chain
-        owner = self.__dict__.get("_owner")
-        if owner is not None and owner() not in (None, chain):
-            raise ConfigError(
-                f"stages: this {self.name} is part of another strategy, whose clip norms and "
-                "noise it follows; make a new one for each strategy"
-            )
-        self.__dict__["_owner"] = ref(chain)
+    @property
+    def facts(self) -> Facts:
+        """What other stages of a chain may rely on."""
+        return Facts()
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Refuse a chain in which this stage's guarantee would not hold.
@@ -207,6 +72,26 @@ class Stage(ABC):
             With the reason and an alternative.
         """
         del stages
+
+    def bind(self, stages: Sequence[Stage]) -> Self:
+        """Return this stage as it is in a chain: a copy that knows what it needs of the others.
+
+        The stage itself stays as it is and can be part of other chains too. Its account is its own
+        in each of them.
+
+        Parameters
+        ----------
+        stages : Sequence[Stage]
+            As for `check`, which has refused nothing; not bound themselves.
+        """
+        del stages
+        return self if self.spending is None else self.knowing(spending=self.spending.anew())
+
+    def knowing(self, **known: Any) -> Self:
+        """Return a copy with these attributes, for `bind`."""
+        bound = copy(self)
+        vars(bound).update(known)
+        return bound
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Return what holds because of this stage, as sentences by topic.
@@ -266,6 +151,11 @@ class Stage(ABC):
 
     spending: Spending | None = None
     """Keeps the account of a stage that costs privacy."""
+
+    def planned(self, layout: Layout, rounds: int) -> list[Event]:
+        """Return what so many rounds cost in privacy."""
+        del layout, rounds
+        return []
 
     def spent(self, state: State) -> float | None:
         """Return the epsilon that was paid so far, whatever became of the rounds; None without."""

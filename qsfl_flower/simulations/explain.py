@@ -17,8 +17,8 @@ from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.explanation import explain
-from qsfl_flower.rounds.stages import RoundContext
 from qsfl_flower.simulations.build import client_of, owners_of, rows_of, strategy_of
 from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.simulations.materials import model_of

@@ -17,7 +17,6 @@ from qsfl_flower.privacy.ledger import Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
-from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
@@ -35,7 +34,6 @@ from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import (
     AdaptiveClip,
     CentralDP,
-    ClientSideDP,
     LocalDP,
     RecordDP,
 )
@@ -196,16 +194,6 @@ def local_dp(spec: LocalDPSpec, experiment: Experiment) -> LocalDP:
     )
     budget = _budget(spec, experiment)
     return LocalDP(spec.clip_norm, noise, budget, rounds=experiment.rounds)
-
-
-def planned_events(experiment: Experiment) -> dict[str, list[Event]]:
-    """Return for each stage that spends privacy what all rounds of the experiment cost."""
-    from qsfl_flower.simulations.stages import stages_of  # which builds stages with this module
-
-    stages = Chain(stages_of(experiment)).stages
-    layout = Layout.of(get_arrays(model_of(experiment)))
-    spending = [s for s in stages if isinstance(s, CentralDP | ClientSideDP | DistributedDP)]
-    return {s.name: s.planned(layout, experiment.rounds) for s in spending}
 
 
 def policy_of(experiment: Experiment) -> NodePolicy:

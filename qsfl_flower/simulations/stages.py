@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.compression import Mask
+from qsfl_flower.numerics import Layout
+from qsfl_flower.privacy.events import Event
 from qsfl_flower.robust.detection import Detection, Reputation
+from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.simulations import privacy
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
@@ -30,6 +34,7 @@ from qsfl_flower.simulations.config import (
 )
 from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
 from qsfl_flower.simulations.federation import server_credentials
+from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.root import root_update_of
 from qsfl_flower.strategies import (
     Authenticate,
@@ -133,3 +138,10 @@ OPTIMISERS: dict[type, Callable[[Any], Stage]] = {
     FedYogiSpec: lambda spec: FedYogi(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
 }
 """What makes the server optimiser of each spec of ``strategy`` that has one."""
+
+
+def planned_events(experiment: Experiment) -> dict[str, list[Event]]:
+    """Return for each stage that spends privacy what all rounds of the experiment cost."""
+    stages = Chain(stages_of(experiment)).stages
+    layout = Layout.of(get_arrays(model_of(experiment)))
+    return {s.name: s.planned(layout, experiment.rounds) for s in stages if s.spending}

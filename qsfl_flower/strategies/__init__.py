@@ -6,19 +6,16 @@ from importlib import import_module
 from qsfl_flower.rounds.aggregate import Outcome
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
+from qsfl_flower.rounds.context import Phase, RoundContext, State
 from qsfl_flower.rounds.policies import POLICIES, Policy
 from qsfl_flower.rounds.record import ClientRow, RoundLog, RoundRecord, RunObserver
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.rounds.stages import (
-    ClientPhase,
     CohortStage,
     Combined,
     CombineStage,
     DecodeStage,
-    Phase,
-    RoundContext,
     Stage,
-    State,
     VectorStage,
 )
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, Weighting
@@ -52,6 +49,7 @@ from qsfl_flower.strategies.secure_sum import Committee, SecureKrum, SecureSum
 from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stale_step import StaleStep
+from qsfl_flower.wire import ClientPhase
 
 __all__ = [
     "POLICIES",

@@ -28,11 +28,11 @@ from qsfl_flower.numerics import Vector
 from qsfl_flower.rounds.admission import Asked, outcome_of
 from qsfl_flower.rounds.assignment import Assignment
 from qsfl_flower.rounds.checkpoint import Snapshot
+from qsfl_flower.rounds.context import Exchange, Measurements, State
 from qsfl_flower.rounds.exchange import Traffic, registered_nodes, wait_for_nodes
 from qsfl_flower.rounds.guard import Guard
 from qsfl_flower.rounds.loop import Job, Trained
 from qsfl_flower.rounds.post import Arrival
-from qsfl_flower.rounds.stages import Exchange, Measurements, State
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.strategies.stale_step import StaleStep

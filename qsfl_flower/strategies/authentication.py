@@ -24,8 +24,9 @@ from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences, Topic
-from qsfl_flower.rounds.stages import Exchange, Measurements, MessageStage, Phase, State
+from qsfl_flower.rounds.context import Exchange, Measurements, Phase, State
+from qsfl_flower.rounds.facts import Facts, Sentences, Topic
+from qsfl_flower.rounds.stages import MessageStage
 from qsfl_flower.rounds.update import Sender
 from qsfl_flower.wire import QSFL_RECORD, records_of
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_of, unpack_arrays
@@ -111,6 +112,11 @@ class Authenticate(MessageStage):
         self.credentials = credentials.of("server", where)
         self.encrypt = encrypt
         self._clock = clock
+
+    @property
+    def facts(self) -> Facts:
+        """Who is enrolled."""
+        return Facts(roster=self.credentials.roster)
 
     def init(self, layout: Layout) -> State:
         """Start without sessions: they are made anew after a restart."""

@@ -10,18 +10,11 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Clip as ClipParameters
 from qsfl_flower.numerics import Layout, check_finite_and_size, measure, not_finite
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences, Topic
-from qsfl_flower.rounds.stages import (
-    ClientPhase,
-    CohortStage,
-    Measurements,
-    Phase,
-    RoundContext,
-    State,
-    Steps,
-)
+from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State, Steps
+from qsfl_flower.rounds.facts import Facts, Sentences, Topic
+from qsfl_flower.rounds.stages import CohortStage
 from qsfl_flower.rounds.update import ABSURD_NORM, Cohort, Update
-from qsfl_flower.wire import PlanItem
+from qsfl_flower.wire import ClientPhase, PlanItem
 
 
 class Validate(CohortStage):
@@ -116,6 +109,11 @@ class Clip(CohortStage):
     def traits(self) -> frozenset[Trait]:
         """It may need layers."""
         return frozenset({Trait.PER_LAYER} if self.parameters.per_layer else ())
+
+    @property
+    def facts(self) -> Facts:
+        """The bound."""
+        return Facts(clip_norm=lambda states: self.parameters.clip_norm)
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say how far one client can go."""

@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 from qsfl_flower.compression import Memory, Scheme
 from qsfl_flower.compression.released import Released, model_digest
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.rounds.stages import (
-    Exchange,
-    Measurements,
-    Phase,
-    RoundContext,
-    State,
-    VectorStage,
-)
+from qsfl_flower.rounds.context import Exchange, Measurements, Phase, RoundContext, State
+from qsfl_flower.rounds.stages import VectorStage
 from qsfl_flower.wire import (
     BASE_KEY,
     BROADCAST_KEY,

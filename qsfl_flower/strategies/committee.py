@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate, plain
 from qsfl_flower.rounds.admission import check_willing
-from qsfl_flower.rounds.stages import RoundContext, task_content
+from qsfl_flower.rounds.context import RoundContext, task_content
 from qsfl_flower.rounds.update import Rejection, Sender, Update, catch
 from qsfl_flower.secure.field import Elements, is_canonical
 from qsfl_flower.secure.krum import pairs

@@ -11,18 +11,13 @@ from numpy.typing import NDArray
 
 from qsfl_flower.compression import Mask, Scheme, decode_record, derive_seed
 from qsfl_flower.compression.mask import pack_leading
+from qsfl_flower.compression.select import keep_count
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import SparseVector, Vector
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.stages import (
-    ClientPhase,
-    DecodeStage,
-    Exchange,
-    RoundContext,
-    Stage,
-    State,
-    Steps,
-)
+from qsfl_flower.rounds.context import Exchange, RoundContext, State, Steps
+from qsfl_flower.rounds.facts import Facts
+from qsfl_flower.rounds.stages import DecodeStage, Stage
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.wire import (
     CHOOSE_STEP,
@@ -30,6 +25,7 @@ from qsfl_flower.wire import (
     LEADING_KEY,
     MASK_ENCODE_STEP,
     MASK_STEP,
+    ClientPhase,
     PlanItem,
     change_records,
     from_blob,
@@ -144,6 +140,11 @@ class SharedMask(DecodeStage):
             return self.drawn(context.server_round, context.layout.size)
         seed = self._seed(self._first(context.server_round))
         return self.mask.support(state["leading"], context.layout.size, seed)
+
+    @property
+    def facts(self) -> Facts:
+        """How many coordinates a round has."""
+        return Facts(coordinates=lambda size: keep_count(size, self.mask.ratio))
 
     def drawn(self, server_round: int, size: int) -> NDArray[np.int64]:
         """Return a round's random coordinates of a model of `size`: anybody can work them out.

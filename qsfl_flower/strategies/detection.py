@@ -16,14 +16,9 @@ from qsfl_flower.robust.detection import (
     extract,
     inspect,
 )
-from qsfl_flower.rounds.explanation import Sentences, Topic
-from qsfl_flower.rounds.stages import (
-    CohortStage,
-    Measurements,
-    Phase,
-    RoundContext,
-    State,
-)
+from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
+from qsfl_flower.rounds.facts import Sentences, Topic
+from qsfl_flower.rounds.stages import CohortStage
 from qsfl_flower.rounds.update import Cohort, Opinion, Rejection, Update
 
 FLAGGED, QUARANTINED = "flagged", "quarantined"

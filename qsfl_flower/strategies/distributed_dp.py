@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.compression.select import keep_count
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout, measure
 from qsfl_flower.privacy.distributed import NoiseShare
@@ -17,26 +17,11 @@ from qsfl_flower.privacy.events import ZERO, Event
 from qsfl_flower.privacy.policy import Protection
 from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences
+from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State, Steps
+from qsfl_flower.rounds.facts import HiddenSum, Sentences
 from qsfl_flower.rounds.spending import PrivacyBudget, Spending
-from qsfl_flower.rounds.stages import (
-    ClientPhase,
-    CombineStage,
-    Measurements,
-    Phase,
-    RoundContext,
-    Stage,
-    State,
-    Steps,
-    VectorStage,
-)
-from qsfl_flower.secure.pairwise.ring import RingCode
-from qsfl_flower.strategies.bounds import Clip
-from qsfl_flower.strategies.compression import SharedMask
-from qsfl_flower.strategies.masked_sum import MaskedSum
-from qsfl_flower.strategies.privacy import RecordDP
-from qsfl_flower.strategies.secure_sum import SecureSum
-from qsfl_flower.wire import PlanItem
+from qsfl_flower.rounds.stages import Stage, VectorStage
+from qsfl_flower.wire import ClientPhase, PlanItem
 from qsfl_flower.wire.keys import DISTRIBUTED_DP, PROTECTION
 
 _EXACT = 1 << 53
@@ -120,52 +105,57 @@ class DistributedDP(VectorStage):
         self.spending = Spending(
             budget or PrivacyBudget(), lambda: [Event(noise_multiplier, rate, rounds)]
         )
-        self._sum: SecureSum | MaskedSum | None = None
-        self._mask: SharedMask | None = None
+        self._sum: HiddenSum | None = None
+        self._summed_by = ""
+        self._coordinates: Callable[[int], int] = int
         self._bound = math.nan
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Refuse chains in which more than a noisy sum of bounded vectors would be seen."""
-        combiner = next((s for s in stages if isinstance(s, CombineStage)), None)
-        if not isinstance(combiner, SecureSum | MaskedSum):
+        name, opened = _sum_of(stages)
+        if opened is None:
             raise CompositionError(
                 "distributed-dp: a share of the noise protects nobody by itself, only the sum of "
                 "the shares does; add secure_sum or masked_sum, which show nothing but the sum, or "
                 "use central_dp"
             )
-        if combiner.tally.metrics:
+        if opened.metrics:
             raise CompositionError(
-                f"distributed-dp: {combiner.name} would open sums of {combiner.tally.metrics[0]} "
+                f"distributed-dp: {name} would open sums of {opened.metrics[0]} "
                 "without noise; set its metrics to [] and evaluate on the server (evaluate_fn)"
             )
-        if isinstance(combiner, SecureSum) and (combiner.weighted or combiner.enforce_norm):
+        if not opened.alike:
             raise CompositionError(
                 "distributed-dp: all clients must count alike, or their noise does not, and norms "
-                "must stay closed; set weighted and enforce_norm of secure_sum to false"
+                f"must stay closed; set weighted and enforce_norm of {name} to false"
             )
         for stage in stages:
-            if self.batch and isinstance(stage, RecordDP):
+            if self.batch and Trait.TELLS_TRAINING in stage.traits:
                 raise CompositionError(
-                    "distributed-dp: record-dp has the clients add all of the noise to their "
+                    f"distributed-dp: {stage.name} has the clients add all of the noise to their "
                     "records already; choose one"
                 )
-            if self.batch and isinstance(stage, SharedMask):
+            if self.batch and stage.facts.coordinates is not None:
                 raise CompositionError(
-                    "distributed-dp: shared_mask scales or keeps what it does not send, so that "
+                    f"distributed-dp: {stage.name} scales or keeps what it does not send, so that "
                     "one record would count for more than its clip norm; leave it out, or protect "
                     "whole clients"
                 )
-        bounds = [s.parameters.clip_norm for s in stages if isinstance(s, Clip)]
-        if isinstance(combiner, SecureSum):
-            bounds.append(combiner.clip_norm)
-        if not bounds:
+        if not _bounds(stages):
             raise CompositionError(
                 "distributed-dp: without a bound on one client's norm no amount of noise is "
                 "enough; add clip"
             )
-        self._sum, self._bound = combiner, min(bounds)
-        self._mask = next((s for s in stages if isinstance(s, SharedMask)), None)
-        self._check_room(self._share(1, 0.0, 2))
+
+    def bind(self, stages: Sequence[Stage]) -> Self:
+        """Take the bounds and the sum from the other stages."""
+        bound = super().bind(stages)
+        bound._summed_by, bound._sum = _sum_of(stages)
+        bound._bound = min(_bounds(stages))
+        masks = (stage.facts.coordinates for stage in stages)
+        bound._coordinates = next((count for count in masks if count is not None), int)
+        bound._check_room(bound._share(1, 0.0, 2))
+        return bound
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is promised to a client that is asked in every round."""
@@ -183,8 +173,7 @@ class DistributedDP(VectorStage):
         return [replace(self._event(self._planned_share(layout)), count=rounds)]
 
     def _planned_share(self, layout: Layout) -> NoiseShare:
-        size = layout.size if self._mask is None else keep_count(layout.size, self._mask.mask.ratio)
-        return self._share(size, 0.0, 2)
+        return self._share(self._coordinates(layout.size), 0.0, 2)
 
     def _event(self, share: NoiseShare) -> Event:
         if self.batch is None:
@@ -242,15 +231,13 @@ class DistributedDP(VectorStage):
         return self._share_of(context).reach(self._bound, clients) / self.denominator
 
     @property
-    def _known_sum(self) -> SecureSum | MaskedSum:
+    def _known_sum(self) -> HiddenSum:
         if self._sum is None:
             raise ConfigError("distributed-dp is used outside a chain")
         return self._sum
 
     def _share_of(self, context: RoundContext) -> NoiseShare:
-        size = context.layout.size
-        if self._mask is not None:
-            size = keep_count(size, self._mask.mask.ratio)
+        size = self._coordinates(context.layout.size)
         rounding = 0.0
         if self.batch is not None:
             # The app returns model minus sum, rounded to the model's type: an error of at most half
@@ -263,17 +250,13 @@ class DistributedDP(VectorStage):
 
     def _share(self, size: int, rounding: float, clients: int) -> NoiseShare:
         summed = self._known_sum
-        if isinstance(summed, SecureSum):
-            fewest, bits = summed.committee.min_clients, summed.bits
-        else:
-            fewest, bits = summed.min_clients, RingCode(summed.bound, clients).bits
         return NoiseShare(
             clip_norm=(self._bound if self.batch is None else self.batch.clip_norm) + rounding,
             noise_multiplier=self.noise_multiplier,
-            fewest=fewest,
+            fewest=summed.min_clients,
             non_contributors=self.non_contributors,
             size=size,
-            resolution=2.0**-bits,
+            resolution=2.0 ** -summed.bits(clients),
         )
 
     def _check_room(self, share: NoiseShare) -> None:
@@ -282,11 +265,23 @@ class DistributedDP(VectorStage):
         if (least := largest * share.resolution) > summed.bound:
             raise CompositionError(
                 f"distributed-dp: a coordinate with its noise may reach {least:.4g}, the bound of "
-                f"{summed.name} is {summed.bound:g}; set bound to {1.01 * least:.4g} or more, or "
-                "lower the clip norm or the noise"
+                f"{self._summed_by} is {summed.bound:g}; set bound to {1.01 * least:.4g} or more, "
+                "or lower the clip norm or the noise"
             )
         if largest >> share.shift >= _EXACT:
             raise CompositionError(
                 f"distributed-dp: updates of norm {self._bound:g} in steps of {share.grid:.3g} do "
                 "not pass through float64 exactly; use fewer bits or a smaller clip norm"
             )
+
+
+def _sum_of(stages: Sequence[Stage]) -> tuple[str, HiddenSum | None]:
+    """Return what is opened of hidden updates, and the stage that opens it."""
+    opened = ((stage.name, stage.facts.sum) for stage in stages)
+    return next(((name, one) for name, one in opened if one is not None), ("", None))
+
+
+def _bounds(stages: Sequence[Stage]) -> list[float]:
+    """Return all bounds on the norm of an update."""
+    norms = (stage.facts.clip_norm for stage in stages)
+    return [norm({}) for norm in norms if norm is not None]

@@ -17,16 +17,9 @@ from qsfl_flower.errors import COMPLAINTS, ConfigError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.admission import check_encoding, check_willing, declined
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences, Topic
-from qsfl_flower.rounds.stages import (
-    ClientPhase,
-    Combined,
-    CombineStage,
-    RoundContext,
-    State,
-    Steps,
-    task_content,
-)
+from qsfl_flower.rounds.context import RoundContext, State, Steps, task_content
+from qsfl_flower.rounds.facts import Facts, HiddenSum, Sentences, Topic
+from qsfl_flower.rounds.stages import Combined, CombineStage
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.secure.pairwise import server
 from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
@@ -36,6 +29,7 @@ from qsfl_flower.secure.pairwise.terms import Policy, Terms
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.wire import (
     PAYLOAD_RECORD,
+    ClientPhase,
     Form,
     PlanItem,
     content_bytes,
@@ -129,6 +123,17 @@ class MaskedSum(CombineStage):
         # These raise what would otherwise end the first round.
         RingCode(bound, 2)
         Policy(colluding, min_clients)
+
+    @property
+    def facts(self) -> Facts:
+        """What is opened."""
+        opened = HiddenSum(
+            min_clients=self.min_clients,
+            bound=self.bound,
+            bits=lambda clients: RingCode(self.bound, clients).bits,
+            metrics=self.tally.metrics,
+        )
+        return Facts(sum=opened)
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is opened, and who could open more."""

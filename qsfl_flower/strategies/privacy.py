@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +24,12 @@ from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.privacy.sensitivity import Release, Sensitivity, sensitivity
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences
+from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State, Steps
+from qsfl_flower.rounds.facts import Facts, Sentences
 from qsfl_flower.rounds.spending import PrivacyBudget, Spending
-from qsfl_flower.rounds.stages import (
-    ClientPhase,
-    CohortStage,
-    CombineStage,
-    DecodeStage,
-    Measurements,
-    Phase,
-    RoundContext,
-    Stage,
-    State,
-    Steps,
-    VectorStage,
-)
+from qsfl_flower.rounds.stages import CohortStage, CombineStage, DecodeStage, Stage, VectorStage
 from qsfl_flower.rounds.update import Cohort, Update
-from qsfl_flower.strategies.bounds import Clip
-from qsfl_flower.wire import PlanItem
+from qsfl_flower.wire import ClientPhase, PlanItem
 from qsfl_flower.wire.keys import PROTECTION
 
 
@@ -72,6 +60,15 @@ class AdaptiveClip(CohortStage):
         self, parameters: AdaptiveParameters, expected_cohort: float, seed: int | None = None
     ) -> None:
         self.parameters, self.expected_cohort, self._seed = parameters, expected_cohort, seed
+
+    @property
+    def facts(self) -> Facts:
+        """The norm of a round, and the noise that learning it leaves."""
+        return Facts(clip_norm=self._used, noise_left=self.parameters.update_noise_multiplier)
+
+    def _used(self, states: Mapping[str, State]) -> float:
+        known = states.get(self.name)
+        return float(self.parameters.initial if known is None else known["used"])
 
     def init(self, layout: Layout) -> State:
         """Start from the first clip norm."""
@@ -164,24 +161,27 @@ class CentralDP(VectorStage):
         self.accept_worst_case = accept_worst_case
         self._seed = seed
         self.spending = Spending(budget or PrivacyBudget(), partial(self._planned, rounds))
-        self._clip: Clip | AdaptiveClip | None = None
+        self._bound = Facts()
         self._release = Release(clip_norm=None, denominator=expected_cohort)
 
-    def check(self, stages: Sequence[Stage]) -> None:
+    def bind(self, stages: Sequence[Stage]) -> Self:
         """Find the sensitivity of this chain, or refuse it."""
-        self._clip = next((s for s in stages if isinstance(s, Clip | AdaptiveClip)), None)
+        known = (stage.facts for stage in stages)
+        bound = super().bind(stages)
+        bound._bound = next((facts for facts in known if facts.clip_norm is not None), Facts())
         combiner = next((s for s in stages if isinstance(s, CombineStage)), None)
         decoder = next((s for s in stages if isinstance(s, DecodeStage)), None)
-        self._release = Release(
-            clip_norm=None if self._clip is None else self._norm({}),
+        bound._release = Release(
+            clip_norm=None if bound._bound.clip_norm is None else bound._norm({}),
             rule="mean" if combiner is None else combiner.name,
             denominator=self.denominator,
             compression="none" if decoder is None else decoder.name,
             filters=tuple(s.name for s in stages if s.phase is Phase.DETECT),
             accept_worst_case=self.accept_worst_case,
         )
-        sensitivity(self._release)
-        self._multiplier(1)
+        sensitivity(bound._release)
+        bound._multiplier(1)
+        return bound
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is promised after all rounds."""
@@ -257,17 +257,12 @@ class CentralDP(VectorStage):
     def _worst_case(self, bound: Sensitivity, clip_norm: float) -> bool:
         return bound.l2 > clip_norm
 
-    def _norm(self, states: Any) -> float:
-        if isinstance(self._clip, AdaptiveClip):
-            known = states.get(AdaptiveClip.name)
-            return float(self._clip.parameters.initial if known is None else known["used"])
-        return math.nan if self._clip is None else self._clip.parameters.clip_norm
+    def _norm(self, states: Mapping[str, State]) -> float:
+        return math.nan if self._bound.clip_norm is None else self._bound.clip_norm(states)
 
     def _multiplier(self, server_round: int) -> float:
         whole = self.schedule.at(server_round)
-        if isinstance(self._clip, AdaptiveClip):
-            return self._clip.parameters.update_noise_multiplier(whole)
-        return whole
+        return whole if self._bound.noise_left is None else self._bound.noise_left(whole)
 
     def _event(self, context: RoundContext) -> Event:
         slack = grid_slack(context.layout.size + 1)

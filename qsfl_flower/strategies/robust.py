@@ -27,8 +27,9 @@ from qsfl_flower.robust import (
     aggregate,
 )
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences, Topic
-from qsfl_flower.rounds.stages import Combined, CombineStage, RoundContext, State
+from qsfl_flower.rounds.context import RoundContext, State
+from qsfl_flower.rounds.facts import Sentences, Topic
+from qsfl_flower.rounds.stages import Combined, CombineStage
 from qsfl_flower.rounds.update import Cohort, Rejection, Update, Weighting
 
 log = logging.getLogger("qsfl_flower")

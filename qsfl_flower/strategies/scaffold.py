@@ -15,13 +15,8 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics.roles import FROZEN, TRAINED
 from qsfl_flower.rounds.checkpoint import Snapshot
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.stages import (
-    Measurements,
-    Phase,
-    RoundContext,
-    State,
-    VectorStage,
-)
+from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
+from qsfl_flower.rounds.stages import VectorStage
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 

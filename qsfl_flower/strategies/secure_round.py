@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Vector, measure
-from qsfl_flower.rounds.stages import RoundContext
+from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.update import Cohort, Rejection, Update
 from qsfl_flower.secure.dealing import read_header
 from qsfl_flower.secure.decoding import open_vectors

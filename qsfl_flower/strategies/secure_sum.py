@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
@@ -17,16 +17,9 @@ from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.admission import check_encoding
 from qsfl_flower.rounds.composition import Trait
-from qsfl_flower.rounds.explanation import Sentences, Topic
-from qsfl_flower.rounds.stages import (
-    ClientPhase,
-    Combined,
-    CombineStage,
-    RoundContext,
-    Stage,
-    State,
-    Steps,
-)
+from qsfl_flower.rounds.context import RoundContext, State, Steps
+from qsfl_flower.rounds.facts import Facts, HiddenSum, Sentences, Topic
+from qsfl_flower.rounds.stages import Combined, CombineStage, Stage
 from qsfl_flower.rounds.update import Cohort, Sender, Update, Weighting
 from qsfl_flower.secure.decoding import Inconsistent
 from qsfl_flower.secure.field import Elements
@@ -34,7 +27,6 @@ from qsfl_flower.secure.krum import check_size, scores, select
 from qsfl_flower.secure.sizes import fewest_clients, least_quorum
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
-from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.committee import (
     Sealed,
     Seats,
@@ -43,7 +35,7 @@ from qsfl_flower.strategies.committee import (
     read_payload,
 )
 from qsfl_flower.strategies.secure_round import Abandoned, Attempt
-from qsfl_flower.wire import PAYLOAD_RECORD, Form, PlanItem, content_bytes, records_of
+from qsfl_flower.wire import PAYLOAD_RECORD, ClientPhase, Form, PlanItem, content_bytes, records_of
 from qsfl_flower.wire.keys import SHARES
 
 log = logging.getLogger("qsfl_flower")
@@ -167,9 +159,21 @@ class SecureSum(CombineStage):
         # Raises what would otherwise end the first round.
         self._least(Weighting()).check_size(1)
 
-    def check(self, stages: Sequence[Stage]) -> None:
+    @property
+    def facts(self) -> Facts:
+        """The bounds, and what is opened."""
+        opened = HiddenSum(
+            min_clients=self.committee.min_clients,
+            bound=self.bound,
+            bits=lambda clients: self.bits,
+            metrics=self.tally.metrics,
+            alike=not (self.weighted or self.enforce_norm),
+        )
+        return Facts(clip_norm=lambda states: self.clip_norm, sum=opened)
+
+    def bind(self, stages: Sequence[Stage]) -> Self:
         """Take the roster from the stage that proves who is who."""
-        self._roster = next(s.credentials.roster for s in stages if isinstance(s, Authenticate))
+        return self.knowing(_roster=next(filter(None, (s.facts.roster for s in stages)), None))
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is opened, and who could open more."""

@@ -29,6 +29,7 @@ from qsfl_flower.rounds.assignment import Assignment
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.rounds.combine import mean_metrics
+from qsfl_flower.rounds.context import Exchange, Measurements, RoundContext, State
 from qsfl_flower.rounds.evaluation import MetricsFunction, mean_evaluation, own_metrics
 from qsfl_flower.rounds.exchange import Traffic, collect, wait_for_nodes
 from qsfl_flower.rounds.guard import Guard
@@ -38,14 +39,8 @@ from qsfl_flower.rounds.record import RoundLog, RunObserver
 from qsfl_flower.rounds.record import log as flower_log
 from qsfl_flower.rounds.roles import fit_roles
 from qsfl_flower.rounds.sampling import Sampling
-from qsfl_flower.rounds.stages import (
-    Exchange,
-    Measurements,
-    MessageStage,
-    RoundContext,
-    Stage,
-    State,
-)
+from qsfl_flower.rounds.stages import MessageStage, Stage
+from qsfl_flower.rounds.standalone import assignment_alone, refuse_alone, replies_alone
 from qsfl_flower.rounds.update import (
     Cohort,
     Rejection,
@@ -57,7 +52,6 @@ from qsfl_flower.rounds.update import (
 )
 from qsfl_flower.strategies.bounds import Validate
 from qsfl_flower.strategies.checks import arguments_of, check_numbers
-from qsfl_flower.strategies.standalone import assignment_alone, refuse_alone, replies_alone
 from qsfl_flower.wire import (
     PLAN_KEY,
     QSFL_RECORD,

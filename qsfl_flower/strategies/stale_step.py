@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
-from qsfl_flower.rounds.stages import Measurements, Phase, RoundContext, State, VectorStage
+from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
+from qsfl_flower.rounds.stages import VectorStage
 
 
 class StaleStep(VectorStage):

@@ -19,7 +19,7 @@ from qsfl_flower.privacy.rdp import ORDERS, epsilon_of, rdp_of
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.rounds.spending import PrivacyBudget, Spending
 from qsfl_flower.simulations.config import load_experiment
-from qsfl_flower.simulations.privacy import planned_events
+from qsfl_flower.simulations.stages import planned_events
 
 DELTA = 1e-5
 GRID = [

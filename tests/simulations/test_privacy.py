@@ -10,7 +10,8 @@ from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.rounds.chain import Chain
-from qsfl_flower.rounds.explanation import Topic, explain
+from qsfl_flower.rounds.explanation import explain
+from qsfl_flower.rounds.facts import Topic
 from qsfl_flower.simulations.app import mods_of
 from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment

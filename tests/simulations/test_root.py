@@ -11,7 +11,7 @@ from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.chain import Chain
-from qsfl_flower.rounds.stages import RoundContext
+from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.simulations.app import mods_of
 from qsfl_flower.simulations.build import (
     client_of,

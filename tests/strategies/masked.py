@@ -10,7 +10,7 @@ from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
-from qsfl_flower.rounds.stages import Exchange, task_content
+from qsfl_flower.rounds.context import Exchange, task_content
 from qsfl_flower.strategies import Authenticate, MaskedSum, RunObserver, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, to_record
 from qsfl_flower.wire.keys import MASKED_SUM, TASK_KEY

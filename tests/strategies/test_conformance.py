@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,25 +192,39 @@ def federation(fake_grid, keys):
         model=MODEL,
         roles=None,
         beside=(),
+        twin=False,
     ):
         server = Credentials(made.server, roster)
-        stages = [*(sample.make(server) if sample else []), *beside]
-        kind = Device if any(isinstance(s, Authenticate) for s in stages) else Unsigned
+        recorder = Recorder()
+
+        def build(stages):
+            return StableFedAvg(
+                fraction_evaluate=0.0, stages=stages, observer=recorder, checkpoints=store,
+                min_train_nodes=1, min_available_nodes=len(clients), max_failed_rounds=9,
+                roles=roles,
+            )  # fmt: skip
+
+        if isinstance(sample, StableFedAvg):
+            strategy, strategy.observer = sample, recorder
+        else:
+            stages = [*(sample.make(server) if sample else []), *beside]
+            strategy = build(stages)
+        other = None
+        if twin:
+            unlike = [Clip(0.01), *(s for s in stages if not isinstance(s, Clip))]
+            other = build(unlike)
+        named = any(isinstance(s, Authenticate) for s in strategy.chain.stages)
+        kind = Device if named else Unsigned
         devices = {
             100 + int(n): kind(n, Credentials(made.clients[n], roster), (steps or {}).get(n))
             for n in clients
         }
-        recorder = Recorder()
-        strategy = StableFedAvg(
-            fraction_evaluate=0.0, stages=stages, observer=recorder, checkpoints=store,
-            min_train_nodes=1, min_available_nodes=len(clients), max_failed_rounds=9,
-            roles=roles,
-        )  # fmt: skip
         grid = grid or fake_grid(devices, seed=seed)
         result = strategy.start(grid, to_record(model), rounds, timeout=0.2, resume=resume)
         return SimpleNamespace(
-            arrays=from_record(result.arrays), rounds=recorder.rounds, strategy=strategy, grid=grid
-        )
+            arrays=from_record(result.arrays), rounds=recorder.rounds, strategy=strategy, grid=grid,
+            twin=other,
+        )  # fmt: skip
 
     return run
 
@@ -356,3 +370,26 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(federation, sample, t
     assert resumed.rounds[-1].round == 2
     if not sample.random:
         assert same(whole.arrays, resumed.arrays)
+
+
+@each
+def test_one_stage_object_works_in_two_strategies(federation, sample):
+    """Both are built before one runs, the second with another clip norm; stages stay as made."""
+    made = []
+
+    def once(credentials):
+        made.extend([] if made else sample.make(credentials))
+        return made
+
+    alone = federation(sample, rounds=2).arrays
+    first = federation(replace(sample, make=once), rounds=2, twin=True)
+    known = [dict(vars(stage)) for stage in made]
+    second = federation(first.twin, rounds=2)
+    again = federation(replace(sample, make=once), rounds=2)
+    assert [vars(stage) for stage in made] == known
+    for run in (first, second, again):
+        assert not run.rounds[-1].skipped
+        assert all(np.isfinite(run.arrays[name]).all() for name in FLOATS)
+    if not sample.random:
+        assert same(first.arrays, alone)
+        assert same(again.arrays, alone)

@@ -8,8 +8,8 @@ import numpy as np
 
 from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.robust.detection import Detection, Reputation
+from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.record import client_rows
-from qsfl_flower.rounds.stages import RoundContext
 from qsfl_flower.rounds.update import Cohort, Sender, Update
 from qsfl_flower.strategies import Detect
 from qsfl_flower.wire import Form

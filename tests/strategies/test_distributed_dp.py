@@ -261,8 +261,9 @@ def test_one_client_moves_the_step_no_further_than_its_bound_and_the_room_for_no
             federation(summed, made, devices=devices)
         assert attacked
         return
-    model, _, _ = federation(summed, made, devices=devices)
-    noise = made._share(SIZE, 0.0, CLIENTS)
+    model, _, strategy = federation(summed, made, devices=devices)
+    bound = next(s for s in strategy.chain.stages if s.name == made.name)
+    noise = bound._share(SIZE, 0.0, CLIENTS)
     room = noise.reach(CLIP, CLIENTS) / COHORT
     assert attacked
     assert 0 < np.linalg.norm(model) <= room

@@ -15,7 +15,8 @@ from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.rounds.chain import Chain
-from qsfl_flower.rounds.explanation import Topic, explain
+from qsfl_flower.rounds.explanation import explain
+from qsfl_flower.rounds.facts import Topic
 from qsfl_flower.strategies import StableFedAvg, Validate
 from qsfl_flower.strategies.checks import arguments_of
 from qsfl_flower.strategies.privacy import LocalDP

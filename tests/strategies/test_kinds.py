@@ -12,7 +12,7 @@ from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.errors import CompositionError, RejectedUpdate, TooFewReplies
 from qsfl_flower.numerics import Vector
 from qsfl_flower.rounds.admission import check_encoding
-from qsfl_flower.rounds.stages import task_content
+from qsfl_flower.rounds.context import task_content
 from qsfl_flower.rounds.update import Rejection
 from qsfl_flower.strategies import (
     ClientPhase,

@@ -12,8 +12,9 @@ from qsfl_flower.asynchrony import Draw, Latencies
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.numerics import Vector
 from qsfl_flower.rounds.composition import Trait
+from qsfl_flower.rounds.context import Phase
 from qsfl_flower.rounds.policies import Diverse, History, PowerOfChoice
-from qsfl_flower.rounds.stages import Phase, VectorStage
+from qsfl_flower.rounds.stages import VectorStage
 from qsfl_flower.rounds.update import Rejection
 from qsfl_flower.strategies import POLICIES, Cohort, Sender, StableFedAvg, Update
 from qsfl_flower.wire import Form

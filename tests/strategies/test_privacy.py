@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.clients.privacy import privacy_mod
-from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.errors import CompositionError
+from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for, rounds_for
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.events import Event
@@ -22,6 +23,7 @@ from qsfl_flower.privacy.ledger import Budget, Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
+from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.strategies import Clip, StableFedAvg
@@ -378,12 +380,28 @@ def test_no_released_number_changes_without_noise(fake_grid, placement, secrets)
             assert told == [COUNTED[name].tolist()] * 5
 
 
-def test_a_stage_belongs_to_one_strategy():
-    noise = CentralDP(1.0, 1.0)
-    first = StableFedAvg(stages=[Clip(10.0), noise])
-    with pytest.raises(ConfigError, match="this central-dp is part of another strategy"):
-        StableFedAvg(stages=[Clip(0.1), noise])
-    assert first.chain.stages
+def test_noise_in_two_strategies_follows_the_clip_norm_of_each():
+    noise = CentralDP(1.0, 1.0, seed=1)
+    chains = [StableFedAvg(stages=[Clip(norm), noise]).chain for norm in (10.0, 0.1)]
+    layout, told = Layout.of({"w": np.zeros(4)}), []
+    for chain in chains:
+        context = RoundContext(1, layout, Vector.dense(np.zeros(4)))
+        _, _, measured = chain.on_vector(np.zeros(4), chain.init(layout, {}), context)
+        told.append(measured["central-dp"])
+    assert [t["sensitivity"] for t in told] == [10.0, 0.1]
+    assert told[0]["noise_std"] == pytest.approx(100 * told[1]["noise_std"], rel=1e-3)
+
+
+def test_an_account_in_two_strategies_is_one_for_each(fake_grid):
+    privacy = RecordPrivacy.within(8.0, 1e-5, 2, clip_norm=1.0, sampling_rate=0.1, steps=5)
+    stage = RecordDP(privacy, PrivacyBudget(epsilon=8.0), rounds=2)
+    spent = []
+    for _ in range(2):
+        clients = {n: with_mods(private(privacy), n, qsfl_mod) for n in (1, 2)}
+        _, watch, _ = run(fake_grid(clients), [stage], rounds=2, initial=arrays(size=4))
+        spent.append([record.epsilon for record in watch.records[1:]])
+    assert spent[0] == spent[1]
+    assert len(spent[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.admission import Asked, outcome_of
 from qsfl_flower.rounds.aggregate import GlobalModel
 from qsfl_flower.rounds.assignment import Assignment
-from qsfl_flower.rounds.stages import Exchange, RoundContext
+from qsfl_flower.rounds.context import Exchange, RoundContext
 from qsfl_flower.rounds.update import Rejection, Sender, Weighting, catch
 from qsfl_flower.wire import from_record
 
