@@ -77,6 +77,11 @@ def auth_mod(
     -----
     Who sees what: an instruction that is not acceptable is refused before the app sees it; the
     server gets Flower's error reply, which carries nothing of the client's data.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> app = ClientApp(mods=[auth_mod(), qsfl_mod])
     """
 
     find = credentials or credentials_from_node_config
@@ -138,6 +143,14 @@ def credentials_from_node_config(context: Context) -> Credentials:
     ------
     ConfigError
         If nothing says where the keys are.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import context_of
+    >>> credentials_from_node_config(context_of(1, 0, 8))
+    Traceback (most recent call last):
+        ...
+    qsfl_flower.errors.ConfigError: node config: qsfl-keys is missing...
     """
     config = context.node_config
     passphrase = None

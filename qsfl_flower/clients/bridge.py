@@ -45,6 +45,14 @@ def numpy_client_app(
     -------
     ClientApp
         With a ``train`` and an ``evaluate`` function.
+
+    Examples
+    --------
+    >>> from flwr.client import NumPyClient
+    >>> class Mine(NumPyClient):
+    ...     def fit(self, parameters, config):
+    ...         return [array + 1 for array in parameters], 10, {"train-loss": 0.5}
+    >>> app = numpy_client_app(lambda context: Mine())
     """
     app = ClientApp(mods=[qsfl_mod] if mods is None else mods)
 

@@ -85,6 +85,14 @@ class ClientCheckpoints:
         Room for all of them together, > 0; a larger checkpoint is not written.
     key : Secret, optional
         Encrypts them: the ``storage`` key of the client's identity.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> store = ClientCheckpoints(Path(mkdtemp()), owner="client-0", keep=2)
+    >>> store.latest(server_round=5, max_staleness=2) is None  # nothing is saved yet
+    True
     """
 
     def __init__(

@@ -49,6 +49,15 @@ class Conditions:
     throttle : bool
         Where the owner is using the device, or the charge lies between the two bounds, train less
         (half of the steps, and a rest after each as long as the step) instead of not at all.
+
+    Examples
+    --------
+    >>> from qsfl_flower.clients.device import Reading
+    >>> night = Reading(battery=0.9, metered=False, in_use=False, online=True)
+    >>> Conditions(min_battery=0.5).to_start(night).action
+    'go'
+    >>> Conditions().to_start(Reading(battery=0.1, metered=False, in_use=False)).reason
+    'device-battery-low'
     """
 
     min_battery: float = 0.2

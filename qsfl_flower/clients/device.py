@@ -20,7 +20,13 @@ _LOW_CORES, _HIGH_CORES = 2, 4
 
 
 class DeviceClass(StrEnum):
-    """How much a device can do."""
+    """How much a device can do.
+
+    Examples
+    --------
+    >>> DeviceClass("low")
+    <DeviceClass.LOW: 'low'>
+    """
 
     HIGH = "high"
     MID = "mid"
@@ -41,6 +47,13 @@ class DeviceProfile:
         Decides how many epochs it trains, see `Workload`.
     accelerator : str or None
         ``"cuda"``, ``"mps"``, or None. Told to the operator; training is on the processor.
+
+    Examples
+    --------
+    >>> DeviceProfile(memory_mb=2000.0, cores=4, device_class=DeviceClass.MID).cores
+    4
+    >>> DeviceProfile.measure(share=0.25).memory_mb > 0
+    True
     """
 
     memory_mb: float
@@ -122,6 +135,12 @@ class SystemMonitor:
         Ask the platform; None: unknown.
     max_age : float
         Seconds for which a reading is good.
+
+    Examples
+    --------
+    >>> reading = SystemMonitor(in_use=lambda: False).read()
+    >>> reading.in_use
+    False
     """
 
     def __init__(
@@ -178,6 +197,16 @@ class TraceMonitor:
         The moment at which the clock begins.
     examples_per_second : float
         How fast the device trains, > 0.
+
+    Examples
+    --------
+    >>> from qsfl_flower.clients.device import Reading
+    >>> def trace(seconds):
+    ...     return Reading(battery=1 - seconds / 100)
+    >>> monitor = TraceMonitor(trace, start=0.0, examples_per_second=10.0)
+    >>> monitor.worked(200)
+    >>> monitor.seconds(), monitor.read().battery
+    (20.0, 0.8)
     """
 
     def __init__(

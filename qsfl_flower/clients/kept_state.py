@@ -77,6 +77,12 @@ def state_mod(folder: Path, key: Secret | None = None) -> Mod:
 
     Who sees what: whoever reads the file sees what training left behind; it is readable by its
     owner only.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from flwr.clientapp import ClientApp
+    >>> app = ClientApp(mods=[state_mod(Path("/var/lib/qsfl")), qsfl_mod])
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -47,6 +47,15 @@ class Device:
         Batches between two checkpoints, >= 1.
     max_staleness : int
         Rounds that the server may have moved on before interrupted training is given up, >= 0.
+
+    Examples
+    --------
+    >>> from qsfl_flower.clients.device import Reading
+    >>> device = Device(
+    ...     DeviceProfile(memory_mb=2000.0, cores=4, device_class=DeviceClass.MID),
+    ...     TraceMonitor(lambda now: Reading(battery=0.9), start=0.0, examples_per_second=100.0),
+    ...     Conditions(unmetered=False, idle=False),
+    ... )
     """
 
     profile: DeviceProfile
@@ -82,6 +91,22 @@ class MobileClient(TrainingClient):
     -----
     Who sees what: the server sees what it sees of a `TrainingClient`, and the reason of a refusal:
     that a device's battery is low or that it is in use tells something about its owner.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qsfl_flower.clients.data import load_dataset
+    >>> data = load_dataset("digits").client_view(range(60), range(60, 100))
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> from qsfl_flower.clients.device import Reading
+    >>> low = TraceMonitor(lambda now: Reading(battery=0.05), start=0.0, examples_per_second=100.0)
+    >>> device = Device(DeviceProfile(2000.0, 4, DeviceClass.MID), low, Conditions(unmetered=False))
+    >>> client = MobileClient(
+    ...     model, data, TrainConfig(), seed=1, client_id="client-0", device=device
+    ... )
+    >>> arrays, examples, metrics = client.fit(client.get_parameters({}), {"server-round": 1})
+    >>> metrics["refused"]
+    'device-battery-low'
     """
 
     def __init__(

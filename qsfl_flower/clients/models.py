@@ -259,6 +259,13 @@ def roles_of(model: nn.Module, *, local: tuple[type[nn.Module], ...] = ()) -> di
     -------
     dict of str to str
         Role by name of ``state_dict``, see `qsfl_flower.numerics.roles`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    >>> roles_of(model)["1.running_mean"]
+    'buffer'
     """
     own = {
         f"{place}.{name}" if place else name

@@ -72,6 +72,11 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
     partition they come from. What the node's policy does not allow, and a plan or task that this
     release cannot carry out, is refused before training, with the reason in the reply: the client
     does not send less protection than it was asked for. ``train.lora`` counts as ``train``.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> app = ClientApp(mods=[qsfl_mod])
     """
     received = message.content
     if AUTH_RECORD in received:  # auth_mod takes it out
@@ -155,6 +160,14 @@ def legacy_mod(message: Message, context: Context, call_next: ClientAppCallable)
     """Let an unmodified ``ClientApp(client_fn=...)`` answer to Message-API strategies.
 
     Put it last in the list of mods, next to the app.
+
+    Examples
+    --------
+    >>> from flwr.client import NumPyClient
+    >>> from flwr.clientapp import ClientApp
+    >>> def client_fn(context):  # the app's own
+    ...     return NumPyClient().to_client()
+    >>> app = ClientApp(client_fn=client_fn, mods=[qsfl_mod, legacy_mod])
     """
     kind, content = kind_of(message.metadata.message_type), message.content
     if kind is Kind.QUERY or not content.array_records:

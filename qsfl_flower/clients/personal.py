@@ -60,6 +60,19 @@ class PersonalClient(TrainingClient):
     -----
     Who sees what: the server sees the common part of the update and the metrics; the personal part
     stays in the client's memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qsfl_flower.clients.data import load_dataset
+    >>> data = load_dataset("digits").client_view(range(60), range(60, 100))
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> from flwr.app import RecordDict
+    >>> from qsfl_flower.personalization.settings import Personalization
+    >>> client = PersonalClient(
+    ...     model, data, TrainConfig(), seed=1, client_id="client-0",
+    ...     personalization=Personalization(method="fine-tune"), state=RecordDict(),
+    ... )
     """
 
     def __init__(

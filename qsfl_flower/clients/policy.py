@@ -86,6 +86,12 @@ class NodePolicy:
     code : tuple of str
         SHA-256 digests of app bundles that may run. Enforced by the executor that starts the app,
         not by the mods, which are part of the app.
+
+    Examples
+    --------
+    >>> policy = NodePolicy(least_cohort=5, hidden_only=True, openings=("sum",))
+    >>> policy.least_cohort
+    5
     """
 
     privacy: MinimumPolicy | None = None

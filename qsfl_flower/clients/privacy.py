@@ -58,6 +58,11 @@ class policy_mod:
     Who sees what: a refusal is sent before training and depends on the instruction alone. Flower
     delivers the app with every run: only a file on the node, and an executor that runs no foreign
     app, hold against whoever may start runs.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> app = ClientApp(mods=[auth_mod(), policy_mod(NodePolicy(hidden_only=True)), qsfl_mod])
     """
 
     def __init__(self, policy: NodePolicy) -> None:
@@ -101,6 +106,13 @@ class privacy_mod(policy_mod):
     Who sees what: as `policy_mod`. For central noise the client has to believe the server; leave
     ``"central"`` out of the accepted placements to insist on protection that the client itself
     carries out.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> from qsfl_flower.privacy.policy import MinimumPolicy
+    >>> least = MinimumPolicy(epsilon=2.0, placements=("record",))
+    >>> app = ClientApp(mods=[privacy_mod(least), qsfl_mod])
     """
 
     def __init__(self, policy: MinimumPolicy) -> None:

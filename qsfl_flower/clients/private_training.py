@@ -175,6 +175,21 @@ class PrivateTrainingClient(TrainingClient):
     their privacy, which the strategy's stage `RecordDP` compares with its requirement. It sees no
     loss and no accuracy of the records. `evaluate` is not protected: ask for it on public data, or
     not at all. Noise is secret, so two calls never give the same result.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qsfl_flower.clients.data import load_dataset
+    >>> data = load_dataset("digits").client_view(range(60), range(60, 100))
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> from qsfl_flower.privacy.record import RecordPrivacy
+    >>> privacy = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.2, steps=2)
+    >>> client = PrivateTrainingClient(
+    ...     model, data, TrainConfig(), privacy, seed=1, client_id="client-0"
+    ... )
+    >>> arrays, examples, metrics = client.fit(client.get_parameters({}), {"server-round": 1})
+    >>> metrics["dp-noise-multiplier"]
+    1.0
     """
 
     def __init__(
@@ -250,6 +265,16 @@ class GradientSumClient(TrainingClient):
     Who sees what: by itself this client protects nothing. Under `DistributedDP` the server sees the
     noisy sum over all clients and the numbers of records count as public; the mod lets no metrics
     out. Batches are secret, so two calls never give the same result.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qsfl_flower.clients.data import load_dataset
+    >>> data = load_dataset("digits").client_view(range(60), range(60, 100))
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> from qsfl_flower.privacy.record import RecordBatch
+    >>> batch = RecordBatch(clip_norm=1.0, sampling_rate=0.2, sum_norm=20.0)
+    >>> client = GradientSumClient(model, data, batch, seed=1, client_id="client-0")
     """
 
     def __init__(

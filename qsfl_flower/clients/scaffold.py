@@ -52,6 +52,17 @@ class ScaffoldClient(TrainingClient):
     -----
     Who sees what: the server sees two differences instead of one, and twice the bytes travel both
     ways. :math:`c_i` itself stays on the device, but the server can add up its changes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qsfl_flower.clients.data import load_dataset
+    >>> data = load_dataset("digits").client_view(range(60), range(60, 100))
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> from flwr.app import RecordDict
+    >>> client = ScaffoldClient(
+    ...     model, data, TrainConfig(), seed=1, client_id="client-0", state=RecordDict()
+    ... )
     """
 
     def __init__(

@@ -42,6 +42,12 @@ class TrainConfig:
     augment : bool
         Shift pictures by up to an eighth at random; mirror those of three channels (photographs;
         mirrored digits would be other signs).
+
+    Examples
+    --------
+    >>> config = TrainConfig(epochs=2, learning_rate=0.1, lr_decay=0.5)
+    >>> config.rate(server_round=2)
+    0.05
     """
 
     epochs: int = 1

@@ -50,6 +50,17 @@ class TrainingClient(NumPyClient):
     Notes
     -----
     Who sees what: the server sees the trained parameters, the number of examples and the metrics.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qsfl_flower.clients.data import load_dataset
+    >>> data = load_dataset("digits").client_view(range(60), range(60, 100))
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> client = TrainingClient(model, data, TrainConfig(), seed=1, client_id="client-0")
+    >>> arrays, examples, metrics = client.fit(client.get_parameters({}), {"server-round": 1})
+    >>> examples
+    60
     """
 
     def __init__(

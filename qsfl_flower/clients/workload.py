@@ -144,6 +144,12 @@ class Workload:
         Factor on the configured epochs by class, > 0; at least one epoch is trained.
     deadline : float or None
         Seconds after which a device sends what it has, > 0; the server may ask for less.
+
+    Examples
+    --------
+    >>> factors = {DeviceClass.HIGH: 1.0, DeviceClass.MID: 1.0, DeviceClass.LOW: 0.5}
+    >>> Workload(epochs=factors).epochs_of(DeviceClass.LOW, configured=4)
+    2
     """
 
     epochs: Mapping[DeviceClass, float] = field(

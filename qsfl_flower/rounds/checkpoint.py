@@ -69,6 +69,16 @@ class CheckpointStore:
         How many checkpoints stay, >= 1.
     fingerprint : str
         Identifies the experiment; a checkpoint with another one is refused.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> store = CheckpointStore(Path(mkdtemp()), keep=2)
+    >>> outcome = LocalFederation().run(rounds=3, checkpoints=store)
+    >>> store.latest().server_round
+    3
     """
 
     def __init__(self, folder: Path, keep: int = 2, fingerprint: str = "") -> None:

@@ -109,7 +109,12 @@ class History:
 
 
 class Policy(Selection):
-    """A selection that knows the history; subclass it for a policy of your own."""
+    """A selection that knows the history; subclass it for a policy of your own.
+
+    Examples
+    --------
+    >>> strategy = StableFedAvg(fraction_train=0.1, selection=POLICIES["fair"]())
+    """
 
     looks_at_data: ClassVar[bool] = False
     """Whether it depends on what clients say about their data: no accountant of differential

@@ -18,6 +18,13 @@ class ClientRow:
 
     `num_examples`, losses and `seconds` are the client's claims; `sent_s` and `arrived_s` are times
     of the strategy's clock.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation(clients=2).run()
+    >>> [(row.client, row.status, row.weight) for row in outcome.clients[-1]]
+    [('client-0', 'accepted', 0.5), ('client-1', 'accepted', 0.5)]
     """
 
     round: int
@@ -53,6 +60,13 @@ class RoundRecord:
 
     `clock_s` is the strategy's clock after training: virtual seconds in simulations of devices.
     `stage_seconds` is what each stage took on the server, with its waiting for clients.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> record = LocalFederation(clients=3).run().rounds[-1]
+    >>> record.round, record.accepted, record.rejected
+    (1, 3, {})
     """
 
     round: int
@@ -91,7 +105,18 @@ class RoundRecord:
 
 
 class RunObserver:
-    """Told about a run while it goes on; override what is needed."""
+    """Told about a run while it goes on; override what is needed.
+
+    Examples
+    --------
+    >>> class Printed(RunObserver):
+    ...     def on_round(self, record, clients):
+    ...         print(f"round {record.round}: {record.accepted} updates")
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation(clients=3).run(observer=Printed())
+    round 0: 0 updates
+    round 1: 3 updates
+    """
 
     def should_stop(self) -> bool:
         """Asked several times a second; true ends the run with `RunInterrupted`."""
@@ -108,7 +133,12 @@ class RunObserver:
 
 
 class RoundLog(RunObserver):
-    """Tells of every round in Flower's log; a strategy without an observer has this one."""
+    """Tells of every round in Flower's log; a strategy without an observer has this one.
+
+    Examples
+    --------
+    >>> strategy = StableFedAvg(observer=RoundLog())  # what a strategy has without an observer
+    """
 
     def on_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
         """Log what came of a round, and what its stages measured."""

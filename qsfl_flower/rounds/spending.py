@@ -39,6 +39,11 @@ class PrivacyBudget:
         Charged as well, and asked first.
     accounts : sequence of str
         The ledger's accounts whose data the run may use: every client that may take part.
+
+    Examples
+    --------
+    >>> budget = PrivacyBudget(epsilon=2.0, delta=1e-6)
+    >>> stage = CentralDP(1.0, expected_cohort=100, budget=budget, rounds=10)
     """
 
     delta: float = 1e-5

@@ -54,6 +54,13 @@ class Sender:
         The enrolled client that signed the reply; None where nothing proves it.
     sent_at, arrived_at : float or None
         When the node was asked and when its answer arrived, in seconds of the strategy's clock.
+
+    Examples
+    --------
+    >>> Sender(node_id=7, rank=0, name="client-0", identity="clinic-3").key
+    'clinic-3'
+    >>> Sender(node_id=7, rank=0, name="client-0").key
+    '0'
     """
 
     node_id: int
@@ -182,6 +189,11 @@ class Weighting:
     by_staleness : tuple of int
         Where updates are hidden: the public weight of an update by its staleness, in units of one
         over the first, see `qsfl_flower.asynchrony.integer_weights`.
+
+    Examples
+    --------
+    >>> Weighting(max_num_examples=1000, max_weight_ratio=2.0).max_weight_ratio
+    2.0
     """
 
     max_num_examples: float | None = None
@@ -193,7 +205,14 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A node whose reply does not count in this round, and why."""
+    """A node whose reply does not count in this round, and why.
+
+    Examples
+    --------
+    >>> cohort = Cohort(rejections=(Rejection(Sender(7, 0, "client-0"), "not-finite", "NaN in w"),))
+    >>> dict(cohort.reasons())
+    {'not-finite': 1}
+    """
 
     sender: Sender
     reason: str
@@ -251,7 +270,14 @@ def catch(
 
 @dataclass(frozen=True)
 class Cohort:
-    """The updates of a round in canonical order, and the rejections so far."""
+    """The updates of a round in canonical order, and the rejections so far.
+
+    Examples
+    --------
+    >>> cohort = Cohort(rejections=(Rejection(Sender(7, 0, "client-0"), "not-finite", "NaN in w"),))
+    >>> len(cohort.updates), dict(cohort.reasons())
+    (0, {'not-finite': 1})
+    """
 
     updates: tuple[Update, ...] = ()
     rejections: tuple[Rejection, ...] = ()

@@ -106,6 +106,13 @@ class BufferedAsync(StableFedAvg):
     `integer_weights`; nodes refuse those that differ unless their policy says ``weights = true``: a
     server can read residues of single updates out of such a sum. A committee member that is still
     training is asked after its reply has arrived; the server waits up to the task deadline.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation().run(kind=BufferedAsync, rounds=4, buffer_size=2)
+    >>> [record.accepted for record in outcome.rounds]
+    [0, 2, 2, 2, 2]
     """
 
     asynchronous = True
@@ -414,6 +421,13 @@ class FedAsync(BufferedAsync):
     References
     ----------
     Xie, Koyejo, Gupta: Asynchronous federated optimization, 2019.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation().run(kind=FedAsync, rounds=3, mixing=0.5)
+    >>> [record.accepted for record in outcome.rounds]  # a new model after every arrival
+    [0, 1, 1, 1]
     """
 
     def __init__(self, *args: Any, mixing: float = 0.6, **options: Any) -> None:

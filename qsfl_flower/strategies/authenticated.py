@@ -31,6 +31,12 @@ class AuthenticatedFedAvg(StableFedAvg):
     Notes
     -----
     Who sees what: see `Authenticate`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> keys = LocalFederation(clients=3).credentials  # or the path of the server's key folder
+    >>> strategy = AuthenticatedFedAvg(fraction_train=0.5, credentials=keys, encrypt=True)
     """
 
     def __init__(

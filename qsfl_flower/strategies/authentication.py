@@ -92,6 +92,13 @@ class Authenticate(MessageStage):
     References
     ----------
     NIST: FIPS 203 (ML-KEM) and FIPS 204 (ML-DSA), 2024.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> federation = LocalFederation(clients=3)
+    >>> gate = Authenticate(federation.credentials)  # or the path of the server's key folder
+    >>> strategy = StableFedAvg(stages=[gate, Clip(1.0)])
     """
 
     name = "authenticate"

@@ -32,6 +32,15 @@ class Validate(CohortStage):
     Notes
     -----
     Who sees what: works on each update in the clear, for itself; it needs no other client's data.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model * (np.nan if client == 0 else 1)
+    >>> federation = LocalFederation(clients=3, train=train)
+    >>> federation.run([Validate()]).rounds[-1].rejected
+    {'not-finite': 1}
     """
 
     name = "validate"
@@ -96,6 +105,13 @@ class Clip(CohortStage):
     Notes
     -----
     Who sees what: the server sees single updates and their norms.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation().run([Clip(0.1)])
+    >>> bool(abs(outcome.model).max() < 0.1)
+    True
     """
 
     name = "clip"

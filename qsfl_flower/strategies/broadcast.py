@@ -48,6 +48,14 @@ class Broadcast(VectorStage):
     Notes
     -----
     Who sees what: every client sees the released models, as without this stage.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation(size=10_000).run([Broadcast(ratio=0.01)], rounds=3)
+    >>> full, short = outcome.rounds[1].bytes_down, outcome.rounds[3].bytes_down
+    >>> short < full / 5
+    True
     """
 
     name = "broadcast"

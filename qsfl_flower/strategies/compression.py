@@ -46,6 +46,15 @@ class Compress(DecodeStage):
     Notes
     -----
     Who sees what: the server sees which coordinates a client has chosen, and their values.
+
+    Examples
+    --------
+    >>> from qsfl_flower.compression import Scheme
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> federation = LocalFederation(size=10_000)
+    >>> outcome = federation.run([Compress(Scheme(select="topk", ratio=0.01, values="int8"))])
+    >>> outcome.rounds[-1].bytes_up < 0.2 * outcome.rounds[-1].dense_up
+    True
     """
 
     name = "compress"
@@ -106,6 +115,14 @@ class SharedMask(DecodeStage):
     -----
     Who sees what: the coordinates are public. The server sees the values of every client on them,
     unless another stage hides these.
+
+    Examples
+    --------
+    >>> from qsfl_flower.compression import Mask
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation(size=1000).run([SharedMask(Mask(ratio=0.1))])
+    >>> int(np.count_nonzero(outcome.model))
+    100
     """
 
     name = "shared_mask"
@@ -229,6 +246,11 @@ class CompressedFedAvg(StableFedAvg):
     Notes
     -----
     Who sees what: see `Compress`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.compression import Scheme
+    >>> strategy = CompressedFedAvg(fraction_train=0.5, scheme=Scheme(ratio=0.01, values="int8"))
     """
 
     def __init__(

@@ -48,6 +48,15 @@ class Detect(CohortStage):
     Who sees what: the server compares all updates in the clear. Whether one client's update counts
     depends on those of others, so a client-level DP guarantee calibrated to the clip norm does not
     hold behind this stage; one at record level does.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> from qsfl_flower.robust.detection import Detection
+    >>> stage = Detect(Detection(detector="robust-z"))
+    >>> outcome = LocalFederation(clients=8).run([stage], rounds=2)
+    >>> outcome.clients[-1][0].reputation
+    1.0
     """
 
     name = "detect"

@@ -76,6 +76,17 @@ class DistributedDP(VectorStage):
     ----------
     P. Kairouz, Z. Liu, T. Steinke, "The distributed discrete Gaussian mechanism for federated
     learning with secure aggregation", 2021.
+
+    Examples
+    --------
+    >>> hidden = SecureSum(
+    ...     clip_norm=1.0,
+    ...     committee=Committee(5, 3, min_clients=80),
+    ...     bound=30.0,  # room for the noise
+    ...     weighted=False,
+    ...     metrics=(),
+    ... )
+    >>> noise = DistributedDP(8.0, denominator=100, non_contributors=10, rounds=100)
     """
 
     name = DISTRIBUTED_DP

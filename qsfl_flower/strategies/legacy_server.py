@@ -50,6 +50,13 @@ def legacy_server_app(
     ConfigError
         When the app starts, if `server_fn` returns a strategy other than ``FedAvg``, no initial
         parameters, or a configuration that changes from round to round.
+
+    Examples
+    --------
+    >>> from flwr.server import ServerAppComponents
+    >>> def server_fn(context):  # the app's own
+    ...     return ServerAppComponents()
+    >>> app = legacy_server_app(server_fn, CrossSilo, num_byzantine=1, clip_norm=5.0)
     """
     app = ServerApp()
 

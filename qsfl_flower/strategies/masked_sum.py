@@ -91,6 +91,16 @@ class MaskedSum(CombineStage):
     References
     ----------
     See `qsfl_flower.secure.pairwise.client`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation, learned
+    >>> federation = LocalFederation(clients=5, size=32)
+    >>> view = federation.watch()  # what the server sees
+    >>> masked = MaskedSum(federation.credentials, bound=1.0, clock=federation.grid_time)
+    >>> outcome = federation.run([Clip(1.0), masked])
+    >>> learned(federation.updates, view.bytes_up())
+    []
     """
 
     name = MASKED_SUM

@@ -80,6 +80,14 @@ class CrossSilo(SecureMultiKrum):
     Who sees what: the server learns pairwise distances and the mean of the selected; see
     `SecureKrum`. Cost: two further exchanges with the committee a round; every client sends
     ``8 (m - t + 1)`` bytes per coordinate, 40 with the default committee, where float32 takes 4.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
+    >>> strategy = CrossSilo(credentials=keys, num_byzantine=2, clip_norm=5.0)
+    >>> strategy.min_available_nodes  # 2 f + 3
+    7
     """
 
     def __init__(
@@ -129,6 +137,12 @@ class FullChain(CrossSilo):
     tell nothing about a client. Distances are those of the chosen coordinates; what the distances
     of the whole would show can stay hidden for a round. Cost: `ratio` times that of `CrossSilo`,
     0.4 bytes per coordinate with 1 %: a tenth of float32.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
+    >>> strategy = FullChain(credentials=keys, num_byzantine=1, clip_norm=5.0, ratio=0.25)
     """
 
     def __init__(self, *args: Any, ratio: float = 0.01, **options: Any) -> None:
@@ -171,6 +185,12 @@ class CrossDevice(SecureFedAvg):
     Who sees what: the server learns the sum and the norm of each update. Cost: two further
     exchanges with the committee a round; 0.4 bytes per coordinate from each device with 1 %; a
     member takes ``8 k`` bytes for each device, k being the number of chosen coordinates.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
+    >>> strategy = CrossDevice(fraction_train=0.1, credentials=keys, clip_norm=2.0, ratio=0.05)
     """
 
     def __init__(
@@ -234,6 +254,13 @@ class Research(StableFedAvg):
     f clients. Not against: the server, the network, strangers. Who sees what: the server sees every
     update, and so does whoever reads the traffic. Cost: distances between all pairs of updates, on
     the server; see ``python -m benchmarks robust``.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation(clients=8).run(kind=Research, num_byzantine=1, clip_norm=5.0)
+    >>> outcome.error is None
+    True
     """
 
     def __init__(

@@ -50,6 +50,13 @@ class AdaptiveClip(CohortStage):
     Notes
     -----
     Who sees what: the server sees single updates and their norms; only noisy counts move the norm.
+
+    Examples
+    --------
+    >>> from qsfl_flower.privacy import clipping
+    >>> median = clipping.AdaptiveClip(initial=1.0, quantile=0.5, bit_noise=5.0)
+    >>> stages = [AdaptiveClip(median, expected_cohort=100), CentralDP(1.0, expected_cohort=100)]
+    >>> strategy = StableFedAvg(fraction_evaluate=0.0, stages=stages)
     """
 
     name = "adaptive-clip"
@@ -131,6 +138,14 @@ class CentralDP(VectorStage):
     sequence of released models. Against: whoever sees these models, the other clients included.
     Trusted: the server, its memory and its logs; the means of training metrics and the rows about
     single clients in its run folder are not protected.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> private = CentralDP(1.0, expected_cohort=6, budget=PrivacyBudget(delta=1e-5), rounds=1)
+    >>> outcome = LocalFederation(clients=6).run([Clip(1.0), private])
+    >>> round(outcome.rounds[-1].epsilon, 1)
+    4.4
     """
 
     name = "central-dp"
@@ -368,6 +383,14 @@ class RecordDP(ClientSideDP):
     Guarantee: (epsilon, delta)-DP for adding or removing one record of a client, where the
     client's number of records is public. Against: everybody but the client itself, the server
     included; all other stages are post-processing. Trusted: the client, for its own records.
+
+    Examples
+    --------
+    >>> from qsfl_flower.privacy.record import RecordPrivacy
+    >>> rules = {"clip_norm": 1.0, "sampling_rate": 0.1, "steps": 10}
+    >>> privacy = RecordPrivacy.within(2.0, 1e-5, rounds=50, **rules)
+    >>> stage = RecordDP(privacy, PrivacyBudget(epsilon=2.0), rounds=50)
+    >>> strategy = StableFedAvg(fraction_evaluate=0.0, stages=[stage])
     """
 
     name = "record-dp"
@@ -437,6 +460,14 @@ class LocalDP(ClientSideDP):
     server included, without secure aggregation. Cost: the mean over n clients carries noise of
     2 C z / sqrt(n) per coordinate, sqrt(n) times more than central noise; at epsilon = 1 only very
     large federations learn anything.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> noisy = LocalDP(clip_norm=1.0, noise_multiplier=2.0, budget=PrivacyBudget(), rounds=1)
+    >>> outcome = LocalFederation().run([noisy])
+    >>> outcome.rounds[-1].epsilon > 0
+    True
     """
 
     name = "local-dp"

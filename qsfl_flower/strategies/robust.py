@@ -91,6 +91,16 @@ class Robust(CombineStage):
     all (`NONSENSE`), or a single one of them would stop the run.
 
     Who sees what: the server compares all updates in the clear.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run([Robust("multi_krum", num_byzantine=1)])
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
     """
 
     name = "robust"

@@ -37,6 +37,16 @@ class RobustFedAvg(StableFedAvg):
         Further stages.
     **options
         Further arguments of `StableFedAvg`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=RobustFedAvg, rule="mda", num_byzantine=1)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
     """
 
     def __init__(
@@ -55,14 +65,36 @@ class RobustFedAvg(StableFedAvg):
 
 
 class Krum(RobustFedAvg):
-    """Krum: the one update closest to its neighbours; drop-in for Flower's ``Krum``."""
+    """Krum: the one update closest to its neighbours; drop-in for Flower's ``Krum``.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=Krum, num_malicious_nodes=1)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
+    """
 
     def __init__(self, *args: float, num_malicious_nodes: int = 0, **options: Any) -> None:
         super().__init__(*args, rule=robust.Krum(num_malicious_nodes), **options)
 
 
 class MultiKrum(RobustFedAvg):
-    """The mean of the updates closest to their neighbours; drop-in for Flower's ``MultiKrum``."""
+    """The mean of the updates closest to their neighbours; drop-in for Flower's ``MultiKrum``.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=MultiKrum, num_malicious_nodes=1, num_nodes_to_select=3)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
+    """
 
     def __init__(
         self,
@@ -76,7 +108,18 @@ class MultiKrum(RobustFedAvg):
 
 
 class Bulyan(RobustFedAvg):
-    """Krum's choice, then a mean around the median; drop-in for Flower's ``Bulyan``."""
+    """Krum's choice, then a mean around the median; drop-in for Flower's ``Bulyan``.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=Bulyan, num_malicious_nodes=1)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
+    """
 
     def __init__(
         self,
@@ -91,7 +134,18 @@ class Bulyan(RobustFedAvg):
 
 
 class FedMedian(RobustFedAvg):
-    """The median of each coordinate; drop-in for Flower's ``FedMedian``."""
+    """The median of each coordinate; drop-in for Flower's ``FedMedian``.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=FedMedian)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
+    """
 
     def __init__(self, *args: float, **options: Any) -> None:
         super().__init__(*args, rule=robust.Median(), **options)
@@ -110,6 +164,16 @@ class FedTrimmedAvg(RobustFedAvg):
     num_byzantine : int, optional
         How many to leave out at each end instead; a round with at most twice as many updates leaves
         the model unchanged.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=FedTrimmedAvg, beta=0.2)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
     """
 
     def __init__(
@@ -124,21 +188,54 @@ class FedTrimmedAvg(RobustFedAvg):
 
 
 class GeometricMedian(RobustFedAvg):
-    """The point with the smallest sum of distances to the updates."""
+    """The point with the smallest sum of distances to the updates.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=GeometricMedian)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
+    """
 
     def __init__(self, *args: float, **options: Any) -> None:
         super().__init__(*args, rule=robust.GeometricMedian(), **options)
 
 
 class CenteredClipping(RobustFedAvg):
-    """The global model moved by updates whose pull is bounded."""
+    """The global model moved by updates whose pull is bounded.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=CenteredClipping, radius=0.5)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
+    """
 
     def __init__(self, *args: float, radius: float | None = None, **options: Any) -> None:
         super().__init__(*args, rule=robust.CenteredClipping(radius=radius), **options)
 
 
 class NormBounded(RobustFedAvg):
-    """The mean of updates scaled down to a bound, by default the round's median norm."""
+    """The mean of updates scaled down to a bound, by default the round's median norm.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> def train(client, server_round, model):
+    ...     return model + (1e6 if client == 0 else 1)
+    >>> federation = LocalFederation(clients=7, train=train)
+    >>> outcome = federation.run(kind=NormBounded, bound=0.5)
+    >>> bool(abs(outcome.model).max() < 2)  # client 0 has sent a million
+    True
+    """
 
     def __init__(self, *args: float, bound: float | None = None, **options: Any) -> None:
         super().__init__(*args, rule=robust.NormBoundedMean(bound=bound), **options)

@@ -33,6 +33,10 @@ class ControlVariates(VectorStage):
     ----------
     participation : float
         The share :math:`|S| / N` of all clients that train in a round, in (0, 1].
+
+    Examples
+    --------
+    >>> strategy = ScaffoldFedAvg(participation=0.1)  # puts this stage into its chain
     """
 
     name = "control-variates"
@@ -79,6 +83,10 @@ class ScaffoldFedAvg(StableFedAvg):
     Notes
     -----
     Who sees what: as `StableFedAvg`; the server sees two differences of every client.
+
+    Examples
+    --------
+    >>> strategy = ScaffoldFedAvg(participation=0.1, fraction_train=0.1)  # for `ScaffoldClient`
     """
 
     def __init__(self, *, participation: float = 1.0, **arguments: Any) -> None:

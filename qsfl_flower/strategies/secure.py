@@ -43,6 +43,12 @@ class SecureFedAvg(StableFedAvg):
     Notes
     -----
     Who sees what: see `SecureSum`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
+    >>> strategy = SecureFedAvg(credentials=keys, clip_norm=5.0, committee=Committee(5, 3))
     """
 
     def __init__(
@@ -80,6 +86,12 @@ class SecureMultiKrum(StableFedAvg):
     Notes
     -----
     Who sees what: see `SecureKrum`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
+    >>> strategy = SecureMultiKrum(credentials=keys, num_malicious_nodes=2, clip_norm=5.0)
     """
 
     def __init__(
@@ -119,6 +131,12 @@ class SecAggFedAvg(StableFedAvg):
     Notes
     -----
     Who sees what: see `MaskedSum`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
+    >>> strategy = SecAggFedAvg(credentials=keys, clip_norm=5.0, masks={"min_clients": 5})
     """
 
     def __init__(

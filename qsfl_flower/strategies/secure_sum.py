@@ -57,6 +57,12 @@ class Committee:
         one, also with t - 1 members on its side: ``2 q > m + t - 1``.
     min_clients : int
         Least number of clients in a sum, >= 2; each of them knows its own update.
+
+    Examples
+    --------
+    >>> committee = Committee(members=7, threshold=3, quorum=5)
+    >>> committee.quorum
+    5
     """
 
     members: int = 5
@@ -123,6 +129,15 @@ class SecureSum(CombineStage):
     References
     ----------
     A. Shamir, "How to share a secret", 1979. See docs/secure-aggregation.md for the protocol.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation, learned
+    >>> federation = LocalFederation(clients=5, size=32)
+    >>> view = federation.watch()  # what the server sees
+    >>> outcome = federation.run([SecureSum(1.0, Committee(3, 2), clock=federation.grid_time)])
+    >>> learned(federation.updates, view.bytes_up())
+    []
     """
 
     name = "secure_sum"
@@ -437,6 +452,15 @@ class SecureKrum(SecureSum):
     ----------
     P. Blanchard et al., "Machine learning with adversaries", 2017. J. So, B. Guler, A. Avestimehr,
     "Byzantine-resilient secure federated learning", IEEE JSAC 39(7), 2021.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> federation = LocalFederation(clients=7)
+    >>> krum = SecureKrum(1.0, 1, Committee(3, 2), clock=federation.grid_time)
+    >>> outcome = federation.run([krum])
+    >>> outcome.rounds[-1].accepted  # n - f - 2
+    4
     """
 
     name = "secure_krum"

@@ -33,6 +33,14 @@ class FedAvgM(VectorStage):
     ----------
     Hsu, Qi, Brown: Measuring the effects of non-identical data distribution for federated visual
     classification, 2019.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> federation = LocalFederation()
+    >>> outcome = federation.run([FedAvgM(server_learning_rate=1.0, server_momentum=0.9)], rounds=2)
+    >>> np.allclose(outcome.model, 2.9 * federation.updates.mean(axis=0), atol=1e-6)
+    True
     """
 
     name = "fedavgm"
@@ -114,6 +122,13 @@ class FedAdam(_Adaptive):
     References
     ----------
     Reddi et al.: Adaptive federated optimization, 2020.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation().run([FedAdam(eta=0.05)], rounds=2)
+    >>> outcome.error is None
+    True
     """
 
     name = "fedadam"
@@ -152,6 +167,13 @@ class FedYogi(_Adaptive):
     References
     ----------
     Reddi et al.: Adaptive federated optimization, 2020.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> outcome = LocalFederation().run([FedYogi(eta=0.05)], rounds=2)
+    >>> outcome.error is None
+    True
     """
 
     name = "fedyogi"

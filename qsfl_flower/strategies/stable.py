@@ -144,6 +144,14 @@ class StableFedAvg(FedAvg):
     Notes
     -----
     Who sees what: the server sees every update in the clear. It trusts no reply, but it is trusted.
+
+    Examples
+    --------
+    >>> from qsfl_flower.testing import LocalFederation
+    >>> federation = LocalFederation(clients=3)
+    >>> outcome = federation.run(kind=StableFedAvg, rounds=2)
+    >>> np.allclose(outcome.model, 2 * federation.updates.mean(axis=0))
+    True
     """
 
     asynchronous: ClassVar[bool] = False

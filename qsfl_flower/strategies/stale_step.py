@@ -35,6 +35,10 @@ class StaleStep(VectorStage):
     References
     ----------
     Mitliagkas et al.: Asynchrony begets momentum, with an application to deep learning, 2016.
+
+    Examples
+    --------
+    >>> strategy = BufferedAsync(buffer_size=5, server_momentum=0.9)  # has this stage
     """
 
     name = "stale-step"

@@ -22,6 +22,18 @@ class Claim:
         The test that plays it, ``tests/file.py::name``; with all its parameters.
     page : str
         Where the docs make the claim.
+
+    Examples
+    --------
+    >>> claim = Claim(
+    ...     coalition="server",
+    ...     doing="asks twice",
+    ...     at_most="one sum",
+    ...     test="tests/secure/test_desk.py::test_one_answer",
+    ...     page="docs/secure-aggregation.md",
+    ... )
+    >>> "| server | asks twice | one sum" in page([claim])
+    True
     """
 
     coalition: str
@@ -40,6 +52,11 @@ def page(claims: Iterable[Claim], slow: Sequence[str] = ()) -> str:
         What is claimed.
     slow : sequence of str
         Tests that do not run with every change.
+
+    Examples
+    --------
+    >>> page([]).splitlines()[0]
+    '| coalition | does | learns or changes at most | test | result |'
     """
     titles = ("coalition", "does", "learns or changes at most", "test", "result")
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]

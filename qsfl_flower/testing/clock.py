@@ -18,6 +18,13 @@ class VirtualTime:
     ----------
     start : float
         Unix time at which it begins, seconds.
+
+    Examples
+    --------
+    >>> clock = VirtualTime(start=0.0)
+    >>> clock.sleep(90.0)
+    >>> clock.time()
+    90.0
     """
 
     def __init__(self, start: float = 1_800_000_000.0) -> None:

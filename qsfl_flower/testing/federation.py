@@ -55,6 +55,13 @@ class Outcome:
         And the clients of every round.
     error : QSFLError or None
         What ended the run.
+
+    Examples
+    --------
+    >>> federation = LocalFederation(clients=3, train=lambda client, number, model: model + client)
+    >>> outcome = federation.run()
+    >>> outcome.error is None, float(outcome.model[0])
+    (True, 1.0)
     """
 
     model: Floats | None
@@ -79,6 +86,14 @@ class View(RunObserver):
     ----------
     nodes : collection of int, optional
         The nodes whose messages are seen; None: all, as the server does.
+
+    Examples
+    --------
+    >>> federation = LocalFederation(clients=2)
+    >>> view = federation.watch(clients=[1])  # what client 1 sees and sends
+    >>> outcome = federation.run()
+    >>> learned(federation.updates, view.bytes_up())
+    [1]
     """
 
     def __init__(self, nodes: Iterable[int] | None = None) -> None:
@@ -136,6 +151,15 @@ class LocalFederation:
     train : Callable[[int, int, Floats], Floats], optional
         Takes client, ``server-round`` of the configuration (0 if there is none) and model, and
         returns the trained model.
+
+    Examples
+    --------
+    >>> from qsfl_flower.strategies import Clip
+    >>> federation = LocalFederation(clients=3)
+    >>> view = federation.watch()
+    >>> outcome = federation.run([Clip(1.0)])
+    >>> learned(federation.updates, view.bytes_up())  # without a secure sum the server sees all
+    [0, 1, 2]
     """
 
     clients: int = 6

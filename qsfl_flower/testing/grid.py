@@ -34,12 +34,26 @@ _CLIENT_ERROR = 2
 
 
 def inside_run(run: int = 1) -> None:
-    """Make this process count as one of the run: Flower makes messages only inside a run."""
+    """Make this process count as one of the run: Flower makes messages only inside a run.
+
+    Examples
+    --------
+    >>> from flwr.app import Message, RecordDict
+    >>> inside_run(3)
+    >>> Message(RecordDict(), 1, "train").metadata.run_id
+    3
+    """
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = run
 
 
 def context_of(node: int, partition: int, partitions: int, run: int = 1) -> Context:
-    """Return the context of a node that has not been asked yet."""
+    """Return the context of a node that has not been asked yet.
+
+    Examples
+    --------
+    >>> context_of(node=7, partition=0, partitions=3).node_config
+    {'partition-id': 0, 'num-partitions': 3}
+    """
     config: UserConfig = {"partition-id": partition, "num-partitions": partitions}
     return Context(run, node, config, RecordDict(), {})
 
@@ -53,6 +67,14 @@ class AppNode:
         The ClientApp.
     context : Context
         Its configuration and state, which stay here between messages.
+
+    Examples
+    --------
+    >>> from flwr.app import Message, RecordDict
+    >>> node = AppNode(lambda message, context: 1 / 0, context_of(1, 0, 1))
+    >>> inside_run()
+    >>> node(Message(RecordDict(), 1, "train")).error.reason
+    'division by zero'
     """
 
     def __init__(self, app: App, context: Context) -> None:
@@ -76,6 +98,13 @@ class Tap:
         Takes what the server sends and returns what reaches the node.
     up : Callable[[Message], Parcels], optional
         Takes what the node answers and returns what reaches the server.
+
+    Examples
+    --------
+    >>> federation = LocalFederation(clients=4)
+    >>> federation.grid.taps[100] = Tap(up=drop)  # client 0 never answers
+    >>> federation.run().rounds[-1].accepted
+    3
     """
 
     down: Callable[[Message], Parcels] | None = None
@@ -95,6 +124,14 @@ class NodeGrid(Grid):
         The node ids in order of registration; that of `clients` by default.
     run : int
         Run id, >= 1.
+
+    Examples
+    --------
+    >>> from flwr.app import Message, RecordDict
+    >>> grid = NodeGrid({7: lambda message: None, 8: lambda m: Message(RecordDict(), reply_to=m)})
+    >>> ids = grid.push_messages([Message(RecordDict(), node, "train") for node in (7, 8)])
+    >>> [reply.metadata.src_node_id for reply in grid.pull_messages(ids)]  # node 7 is silent
+    [8]
     """
 
     def __init__(
@@ -197,6 +234,16 @@ class LocalGrid(NodeGrid):
         The ClientApp.
     clients : int
         Number of nodes; node i + 1 has partition i, and a client state of its own.
+
+    Examples
+    --------
+    >>> from flwr.app import Message, RecordDict
+    >>> def app(message, context):
+    ...     return Message(RecordDict(), reply_to=message)
+    >>> grid = LocalGrid(app, clients=2)
+    >>> ids = grid.push_messages([Message(RecordDict(), node, "train") for node in (1, 2)])
+    >>> [reply.metadata.src_node_id for reply in grid.pull_messages(ids)]
+    [1, 2]
     """
 
     def __init__(self, app: App, clients: int) -> None:

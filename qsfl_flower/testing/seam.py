@@ -47,6 +47,16 @@ def fixed(seed: int = 0) -> Iterator[VirtualTime]:
     ------
     QSFLError
         In a process that does not run pytest.
+
+    Examples
+    --------
+    >>> import os
+    >>> from qsfl_flower.crypto.sources import random_bytes
+    >>> with fixed(seed=1) as clock:
+    ...     first = random_bytes(16, "nonce")
+    >>> with fixed(seed=1) as clock:
+    ...     first == random_bytes(16, "nonce")
+    True
     """
     if "pytest" not in sys.modules:
         raise QSFLError(

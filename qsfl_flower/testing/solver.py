@@ -36,6 +36,11 @@ def correlations(secrets: Vectors, seen: Iterable[bytes]) -> tuple[Vectors, int]
         The largest absolute correlation of each.
     int
         In how many ways the bytes could be read.
+
+    Examples
+    --------
+    >>> secrets = np.random.default_rng(0).normal(size=(2, 100))
+    >>> found, count = correlations(secrets, [secrets[1].tobytes()])
     """
     size = secrets.shape[1]
     centred = secrets - secrets.mean(axis=1, keepdims=True)
@@ -75,6 +80,12 @@ def learned(secrets: Vectors, seen: Iterable[bytes]) -> list[int]:
 
     A reading of d independent numbers has a correlation of 1 / sqrt(d) with a secret; of N readings
     one is beyond (5 + sqrt(2 ln N)) times that with a probability below 1e-6.
+
+    Examples
+    --------
+    >>> secrets = np.random.default_rng(0).normal(size=(3, 100))
+    >>> learned(secrets, [b"header" + secrets[2].astype(np.float32).tobytes()])
+    [2]
     """
     best, count = correlations(secrets, seen)
     limit = (5 + np.sqrt(2 * np.log(max(count, 2)))) / np.sqrt(secrets.shape[1])
@@ -97,6 +108,12 @@ def coefficients(secrets: Vectors, seen: Vectors, tolerance: float = 1e-3) -> Ve
     -------
     ndarray, shape (at most k, n)
         One row for each combination.
+
+    Examples
+    --------
+    >>> secrets = np.random.default_rng(0).normal(size=(3, 20))
+    >>> coefficients(secrets, secrets[:2].sum(axis=0, keepdims=True)).round(6).tolist()
+    [[1.0, 1.0, 0.0]]
     """
     if not len(seen):
         return np.empty((0, len(secrets)))
@@ -108,7 +125,13 @@ def coefficients(secrets: Vectors, seen: Vectors, tolerance: float = 1e-3) -> Ve
 
 
 def rank(rows: Vectors, tolerance: float = 1e-3) -> int:
-    """Return how many independent statistics the rows of coefficients are."""
+    """Return how many independent statistics the rows of coefficients are.
+
+    Examples
+    --------
+    >>> rank(np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [2.0, 2.0, 2.0]]))
+    2
+    """
     return int(np.linalg.matrix_rank(rows, tol=tolerance)) if len(rows) else 0
 
 
@@ -123,6 +146,14 @@ def solves(rows: Vectors, known: Iterable[int] = (), tolerance: float = 1e-3) ->
         The coalition's own secrets, which it can take off.
     tolerance : float
         How far a unit vector may be from the span.
+
+    Examples
+    --------
+    >>> sums = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])  # two sums of three secrets
+    >>> solves(sums)
+    [2]
+    >>> solves(sums, known=[0])  # with what client 0 knows of itself
+    [1, 2]
     """
     n = rows.shape[1]
     own = sorted(set(known))
