@@ -160,7 +160,7 @@ class Tiered(Selection):
 
     References
     ----------
-    Chai et al.: TiFL, a tier-based federated learning system, 2020.
+    Z. Chai et al., "TiFL: a tier-based federated learning system", 2020. arXiv:2001.09249.
     """
 
     tiers: int = 3

@@ -65,8 +65,9 @@ class Polynomial(StalenessWeight):
 
     References
     ----------
-    Xie, Koyejo, Gupta: Asynchronous federated optimization, 2019. Nguyen et al.: Federated learning
-    with buffered asynchronous aggregation (FedBuff), 2022.
+    C. Xie, O. Koyejo, I. Gupta, "Asynchronous federated optimization", 2019. arXiv:1903.03934.
+    J. Nguyen et al., "Federated learning with buffered asynchronous aggregation", 2022.
+    arXiv:2106.06639.
     """
 
     exponent: float = 0.5
@@ -95,7 +96,7 @@ class Hinge(StalenessWeight):
 
     References
     ----------
-    Xie, Koyejo, Gupta: Asynchronous federated optimization, 2019.
+    C. Xie, O. Koyejo, I. Gupta, "Asynchronous federated optimization", 2019. arXiv:1903.03934.
     """
 
     slope: float = 1.0

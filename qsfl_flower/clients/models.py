@@ -159,8 +159,9 @@ def resnet18(
 
     References
     ----------
-    He et al., "Deep residual learning for image recognition", 2016. Wu, He, "Group normalization",
-    2018.
+    K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", 2016.
+    arXiv:1512.03385.
+    Y. Wu, K. He, "Group normalization", 2018. arXiv:1803.08494.
     """
     channels, _, _ = _picture("resnet18", input_shape, 16)
     layers: list[nn.Module] = [

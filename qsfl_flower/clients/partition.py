@@ -46,8 +46,8 @@ class Dirichlet:
 
     References
     ----------
-    T.-M. H. Hsu, H. Qi, M. Brown, "Measuring the Effects of Non-Identical Data Distribution for
-    Federated Visual Classification", 2019.
+    T.-M. H. Hsu, H. Qi, M. Brown, "Measuring the effects of non-identical data distribution for
+    federated visual classification", 2019. arXiv:1909.06335.
     """
 
     alpha: float
@@ -74,8 +74,8 @@ class Shards:
 
     References
     ----------
-    H. B. McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
-    Data", 2017.
+    H. B. McMahan et al., "Communication-efficient learning of deep networks from decentralized
+    data", 2017. arXiv:1602.05629.
     """
 
     shards_per_client: int = 2

@@ -67,8 +67,9 @@ def train_privately(
 
     References
     ----------
-    M. Abadi et al., "Deep learning with differential privacy", 2016. S. De et al., "Unlocking
-    high-accuracy differentially private image classification through scale", 2022.
+    M. Abadi et al., "Deep learning with differential privacy", 2016. arXiv:1607.00133.
+    S. De et al., "Unlocking high-accuracy differentially private image classification through
+    scale", 2022. arXiv:2204.13650.
     """
     if copies < 1 or (copies > 1 and not config.augment):
         raise ConfigError(f"copies must be >= 1, and 1 without augment, found {copies}")

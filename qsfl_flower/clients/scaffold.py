@@ -45,8 +45,8 @@ class ScaffoldClient(TrainingClient):
 
     References
     ----------
-    Karimireddy et al.: SCAFFOLD: stochastic controlled averaging for federated learning, 2020
-    (option II).
+    S. P. Karimireddy et al., "SCAFFOLD: stochastic controlled averaging for federated learning",
+    2020. arXiv:1910.06378 (option II).
 
     Notes
     -----

@@ -2,9 +2,9 @@
 
 References
 ----------
-J. Bruna, S. Mallat, "Invariant scattering convolution networks", 2013.
+J. Bruna, S. Mallat, "Invariant scattering convolution networks", 2013. arXiv:1203.1513.
 F. Tramer, D. Boneh, "Differentially private learning needs better features (or much more data)",
-2021.
+2021. arXiv:2011.11660.
 """
 
 from __future__ import annotations

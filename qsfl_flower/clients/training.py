@@ -128,7 +128,7 @@ class LocalTraining:
 
     References
     ----------
-    T. Li et al., "Federated Optimization in Heterogeneous Networks", 2020.
+    T. Li et al., "Federated optimization in heterogeneous networks", 2020. arXiv:1812.06127.
     """
 
     def __init__(

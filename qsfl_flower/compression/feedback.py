@@ -14,8 +14,10 @@ numbers of usual spread do not exceed; and in all cases p is what float64 makes 
 
 References
 ----------
-S. Stich, J.-B. Cordonnier, M. Jaggi, "Sparsified SGD with memory", NeurIPS 2018.
-Y. Lin et al., "Deep gradient compression", ICLR 2018 (momentum correction and factor masking).
+S. Stich, J.-B. Cordonnier, M. Jaggi, "Sparsified SGD with memory", 2018. arXiv:1809.07599.
+Y. Lin, S. Han, H. Mao, Y. Wang, W. J. Dally, "Deep gradient compression: reducing the communication
+bandwidth for distributed training", 2018. arXiv:1712.01887 (momentum correction and factor
+masking).
 """
 
 from __future__ import annotations

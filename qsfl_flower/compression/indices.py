@@ -7,7 +7,7 @@ the coordinates chosen at random an index takes 8.11 bits; its entropy is 8.08.
 
 References
 ----------
-R. F. Rice, "Some practical universal noiseless coding techniques", JPL Publication 79-22, 1979.
+R. F. Rice, "Some practical universal noiseless coding techniques", 1979. JPL Publication 79-22.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Scheme:
     References
     ----------
     Y. Lin, S. Han, H. Mao, Y. Wang, W. J. Dally, "Deep gradient compression: reducing the
-    communication bandwidth for distributed training", ICLR 2018.
+    communication bandwidth for distributed training", 2018. arXiv:1712.01887.
     """
 
     select: str = "topk"

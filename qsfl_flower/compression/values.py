@@ -13,11 +13,11 @@ stochastic rounding to few levels does not. One bit to nearest is the sign times
 References
 ----------
 D. Alistarh, D. Grubic, J. Li, R. Tomioka, M. Vojnovic, "QSGD: communication-efficient SGD via
-gradient quantization and encoding", NeurIPS 2017.
+gradient quantization and encoding", 2017. arXiv:1610.02132.
 W. Wen et al., "TernGrad: ternary gradients to reduce communication in distributed deep learning",
-NeurIPS 2017 (``int2``).
+2017. arXiv:1705.07878 (``int2``).
 S. P. Karimireddy, Q. Rebjock, S. Stich, M. Jaggi, "Error feedback fixes SignSGD and other gradient
-compression schemes", ICML 2019 (``int1`` to nearest).
+compression schemes", 2019. arXiv:1901.09847 (``int1`` to nearest).
 """
 
 from __future__ import annotations

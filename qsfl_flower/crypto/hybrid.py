@@ -7,8 +7,10 @@ root belongs to exactly one exchange. As long as one of the two secrets is unkno
 
 References
 ----------
-H. Krawczyk, P. Eronen, "HMAC-based Extract-and-Expand Key Derivation Function (HKDF)", RFC 5869,
-2010. D. Stebila, S. Fluhrer, S. Gueron, "Hybrid key exchange in TLS 1.3", Internet-Draft, 2025.
+H. Krawczyk, P. Eronen, "HMAC-based extract-and-expand key derivation function (HKDF)", 2010.
+doi:10.17487/RFC5869.
+D. Stebila, S. Fluhrer, S. Gueron, "Hybrid key exchange in TLS 1.3", 2025. Internet-Draft
+draft-ietf-tls-hybrid-design.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ can seal to a public key, so the sealed bytes must also be covered by a signatur
 
 References
 ----------
-R. Barnes et al., "Hybrid Public Key Encryption", RFC 9180, 2022.
+R. Barnes, K. Bhargavan, B. Lipp, C. Wood, "Hybrid public key encryption", 2022.
+doi:10.17487/RFC9180.
 """
 
 from __future__ import annotations

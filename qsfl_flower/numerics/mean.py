@@ -5,10 +5,9 @@ the sums of a few batches form a group, and the groups are added with compensati
 
 References
 ----------
-P. Blanchard, N. J. Higham, T. Mary, "A class of fast and accurate summation algorithms", SIAM
-Journal on Scientific Computing 42(3), 2020.
-T. Ogita, S. M. Rump, S. Oishi, "Accurate sum and dot product", SIAM Journal on Scientific
-Computing 26(6), 2005.
+P. Blanchard, N. J. Higham, T. Mary, "A class of fast and accurate summation algorithms", 2020.
+doi:10.1137/19M1257780.
+T. Ogita, S. M. Rump, S. Oishi, "Accurate sum and dot product", 2005. doi:10.1137/030601818.
 """
 
 from __future__ import annotations

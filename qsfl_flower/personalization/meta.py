@@ -89,7 +89,8 @@ def meta_gradient(
 
     References
     ----------
-    Finn, Abbeel, Levine: Model-agnostic meta-learning for fast adaptation of deep networks, 2017.
+    C. Finn, P. Abbeel, S. Levine, "Model-agnostic meta-learning for fast adaptation of deep
+    networks", 2017. arXiv:1703.03400.
     """
     leaves = {k: v.detach().requires_grad_() for k, v in weights.items()}
     adapted = adapt(loss, leaves, support, rate, steps, create_graph=not first_order)
@@ -130,8 +131,9 @@ def hessian_free_gradient(
 
     References
     ----------
-    Fallah, Mokhtari, Ozdaglar: Personalized federated learning with theoretical guarantees, a
-    model-agnostic meta-learning approach, 2020 (Per-FedAvg, variants FO and HF).
+    A. Fallah, A. Mokhtari, A. Ozdaglar, "Personalized federated learning with theoretical
+    guarantees: a model-agnostic meta-learning approach", 2020. arXiv:2002.07948 (Per-FedAvg,
+    variants FO and HF).
     """
     if not delta > 0:
         raise ConfigError(f"delta is {delta!r}; it must be > 0")

@@ -48,10 +48,18 @@ class Personalization:
 
     References
     ----------
-    Finn et al. 2017 (MAML); Fallah et al. 2020 (Per-FedAvg); Nichol, Achiam, Schulman: On
-    first-order meta-learning algorithms, 2018 (Reptile); Arivazhagan et al.: Federated learning
-    with personalization layers, 2019 (FedPer); Collins et al.: Exploiting shared representations
-    for personalized federated learning, 2021 (FedRep); Li et al.: Ditto, 2021.
+    C. Finn, P. Abbeel, S. Levine, "Model-agnostic meta-learning for fast adaptation of deep
+    networks", 2017. arXiv:1703.03400 (MAML).
+    A. Fallah, A. Mokhtari, A. Ozdaglar, "Personalized federated learning with theoretical
+    guarantees: a model-agnostic meta-learning approach", 2020. arXiv:2002.07948 (Per-FedAvg).
+    A. Nichol, J. Achiam, J. Schulman, "On first-order meta-learning algorithms", 2018.
+    arXiv:1803.02999 (Reptile).
+    M. G. Arivazhagan et al., "Federated learning with personalization layers", 2019.
+    arXiv:1912.00818 (FedPer).
+    L. Collins, H. Hassani, A. Mokhtari, S. Shakkottai, "Exploiting shared representations for
+    personalized federated learning", 2021. arXiv:2102.07078 (FedRep).
+    T. Li, S. Hu, A. Beirami, V. Smith, "Ditto: fair and robust federated learning through
+    personalization", 2021. arXiv:2012.04221.
     """
 
     method: Method = "fine-tune"

@@ -7,6 +7,7 @@ nobody guess better than a known bound, so many right guesses refute a claim.
 References
 ----------
 T. Steinke, M. Nasr, M. Jagielski, "Privacy auditing with one (1) training run", 2023.
+arXiv:2305.08846.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ r"""A clip norm that follows a quantile of the clients' norms, learnt privately.
 References
 ----------
 G. Andrew, O. Thakkar, H. B. McMahan, S. Ramaswamy, "Differentially private learning with adaptive
-clipping", 2021.
+clipping", 2021. arXiv:1905.03871.
 """
 
 from __future__ import annotations

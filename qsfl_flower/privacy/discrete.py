@@ -6,8 +6,10 @@ number can show through (Mironov 2012), and the accountant's formulas hold for w
 References
 ----------
 C. Canonne, G. Kamath, T. Steinke, "The discrete Gaussian for differential privacy", 2020.
-C. Karney, "Sampling exactly from the normal distribution", 2016.
+arXiv:2004.00010.
+C. Karney, "Sampling exactly from the normal distribution", 2016. arXiv:1303.6257.
 I. Mironov, "On significance of the least significant bits for differential privacy", 2012.
+doi:10.1145/2382196.2382264.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ else drops out or leaves the noise out.
 References
 ----------
 P. Kairouz, Z. Liu, T. Steinke, "The distributed discrete Gaussian mechanism for federated learning
-with secure aggregation", 2021.
+with secure aggregation", 2021. arXiv:2102.06387.
 C. Canonne, G. Kamath, T. Steinke, "The discrete Gaussian for differential privacy", 2020.
+arXiv:2004.00010.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ class NoiseShare:
         References
         ----------
         D. Hsu, S. Kakade, T. Zhang, "A tail inequality for quadratic forms of subgaussian random
-        vectors", 2012. C. Canonne, G. Kamath, T. Steinke, 2020, for the discrete Gaussian.
+        vectors", 2012. arXiv:1110.2842.
+        C. Canonne, G. Kamath, T. Steinke, "The discrete Gaussian for differential privacy", 2020.
+        arXiv:2004.00010 (for the discrete Gaussian).
         """
         d, t = self.size, -math.log(failure)
         values = contributions * (bound * (1 + TOLERANCE) + self.grid * math.sqrt(d) / 2)

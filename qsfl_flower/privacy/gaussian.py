@@ -7,8 +7,9 @@ together they are Gaussian with :math:`\mu^2 = \sum_i \mu_i^2`, exactly.
 References
 ----------
 B. Balle, Y.-X. Wang, "Improving the Gaussian mechanism for differential privacy: analytical
-calibration and optimal denoising", 2018.
+calibration and optimal denoising", 2018. arXiv:1805.06530.
 I. Mironov, "On significance of the least significant bits for differential privacy", 2012.
+doi:10.1145/2382196.2382264.
 """
 
 from __future__ import annotations

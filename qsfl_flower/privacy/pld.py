@@ -13,10 +13,11 @@ Releases without sampling need no grid: together they are one Gaussian.
 References
 ----------
 V. Doroshenko, B. Ghazi, P. Kamath, R. Kumar, P. Manurangsi, "Connect the dots: tighter discrete
-approximations of privacy loss distributions", 2022.
+approximations of privacy loss distributions", 2022. arXiv:2207.04380.
 A. Koskela, J. Jälkö, A. Honkela, "Computing tight differential privacy guarantees using FFT", 2020.
+arXiv:1906.03049.
 Y. Zhu, J. Dong, Y.-X. Wang, "Optimal accounting of differential privacy via characteristic
-function", 2022.
+function", 2022. arXiv:2106.08567.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ Opacus' RDP accountant (tests compare them), vectorised, up to order 4096 withou
 References
 ----------
 I. Mironov, K. Talwar, L. Zhang, "Renyi differential privacy of the sampled Gaussian mechanism",
-2019.
-B. Balle et al., "Hypothesis testing interpretations and Renyi differential privacy", 2020
-(theorem 21: the conversion).
-C. Canonne, G. Kamath, T. Steinke, "The discrete Gaussian for differential privacy", 2020 (the
-discrete Gaussian obeys the same bound as the continuous one, without sampling).
+2019. arXiv:1908.10530.
+B. Balle, G. Barthe, M. Gaboardi, J. Hsu, T. Sato, "Hypothesis testing interpretations and Renyi
+differential privacy", 2020. arXiv:1905.09982 (theorem 21: the conversion).
+C. Canonne, G. Kamath, T. Steinke, "The discrete Gaussian for differential privacy", 2020.
+arXiv:2004.00010 (the discrete Gaussian obeys the same bound as the continuous one, without
+sampling).
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ updates are (the vectors are drawn afterwards).
 
 References
 ----------
-N. Halko, P. G. Martinsson, J. A. Tropp, "Finding structure with randomness", SIAM Review 53(2),
-2011 (lemma 4.1: the bound of a norm by random vectors).
+N. Halko, P. G. Martinsson, J. A. Tropp, "Finding structure with randomness", 2011. arXiv:0909.4061
+(lemma 4.1: the bound of a norm by random vectors).
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ by their distance, or their squares would take all digits from the near ones.
 
 References
 ----------
-K. Pillutla, S. Kakade, Z. Harchaoui, "Robust aggregation for federated learning", IEEE Transactions
-on Signal Processing 70, 2022 (smoothed Weiszfeld algorithm).
-S. P. Karimireddy, L. He, M. Jaggi, "Learning from history for Byzantine robust optimization", ICML
-2021 (centered clipping).
+K. Pillutla, S. Kakade, Z. Harchaoui, "Robust aggregation for federated learning", 2022.
+arXiv:1912.13445 (smoothed Weiszfeld algorithm).
+S. P. Karimireddy, L. He, M. Jaggi, "Learning from history for Byzantine robust optimization", 2021.
+arXiv:2012.10333 (centered clipping).
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ all values does not change their order, so the global model is subtracted from t
 References
 ----------
 D. Yin, Y. Chen, K. Ramchandran, P. Bartlett, "Byzantine-robust distributed learning: towards
-optimal statistical rates", ICML 2018.
-C. Xie, O. Koyejo, I. Gupta, "Generalized Byzantine-tolerant SGD", 2018 (mean around the median).
+optimal statistical rates", 2018. arXiv:1803.01498.
+C. Xie, O. Koyejo, I. Gupta, "Generalized Byzantine-tolerant SGD", 2018. arXiv:1802.10116 (mean
+around the median).
 """
 
 from __future__ import annotations
@@ -188,8 +189,9 @@ def network(count: int) -> list[tuple[int, int]]:
 
     References
     ----------
-    K. E. Batcher, "Sorting networks and their applications", AFIPS 1968 (odd-even merging; any
-    number of values as by D. E. Knuth, "The art of computer programming", volume 3, 1973).
+    K. E. Batcher, "Sorting networks and their applications", 1968. doi:10.1145/1468075.1468121
+    (odd-even merging).
+    D. E. Knuth, "The art of computer programming", volume 3, 1973 (for any number of values).
     """
     pairs, run = [], 1
     while run < count:

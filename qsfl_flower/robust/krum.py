@@ -3,7 +3,7 @@
 References
 ----------
 P. Blanchard, E. M. El Mhamdi, R. Guerraoui, J. Stainer, "Machine learning with adversaries:
-Byzantine tolerant gradient descent", NeurIPS 2017.
+Byzantine tolerant gradient descent", 2017. arXiv:1703.02757.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def bulyan_select(squared_distances: NDArray[Any], f: int, m: int) -> NDArray[np
     References
     ----------
     E. M. El Mhamdi, R. Guerraoui, S. Rouault, "The hidden vulnerability of distributed learning in
-    Byzantium", ICML 2018.
+    Byzantium", 2018. arXiv:1802.07927.
     """
     left = np.arange(len(squared_distances))
     for _ in range(m):

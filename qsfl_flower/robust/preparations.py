@@ -3,9 +3,10 @@
 References
 ----------
 S. P. Karimireddy, L. He, M. Jaggi, "Byzantine-robust learning on heterogeneous datasets via
-bucketing", ICLR 2022.
+bucketing", 2022. arXiv:2006.09365.
 Y. Allouah, S. Farhadkhani, R. Guerraoui, N. Gupta, R. Pinot, J. Stephan, "Fixing by mixing: a
-recipe for optimal Byzantine ML under heterogeneity", AISTATS 2023 (nearest-neighbour mixing).
+recipe for optimal Byzantine ML under heterogeneity", 2023. arXiv:2302.01772 (nearest-neighbour
+mixing).
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 References
 ----------
 P. Blanchard, E. M. El Mhamdi, R. Guerraoui, J. Stainer, "Machine learning with adversaries:
-Byzantine tolerant gradient descent", NeurIPS 2017 (Krum, Multi-Krum).
+Byzantine tolerant gradient descent", 2017. arXiv:1703.02757 (Krum, Multi-Krum).
 E. M. El Mhamdi, R. Guerraoui, S. Rouault, "The hidden vulnerability of distributed learning in
-Byzantium", ICML 2018 (Bulyan, minimum-diameter averaging).
+Byzantium", 2018. arXiv:1802.07927 (Bulyan, minimum-diameter averaging).
 N. Gupta, S. Liu, N. Vaidya, "Byzantine fault-tolerant distributed machine learning using stochastic
-gradient descent (SGD) and norm-based comparative gradient elimination (CGE)", DSN workshops 2021.
+gradient descent (SGD) and norm-based comparative gradient elimination (CGE)", 2021.
+arXiv:2008.04699.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class NormBoundedMean(LinearRule):
     References
     ----------
     Z. Sun, P. Kairouz, A. T. Suresh, H. B. McMahan, "Can you really backdoor federated learning?",
-    2019.
+    2019. arXiv:1911.07963.
     """
 
     bound: float | None = None

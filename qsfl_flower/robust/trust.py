@@ -31,7 +31,7 @@ class FLTrust(LinearRule):
     References
     ----------
     X. Cao, M. Fang, J. Liu, N. Z. Gong, "FLTrust: Byzantine-robust federated learning via trust
-    bootstrapping", NDSS 2021.
+    bootstrapping", 2021. arXiv:2012.13995.
     """
 
     root: Floats | None = None

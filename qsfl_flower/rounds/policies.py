@@ -210,8 +210,8 @@ class PowerOfChoice(Policy):
 
     References
     ----------
-    Cho, Wang, Joshi: Client selection in federated learning: convergence analysis and
-    power-of-choice selection strategies, 2020.
+    Y. J. Cho, J. Wang, G. Joshi, "Client selection in federated learning: convergence analysis and
+    power-of-choice selection strategies", 2020. arXiv:2010.01243.
     """
 
     looks_at_data = True

@@ -6,8 +6,8 @@ values, so the truth and the liars are both known.
 
 References
 ----------
-R. McEliece, D. Sarwate, "On sharing secrets and Reed-Solomon codes", Communications of the ACM
-24(9), 1981.
+R. McEliece, D. Sarwate, "On sharing secrets and Reed-Solomon codes", 1981.
+doi:10.1145/358746.358762.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the vector that comes first, so whoever knows the distances selects the same vec
 References
 ----------
 P. Blanchard, E. M. El Mhamdi, R. Guerraoui, J. Stainer, "Machine learning with adversaries:
-Byzantine tolerant gradient descent", NeurIPS 2017.
+Byzantine tolerant gradient descent", 2017. arXiv:1703.02757.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ values, so members 1 .. t-1 get a 32-byte seed of theirs and only the others get
 
 References
 ----------
-A. Shamir, "How to share a secret", Communications of the ACM 22(11), 1979.
+A. Shamir, "How to share a secret", 1979. doi:10.1145/359168.359176.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ answer alike before anything opens.
 References
 ----------
 R. Cramer, I. Damgard, Y. Ishai, "Share conversion, pseudorandom secret-sharing and applications to
-secure computation", TCC 2005.
+secure computation", 2005. doi:10.1007/978-3-540-30576-7_19.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ class BufferedAsync(StableFedAvg):
 
     References
     ----------
-    Nguyen et al.: Federated learning with buffered asynchronous aggregation (FedBuff), 2022.
+    J. Nguyen et al., "Federated learning with buffered asynchronous aggregation", 2022.
+    arXiv:2106.06639.
 
     Notes
     -----
@@ -420,7 +421,7 @@ class FedAsync(BufferedAsync):
 
     References
     ----------
-    Xie, Koyejo, Gupta: Asynchronous federated optimization, 2019.
+    C. Xie, O. Koyejo, I. Gupta, "Asynchronous federated optimization", 2019. arXiv:1903.03934.
 
     Examples
     --------

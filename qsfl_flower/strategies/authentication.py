@@ -91,7 +91,10 @@ class Authenticate(MessageStage):
 
     References
     ----------
-    NIST: FIPS 203 (ML-KEM) and FIPS 204 (ML-DSA), 2024.
+    National Institute of Standards and Technology, "Module-lattice-based key-encapsulation
+    mechanism standard", 2024. doi:10.6028/NIST.FIPS.203 (ML-KEM).
+    National Institute of Standards and Technology, "Module-lattice-based digital signature
+    standard", 2024. doi:10.6028/NIST.FIPS.204 (ML-DSA).
 
     Examples
     --------

@@ -75,7 +75,7 @@ class DistributedDP(VectorStage):
     References
     ----------
     P. Kairouz, Z. Liu, T. Steinke, "The distributed discrete Gaussian mechanism for federated
-    learning with secure aggregation", 2021.
+    learning with secure aggregation", 2021. arXiv:2102.06387.
 
     Examples
     --------

@@ -90,7 +90,10 @@ class MaskedSum(CombineStage):
 
     References
     ----------
-    See `qsfl_flower.secure.pairwise.client`.
+    K. Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning",
+    2017. doi:10.1145/3133956.3133982.
+    J. H. Bell, K. Bonawitz, A. Gascon, T. Lepoint, M. Raykova, "Secure single-server aggregation
+    with (poly)logarithmic overhead", 2020. doi:10.1145/3372297.3417885.
 
     Examples
     --------

@@ -78,7 +78,8 @@ class ScaffoldFedAvg(StableFedAvg):
 
     References
     ----------
-    Karimireddy et al.: SCAFFOLD: stochastic controlled averaging for federated learning, 2020.
+    S. P. Karimireddy et al., "SCAFFOLD: stochastic controlled averaging for federated learning",
+    2020. arXiv:1910.06378.
 
     Notes
     -----

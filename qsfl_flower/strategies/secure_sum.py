@@ -128,7 +128,8 @@ class SecureSum(CombineStage):
 
     References
     ----------
-    A. Shamir, "How to share a secret", 1979. See docs/secure-aggregation.md for the protocol.
+    A. Shamir, "How to share a secret", 1979. doi:10.1145/359168.359176 (docs/secure-aggregation.md
+    describes the protocol).
 
     Examples
     --------
@@ -450,8 +451,10 @@ class SecureKrum(SecureSum):
 
     References
     ----------
-    P. Blanchard et al., "Machine learning with adversaries", 2017. J. So, B. Guler, A. Avestimehr,
-    "Byzantine-resilient secure federated learning", IEEE JSAC 39(7), 2021.
+    P. Blanchard, E. M. El Mhamdi, R. Guerraoui, J. Stainer, "Machine learning with adversaries:
+    Byzantine tolerant gradient descent", 2017. arXiv:1703.02757.
+    J. So, B. Guler, A. S. Avestimehr, "Byzantine-resilient secure federated learning", 2021.
+    arXiv:2007.11115.
 
     Examples
     --------

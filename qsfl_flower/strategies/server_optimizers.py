@@ -31,8 +31,8 @@ class FedAvgM(VectorStage):
 
     References
     ----------
-    Hsu, Qi, Brown: Measuring the effects of non-identical data distribution for federated visual
-    classification, 2019.
+    T.-M. H. Hsu, H. Qi, M. Brown, "Measuring the effects of non-identical data distribution for
+    federated visual classification", 2019. arXiv:1909.06335.
 
     Examples
     --------
@@ -121,7 +121,7 @@ class FedAdam(_Adaptive):
 
     References
     ----------
-    Reddi et al.: Adaptive federated optimization, 2020.
+    S. Reddi et al., "Adaptive federated optimization", 2020. arXiv:2003.00295.
 
     Examples
     --------
@@ -166,7 +166,7 @@ class FedYogi(_Adaptive):
 
     References
     ----------
-    Reddi et al.: Adaptive federated optimization, 2020.
+    S. Reddi et al., "Adaptive federated optimization", 2020. arXiv:2003.00295.
 
     Examples
     --------

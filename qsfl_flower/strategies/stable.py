@@ -138,8 +138,9 @@ class StableFedAvg(FedAvg):
 
     References
     ----------
-    McMahan et al.: Communication-efficient learning of deep networks from decentralized data,
-    2017. Li et al.: Federated optimization in heterogeneous networks (FedProx), 2020.
+    H. B. McMahan et al., "Communication-efficient learning of deep networks from decentralized
+    data", 2017. arXiv:1602.05629.
+    T. Li et al., "Federated optimization in heterogeneous networks", 2020. arXiv:1812.06127.
 
     Notes
     -----

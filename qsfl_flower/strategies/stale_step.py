@@ -34,7 +34,8 @@ class StaleStep(VectorStage):
 
     References
     ----------
-    Mitliagkas et al.: Asynchrony begets momentum, with an application to deep learning, 2016.
+    I. Mitliagkas, C. Zhang, S. Hadjis, C. Re, "Asynchrony begets momentum, with an application to
+    deep learning", 2016. arXiv:1605.09774.
 
     Examples
     --------

@@ -5,8 +5,9 @@ and the weighted sum follow from a and g alone ("ghost norm"), without a matrix 
 
 References
 ----------
-I. Goodfellow, "Efficient per-example gradient computations", 2015.
-X. Li et al., "Large language models can be strong differentially private learners", 2022.
+I. Goodfellow, "Efficient per-example gradient computations", 2015. arXiv:1510.01799.
+X. Li, F. Tramer, P. Liang, T. Hashimoto, "Large language models can be strong differentially
+private learners", 2022. arXiv:2110.05679.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ class Kem:
 
     References
     ----------
-    National Institute of Standards and Technology, "Module-Lattice-Based Key-Encapsulation
-    Mechanism Standard", FIPS 203, 2024.
+    National Institute of Standards and Technology, "Module-lattice-based key-encapsulation
+    mechanism standard", 2024. doi:10.6028/NIST.FIPS.203.
     """
 
     name: str
@@ -155,8 +155,8 @@ class Signature:
 
     References
     ----------
-    National Institute of Standards and Technology, "Module-Lattice-Based Digital Signature
-    Standard", FIPS 204, 2024.
+    National Institute of Standards and Technology, "Module-lattice-based digital signature
+    standard", 2024. doi:10.6028/NIST.FIPS.204.
     """
 
     name: str

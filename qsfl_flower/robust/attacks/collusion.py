@@ -3,11 +3,13 @@
 References
 ----------
 G. Baruch, M. Baruch, Y. Goldberg, "A little is enough: circumventing defenses for distributed
-learning", 2019 (ALIE). C. Xie, O. Koyejo, I. Gupta, "Fall of empires: breaking Byzantine-tolerant
-SGD by inner product manipulation", 2020. S. P. Karimireddy, L. He, M. Jaggi, "Byzantine-robust
-learning on heterogeneous datasets via bucketing", 2022 (mimic). V. Shejwalkar, A. Houmansadr,
-"Manipulating the Byzantine: optimizing model poisoning attacks and defenses for federated
-learning", 2021 (min-max, min-sum).
+learning", 2019. arXiv:1902.06156 (ALIE).
+C. Xie, O. Koyejo, I. Gupta, "Fall of empires: breaking Byzantine-tolerant SGD by inner product
+manipulation", 2020. arXiv:1903.03936.
+S. P. Karimireddy, L. He, M. Jaggi, "Byzantine-robust learning on heterogeneous datasets via
+bucketing", 2022. arXiv:2006.09365 (mimic).
+V. Shejwalkar, A. Houmansadr, "Manipulating the Byzantine: optimizing model poisoning attacks and
+defenses for federated learning", 2021. doi:10.14722/ndss.2021.24498 (min-max, min-sum).
 """
 
 from __future__ import annotations

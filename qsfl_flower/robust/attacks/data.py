@@ -2,9 +2,10 @@
 
 References
 ----------
-E. Bagdasaryan et al., "How to backdoor federated learning", 2020 (scaled, "model replacement").
-T. Gu, B. Dolan-Gavitt, S. Garg, "BadNets: identifying vulnerabilities in the machine learning
-model supply chain", 2017 (trigger in a corner).
+E. Bagdasaryan, A. Veit, Y. Hua, D. Estrin, V. Shmatikov, "How to backdoor federated learning",
+2020. arXiv:1807.00459 (scaled, "model replacement").
+T. Gu, B. Dolan-Gavitt, S. Garg, "BadNets: identifying vulnerabilities in the machine learning model
+supply chain", 2017. arXiv:1708.06733 (trigger in a corner).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 References
 ----------
 M. Fang, X. Cao, J. Jia, N. Z. Gong, "Local model poisoning attacks to Byzantine-robust federated
-learning", 2020. The paper perturbs models; here the same is done to updates, that is, to models
-relative to the round's global model.
+learning", 2020. arXiv:1911.11815 (the paper perturbs models, here updates are perturbed: models
+relative to the round's global model).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 References
 ----------
-F. T. Liu, K. M. Ting, Z.-H. Zhou, "Isolation forest", 2008. S. M. Lundberg et al., "From local
-explanations to global understanding with explainable AI for trees", 2020 (TreeExplainer).
+F. T. Liu, K. M. Ting, Z.-H. Zhou, "Isolation forest", 2008. doi:10.1109/ICDM.2008.17.
+S. M. Lundberg et al., "From local explanations to global understanding with explainable AI for
+trees", 2020. arXiv:1905.04610 (TreeExplainer).
 """
 
 from __future__ import annotations

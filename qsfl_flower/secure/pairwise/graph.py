@@ -139,8 +139,8 @@ def sparse_graph(clients: int, colluding: float, dropouts: float) -> Graph:
 
     References
     ----------
-    Bell, Bonawitz, Gascon, Lepoint, Raykova: Secure single-server aggregation with
-    (poly)logarithmic overhead, 2020.
+    J. H. Bell, K. Bonawitz, A. Gascon, T. Lepoint, M. Raykova, "Secure single-server aggregation
+    with (poly)logarithmic overhead", 2020. doi:10.1145/3372297.3417885.
     """
     c, lost = math.floor(colluding * clients), math.floor(dropouts * clients)
     for degree in range(2, clients - 1, 2):

@@ -12,9 +12,9 @@ like each of them.
 References
 ----------
 F. Tramer, D. Boneh, "Differentially private learning needs better features (or much more data)",
-2021.
+2021. arXiv:2011.11660.
 H. B. McMahan, D. Ramage, K. Talwar, L. Zhang, "Learning differentially private recurrent language
-models", 2018.
+models", 2018. arXiv:1710.06963.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ size. Whole clients, by their number, are in `client_utility`. All settings were
 References
 ----------
 F. Tramer, D. Boneh, "Differentially private learning needs better features (or much more data)",
-2021.
+2021. arXiv:2011.11660.
 """
 
 from __future__ import annotations
