@@ -1,4 +1,4 @@
-"""One citation style: authors, "title", year, and where to find it; docs/references.md lists all works."""
+"""One citation style: authors, "title", year, place; docs/references.md lists every work."""
 
 import ast
 import re
