@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qsfl_flower import testing
 from qsfl_flower.clients import masked_sum
 from qsfl_flower.testing import LocalFederation
 from qsfl_flower.wire import Plan, PlanItem
 
-from . import devices, masks, members
+from . import devices, masks, members, rounds
 from .devices import EXAMPLES, POLICIES, Demand, ask, leaks
 from .judge import fewest
 
@@ -171,3 +172,38 @@ def test_the_search_sees_what_masks_without_a_memory_open(devices_that_mask, mon
     assert testing.rank(rows) == 2
     assert testing.solves(rows, dead) == [0]
     assert fewest(rows, dead, 2) == 1
+
+
+def test_whole_rounds_end_and_tell_nothing_of_one_client():
+    @search(10)
+    @given(
+        st.sampled_from(sorted(rounds.MECHANISMS)),
+        st.lists(rounds.tricks, min_size=1, max_size=6).map(tuple),
+        st.sampled_from([1, 1, rounds.ROUNDS]),
+    )
+    def lie(mechanism, script, count):
+        network = rounds.Network(script)
+        outcome = network.run(mechanism, count)
+        assert network.faults == []
+        assert "internal" not in outcome.rejected
+        assert testing.learned(rounds.SECRETS, network.sent()) == []
+        sums = testing.coefficients(rounds.SECRETS, network.steps(outcome))
+        assert fewest(sums, (), rounds.LEAST) == rounds.LEAST
+
+    lie()
+
+
+@pytest.mark.parametrize("mechanism", sorted(rounds.MECHANISMS))
+def test_without_lies_whole_rounds_end(mechanism):
+    network = rounds.Network()
+    outcome = network.run(mechanism, 1)
+    assert outcome.error is None
+    sums = testing.coefficients(rounds.SECRETS, network.steps(outcome))
+    assert testing.rank(sums) == (mechanism in rounds.HIDING)
+
+
+def test_the_search_sees_updates_in_the_clear():
+    network = rounds.Network()
+    outcome = network.run(None, 1)
+    assert testing.learned(rounds.SECRETS, network.sent()) == list(range(6))
+    assert outcome.error is None
