@@ -50,7 +50,7 @@ def federations(tmp_path_factory):
 def test_a_device_sends_nothing_that_its_policy_forbids(federations, policy):
     federation, answered = federations[policy], []
 
-    @search(45)
+    @search(50)
     @given(devices.demands(policy))
     def lie(demands):
         federation.forget()
@@ -97,7 +97,7 @@ def committees(tmp_path_factory):
 def test_members_open_one_sum_a_round_and_no_secret(committees, window):
     opened = []
 
-    @search(40)
+    @search(50)
     @given(members.scripts(window))
     def lie(script):
         rows, squares = committees[window].play(script)
@@ -143,7 +143,7 @@ def devices_that_mask():
 def test_masks_open_no_sum_of_few(devices_that_mask):
     opened = []
 
-    @search(40)
+    @search(25)
     @given(masks.scripts())
     def lie(script):
         rows, dead = devices_that_mask.play(script)
