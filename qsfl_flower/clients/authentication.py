@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from qsfl_flower.clients.made_mods import made_by_call
 from qsfl_flower.clients.memory import facts_of
 from qsfl_flower.clients.policy import policy_of
 from qsfl_flower.clients.steps import Party, acting_as, refuse
@@ -50,6 +51,7 @@ _SESSION = "session"
 _FILES = ("qsfl-key", "qsfl-roster", "qsfl-authority")
 
 
+@made_by_call
 def auth_mod(
     credentials: Callable[[Context], Credentials] | None = None,
     clock: Callable[[], float] = unix_time,

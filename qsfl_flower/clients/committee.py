@@ -120,7 +120,9 @@ def take_task(context: StepContext) -> RecordDict:
     }
     if terms.opens_products:
         distances, norms = products(held, size, terms, member)
-        answer |= {"distances": distances.tobytes(), "norms": norms.tobytes()}
+        opened = {"distances": distances.tobytes(), "norms": norms.tobytes()}
+        # An empty value is left out: Flower's message_size_mod cannot count its bytes.
+        answer |= {name: values for name, values in opened.items() if values}
     return RecordDict({SECURE_RECORD: ConfigRecord({**answer})})
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
 from qsfl_flower.clients.local import LOCAL_RECORD
+from qsfl_flower.clients.made_mods import made_by_call
 from qsfl_flower.clients.memory import facts_of, is_durable
 from qsfl_flower.clients.steps import client_name
 from qsfl_flower.crypto.secret import Secret
@@ -44,6 +45,7 @@ def begin_run(context: Context) -> None:
     context.state[_RUN_RECORD] = ConfigRecord({"run": run})
 
 
+@made_by_call
 def state_mod(folder: Path, key: Secret | None = None) -> Mod:
     """Make the mod that keeps a client's memory in a file.
 

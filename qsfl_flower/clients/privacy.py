@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from qsfl_flower.clients.instructions import check_instruction
+from qsfl_flower.clients.made_mods import refuse_message
 from qsfl_flower.clients.policy import NodePolicy, insisting, policy_of
 from qsfl_flower.clients.steps import STEPS, ClientUpdate, StepContext, refuse
 from qsfl_flower.errors import QSFLError, Refusal
@@ -64,6 +65,11 @@ class policy_mod:
     >>> from flwr.clientapp import ClientApp
     >>> app = ClientApp(mods=[auth_mod(), policy_mod(NodePolicy(hidden_only=True)), qsfl_mod])
     """
+
+    def __new__(cls, *args: object, **options: object) -> Self:
+        """Refuse to be used without a call."""
+        refuse_message(cls.__name__, args)
+        return super().__new__(cls)
 
     def __init__(self, policy: NodePolicy) -> None:
         self._own = policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from qsfl_flower.crypto.envelope import (
     sign_instruction,
     verify_reply,
 )
-from qsfl_flower.crypto.errors import DecryptionFailed, Rejected
+from qsfl_flower.crypto.errors import DecryptionFailed, Reason, Rejected
 from qsfl_flower.crypto.handshake import Offer, complete, make_offer, make_ticket
 from qsfl_flower.crypto.messages import Instruction, Reply
 from qsfl_flower.crypto.replay import ReplayCache
@@ -43,6 +44,11 @@ SERVER = "server"
 
 
 _Lane = tuple[int, str, bool]
+
+log = logging.getLogger("qsfl_flower")
+
+_explained: set[int] = set()
+"""Runs for which it was logged what may change a reply."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,15 +197,27 @@ class Authenticate(MessageStage):
             raise RejectedUpdate("unsigned", "the reply is not signed; the client needs auth_mod")
         now = int(self._clock())
         told = gate.told.get(_lane(sender.node_id, exchange))
-        reply, seen = verify_reply(
-            signed,
-            digest_of(content),
-            node=sender.node_id,
-            outstanding={} if told is None else {told.digest: told.instruction},
-            roster=self.credentials.roster,
-            now=now,
-            seen=replace(gate.seen, window=exchange.window),
-        )
+        try:
+            reply, seen = verify_reply(
+                signed,
+                digest_of(content),
+                node=sender.node_id,
+                outstanding={} if told is None else {told.digest: told.instruction},
+                roster=self.credentials.roster,
+                now=now,
+                seen=replace(gate.seen, window=exchange.window),
+            )
+        except Rejected as error:
+            if error.reason == Reason.BAD_SIGNATURE and exchange.run_id not in _explained:
+                _explained.add(exchange.run_id)
+                log.warning(
+                    "round %d: the reply of node %d was changed after auth_mod had signed it, by "
+                    "an attacker or by a mod: auth_mod must be the first in ClientApp(mods=[...]), "
+                    "and mods that change replies come behind qsfl_mod (docs: drop-in)",
+                    exchange.server_round,
+                    sender.rank,
+                )
+            raise
         # Whatever follows, this reply has been used up.
         sender = replace(sender, name=reply.signer.name, identity=reply.signer.name)
         gate = self._session(replace(gate, seen=seen), told, reply, sender.node_id, now)

@@ -84,3 +84,42 @@ def arguments_of(
 def _require(good: bool, name: str, value: object, allowed: str) -> None:
     if not good:
         raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def refuse_wrapper(strategy: object, caller: object) -> None:
+    """Refuse to be run by one of Flower's wrappers for differential privacy.
+
+    They clip and noise whole models that they expect in the replies, after this strategy has been
+    told of the updates, and their noise is added to a step that the strategy does not know.
+
+    Raises
+    ------
+    ConfigError
+        With the stages to use instead.
+    """
+    names = {cls.__name__: cls.__module__ for cls in type(caller).__mro__}
+    if caller is not strategy and any(
+        name.startswith("DifferentialPrivacy") and module.startswith("flwr.")
+        for name, module in names.items()
+    ):
+        raise ConfigError(
+            f"{type(caller).__name__} cannot wrap {type(strategy).__name__}, which keeps its own "
+            "account of updates, clipping and noise; give the strategy stages instead: "
+            "stages=[Clip(clip_norm), CentralDP(noise, expected_cohort)], or "
+            "AdaptiveClip, or DistributedDP beside a secure sum (see the docs on privacy)"
+        )
+
+
+def refuse_of_hidden(strategy: object, options: Mapping[str, object]) -> None:
+    """Refuse arguments of strategies that hide updates.
+
+    Raises
+    ------
+    ConfigError
+        With the reason why they mean nothing here.
+    """
+    for name in options.keys() & {"committee", "metrics", "sums"}:
+        raise ConfigError(
+            f"{name}: {type(strategy).__name__} hides nothing and averages every metric that "
+            "clients report; leave it out"
+        )

@@ -17,6 +17,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.rounds.policies import Available
 from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.strategies.bounds import Clip
+from qsfl_flower.strategies.checks import refuse_of_hidden
 from qsfl_flower.strategies.compression import SharedMask
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import RecordDP
@@ -273,11 +274,9 @@ class Research(StableFedAvg):
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        for name in options.keys() & {"credentials", "committee", "metrics", "sums"}:
-            raise ConfigError(
-                f"{name}: Research hides nothing and averages every metric that clients report; "
-                "leave it out"
-            )
+        refuse_of_hidden(self, options)
+        if "credentials" in options:
+            raise ConfigError("credentials: Research hides nothing and knows no keys; leave it out")
         args, options = _enough(args, options, 2 * num_byzantine + 3)
         own: list[Stage] = [Clip(clip_norm), Robust("multi_krum", num_byzantine)]
         if ratio is not None:

@@ -8,6 +8,8 @@ after clipping, selection and noise in a chain. Integer arrays are not touched b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,7 +48,10 @@ class FedAvgM(VectorStage):
     name = "fedavgm"
     phase = Phase.UPDATE
 
-    def __init__(self, server_learning_rate: float = 1.0, server_momentum: float = 0.0) -> None:
+    def __init__(
+        self, server_learning_rate: float = 1.0, server_momentum: float = 0.0, **others: object
+    ) -> None:
+        _no_others(self, others)
         _positive(self.name, server_learning_rate=server_learning_rate)
         _fraction(self.name, server_momentum=server_momentum)
         self.server_learning_rate = server_learning_rate
@@ -134,8 +139,14 @@ class FedAdam(_Adaptive):
     name = "fedadam"
 
     def __init__(
-        self, eta: float = 1e-1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
+        self,
+        eta: float = 1e-1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.99,
+        tau: float = 1e-3,
+        **others: object,
     ) -> None:
+        _no_others(self, others)
         super().__init__(eta, beta_1, beta_2, tau)
 
     def second_moment(
@@ -179,8 +190,14 @@ class FedYogi(_Adaptive):
     name = "fedyogi"
 
     def __init__(
-        self, eta: float = 1e-2, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
+        self,
+        eta: float = 1e-2,
+        beta_1: float = 0.9,
+        beta_2: float = 0.99,
+        tau: float = 1e-3,
+        **others: object,
     ) -> None:
+        _no_others(self, others)
         super().__init__(eta, beta_1, beta_2, tau)
 
     def second_moment(
@@ -188,6 +205,20 @@ class FedYogi(_Adaptive):
     ) -> NDArray[np.float64]:
         """Move the second moment towards the squared differences."""
         return v - (1 - self.beta_2) * squared * np.sign(v - squared)
+
+
+def _no_others(stage: VectorStage, others: Mapping[str, object]) -> None:
+    """Refuse arguments of Flower's strategies of the same names, which these stages are not."""
+    if "eta_l" in others:
+        raise ConfigError(
+            f"{stage.name}: eta_l is the clients' step size, which the app sets; leave it out"
+        )
+    if others:
+        kind, names = type(stage).__name__, ", ".join(others)
+        raise ConfigError(
+            f"{stage.name}: {kind} is a stage; arguments of a strategy ({names}) go to the "
+            f"strategy: StableFedAvg({next(iter(others))}=..., stages=[{kind}(...)])"
+        )
 
 
 def _positive(stage: str, **values: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -51,7 +52,7 @@ from qsfl_flower.rounds.update import (
     told_with_frames,
 )
 from qsfl_flower.strategies.bounds import Validate
-from qsfl_flower.strategies.checks import arguments_of, check_numbers
+from qsfl_flower.strategies.checks import arguments_of, check_numbers, refuse_wrapper
 from qsfl_flower.wire import (
     PLAN_KEY,
     QSFL_RECORD,
@@ -268,6 +269,7 @@ class StableFedAvg(FedAvg):
 
     def summary(self) -> None:
         """Log the configuration."""
+        refuse_wrapper(self, sys._getframe(1).f_locals.get("self"))
         super().summary()
         stages = " -> ".join(stage.name for stage in self.chain.stages)
         flower_log.info("\tStages: %s", stages)
