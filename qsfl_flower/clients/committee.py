@@ -27,6 +27,7 @@ from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import deal, read_header
 from qsfl_flower.secure.desk import Desk, Held
+from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.wire import to_record
@@ -49,7 +50,7 @@ _NONCE = bytes(12)
 def shares_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
-    """Share the update, its weight and the metrics among the committee; nothing else is sent.
+    """Share update, weight, metrics and statistics among the committee; nothing else is sent.
 
     Raises
     ------
@@ -61,11 +62,12 @@ def shares_step(
     tally = Tally(parameters["max_examples"], parameters["metrics"], parameters["weighted_by"])
     context.policy.check_terms(terms)
     weight, integers = tally.take(update.metrics)
+    hidden = Statistics(update.layout).take(update.carried, context.carried)
     values = update.vector * weight if parameters["weighted"] else update.vector
     credentials = party.credentials
     keys = [credentials.roster.encryption_key(name, party.now) for name in terms.members]
     name, asked = credentials.identity.name, context.instruction
-    made = deal(values, integers, terms, name, party.keys.signing, keys, asked)
+    made = deal(values, [*integers, *hidden.tolist()], terms, name, party.keys.signing, keys, asked)
     _note_deal(terms, context)
     payload = ArrayRecord({"header": _array(made.header)})
     for member, sealed in enumerate(made.sealed):

@@ -29,6 +29,7 @@ from qsfl_flower.secure.pairwise.client import BadPacket, Client, deal, mask, re
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, encode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
+from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.wire import to_record
 from qsfl_flower.wire.keys import MASKED_SUM
@@ -52,7 +53,7 @@ class Step(IntEnum):
 def masked_sum_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
-    """Encode and keep the update with weight and metrics; deal shares if terms name this client.
+    """Encode and keep update, weight, metrics, statistics; deal shares if terms name this client.
 
     Nothing of the update leaves the device in this step.
 
@@ -64,10 +65,11 @@ def masked_sum_step(
     tally = Tally(parameters["max_examples"], parameters["metrics"], parameters["weighted_by"])
     code = RingCode(parameters["bound"], parameters["clients"])
     weight, integers = tally.take(update.metrics)
+    hidden = Statistics(update.layout).take(update.carried, context.carried)
     size = update.vector.size
-    vector: Ring = np.empty(size + LIMBS * tally.size, np.uint32)
+    vector: Ring = np.empty(size + LIMBS * (tally.size + hidden.size), np.uint32)
     code.encode(np.multiply(update.vector, weight, out=update.vector), vector[:size])
-    encode_scalars(integers, vector[size:])
+    encode_scalars(np.concatenate([np.array(integers), hidden]), vector[size:])
     least = int(parameters["min_clients"]).to_bytes(4)
     kept = {_VECTOR: vector.tobytes(), _LEAST: least, _INSTRUCTION: context.instruction}
     dealt = b""

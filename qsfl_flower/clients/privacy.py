@@ -184,7 +184,7 @@ def distributed_dp_step(
 ) -> ClientUpdate:
     """Add this client's share of the noise, on the grid of the secure sum that comes next.
 
-    The client counts like all others, and its metrics stay here.
+    The client counts like all others; its metrics, counters and statistics stay here.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def distributed_dp_step(
     metrics = {weighted_by: MAX_EXAMPLES}
     vector = noisy.astype(np.float64)
     vector *= share.resolution
-    return replace(update, vector=vector, metrics=metrics)
+    return replace(update, vector=vector, metrics=metrics, carried=context.carried)
 
 
 def _sum_after(last: PlanItem, share: NoiseShare) -> str:

@@ -19,7 +19,6 @@ from qsfl_flower.numerics.roles import (
     BUFFER,
     FROZEN,
     LOCAL,
-    SUMMED,
     TIED,
     TRAINED,
     check_names,
@@ -167,7 +166,7 @@ class Layout:
         spans: dict[str, slice] = {}
         start = 0
         for name, shape, role in zip(self.names, self.shapes, self.roles, strict=True):
-            if role in (TRAINED, SUMMED):
+            if role == TRAINED:
                 spans[name] = slice(start, start + math.prod(shape))
                 start = spans[name].stop
         return spans
@@ -193,9 +192,10 @@ class Layout:
         return (*self.carried, *self.frozen)
 
     @cached_property
-    def summed(self) -> tuple[slice, ...]:
-        """Where in the flat vector there are buffers, which no server optimizer may step."""
-        return tuple(self.slices[name] for name in self._with(SUMMED))
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the buffers of floats: where a sum hides updates, it hides these too."""
+        rows = zip(self.names, self.dtypes, self.roles, strict=True)
+        return tuple(n for n, dtype, role in rows if role == BUFFER and dtype.startswith("float"))
 
     @cached_property
     def tied(self) -> dict[str, str]:

@@ -16,9 +16,6 @@ FROZEN = "frozen"
 BUFFER = "buffer"
 """Statistics and counters: averaged beside the vector, never clipped, noised or stepped."""
 
-SUMMED = "summed"
-"""Floats that are averaged inside the vector, where a sum hides it, and never stepped."""
-
 LOCAL = "local"
 """Each device's own: trained or counted there, kept there, and never sent."""
 
@@ -30,7 +27,6 @@ _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _WRAPPERS = ("_module.", "_orig_mod.", "module.")
 _LONGEST, _MOST = 200, 2000
 """Names that a hint is looked for among: comparing them takes time."""
-_OF_FLOATS = frozenset({TRAINED, SUMMED})
 
 
 def usual_role(dtype: str) -> str:
@@ -67,9 +63,9 @@ def check_roles(
         raise ConfigError("a layout needs one role per name")
     specs = dict(zip(names, zip(shapes, dtypes, roles, strict=True), strict=True))
     for name, (shape, dtype, role) in specs.items():
-        if role in _OF_FLOATS and not dtype.startswith("float"):
-            raise ConfigError(f"roles: array {name!r} is {dtype}; only floats can be {role}")
-        if role in _OF_FLOATS | {FROZEN, BUFFER, LOCAL}:
+        if role == TRAINED and not dtype.startswith("float"):
+            raise ConfigError(f"roles: array {name!r} is {dtype}; only floats can be trained")
+        if role in {TRAINED, FROZEN, BUFFER, LOCAL}:
             continue
         if not isinstance(role, str) or not role.startswith(TIED):
             raise ConfigError(

@@ -130,9 +130,9 @@ def aggregate(
     norm = measure(Vector.dense(step)).norm
     try:
         # Counters of hidden updates stay on the devices, and no noise covers them elsewhere: the
-        # model keeps its own.
+        # model keeps its own. Hidden sums bring statistics of their own.
         seen = bool(cohort.updates) and not chain.hides and not chain.keeps_carried
-        beside = model.beside
+        beside = {**model.beside, **combined.statistics}
         if seen:
             beside |= carry(cohort.updates, model.carried, chain.bounds_clients)
         arrays = model.layout.unpack(step, beside, base=model.vector)

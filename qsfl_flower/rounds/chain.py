@@ -78,6 +78,13 @@ class Chain:
         return self.combiner is not None and self.combiner.hides
 
     @property
+    def bounds_hidden(self) -> str:
+        """Name of the stage that bounds or compares hidden updates, but no statistics; if any."""
+        if self.combiner is None or not self.combiner.hides or self.combiner.sums_statistics:
+            return ""
+        return self.combiner.name
+
+    @property
     def protects_clients(self) -> bool:
         """Whether noise is to hide from the models' readers what single clients did."""
         return any(Trait.PROTECTS_CLIENTS in stage.traits for stage in self.stages)
@@ -274,13 +281,8 @@ class Chain:
         states, measured = dict(states), {}
         for stage in self.stages:
             if isinstance(stage, VectorStage):
-                # A mean of statistics is the next statistic; a multiple of its step is none.
-                summed = context.layout.summed if stage.phase is Phase.UPDATE else ()
-                means = [vector[span].copy() for span in summed]
                 with self.timed(stage):
                     vector, states[stage.name], measured[stage.name] = stage.apply(
                         vector, states[stage.name], replace(context, states=states)
                     )
-                for span, mean in zip(summed, means, strict=True):
-                    vector[span] = mean
         return vector, states, measured

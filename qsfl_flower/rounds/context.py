@@ -105,6 +105,8 @@ class RoundContext:
         Mean staleness of the updates that are combined; 0 in synchronous rounds.
     states : Mapping[str, State]
         For a `VectorStage`: the states of all stages as far as the round has come, by name.
+    carried : Mapping[str, numpy.ndarray]
+        The model's buffers.
     instructions : Mapping[int, bytes]
         Where updates are hidden: digest of what the clients were asked to do, by round; see
         `qsfl_flower.wire.content.instruction_digest`.
@@ -120,6 +122,7 @@ class RoundContext:
     support: NDArray[np.int64] | None = None
     staleness: float = 0.0
     states: Mapping[str, State] = field(default_factory=dict)
+    carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     instructions: Mapping[int, bytes] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
-from qsfl_flower.numerics.roles import BUFFER, FROZEN, SUMMED, TRAINED, guess_roles, usual_role
+from qsfl_flower.numerics.roles import BUFFER, FROZEN, LOCAL, TRAINED, guess_roles, usual_role
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.composition import Trait
 
@@ -18,12 +18,13 @@ from qsfl_flower.rounds.composition import Trait
 def fit_roles(
     declared: Mapping[str, str] | None, arrays: Mapping[str, NDArray[Any]], chain: Chain
 ) -> tuple[Layout, str]:
-    """Return a model's layout as a chain needs it, and a warning where roles were guessed.
+    """Return a model's layout as a chain needs it, and a warning where that needs one.
 
     Without declared roles, arrays with the names of statistics and arrays that hold infinity
     (masks) are buffers. Floating-point buffers are not noisy, so they stay the server's own where
-    noise protects. Where a sum hides single updates, they are averaged inside it, except masks,
-    which stay the server's own. Integers need no role for that.
+    noise protects. A sum that hides single updates adds them up too, except masks, which stay the
+    server's own; if it also bounds or compares the updates, all buffers stay on each device, since
+    one client could set them. Integers need no role for that.
 
     Parameters
     ----------
@@ -51,14 +52,23 @@ def fit_roles(
                 f"roles: array {name!r} holds infinity, so that it cannot be {TRAINED}; "
                 f"declare it {BUFFER!r} or {FROZEN!r}"
             )
-    buffers = [name for name in layout.carried if arrays[name].dtype.kind == "f"]
+    buffers, bounding = layout.statistics, chain.bounds_hidden
+    learned = [name for name in buffers if name not in masks]
     if chain.keeps_carried or chain.hides:
-        fitting = FROZEN if chain.keeps_carried else SUMMED
-        fates = dict.fromkeys(buffers, fitting)
-        fates |= dict.fromkeys((name for name in buffers if name in masks), FROZEN)
-        layout = Layout.of(arrays, roles | fates)
+        fates: dict[str, str] = {}
+        if bounding and learned:
+            fates = dict.fromkeys(layout.carried, LOCAL)
+        own = buffers if chain.keeps_carried else set(buffers) - set(learned)
+        layout = Layout.of(arrays, roles | fates | dict.fromkeys(own, FROZEN))
     if layout.declared and not layout.size:
         raise ConfigError("roles: none of the model's arrays is trained; there is nothing to learn")
+    if bounding and learned and not chain.keeps_carried:
+        return layout, (
+            f"roles: {len(learned)} buffers, the first is {learned[0]!r}, stay on each device: "
+            f"{bounding} bounds or compares updates, and nothing would bound what one client does "
+            "to them; the server's model keeps those that it began with: use group norm if it has "
+            "to be right without a device's own"
+        )
     stepped = [s.name for s in chain.stages if Trait.OPTIMISES in s.traits]
     if declared is not None:
         return layout, ""

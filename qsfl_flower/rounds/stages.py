@@ -280,6 +280,8 @@ class Combined:
         Why the model stays as it is.
     metrics : Mapping[str, float] or None
         The clients' mean metrics where the stage computes them itself.
+    statistics : Mapping[str, numpy.ndarray]
+        Likewise the next values of the model's buffers of floats.
     """
 
     cohort: Cohort
@@ -288,6 +290,7 @@ class Combined:
     measured: Measurements = field(default_factory=dict)
     skipped: str | None = None
     metrics: Mapping[str, float] | None = None
+    statistics: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class CombineStage(Stage):
@@ -300,6 +303,11 @@ class CombineStage(Stage):
 
     hides: ClassVar[bool] = False
     """Whether the server never sees single updates: they carry `Update.sealed` instead."""
+
+    @property
+    def sums_statistics(self) -> bool:
+        """Where it hides: whether it adds up the buffers of floats too, behind the updates."""
+        return False
 
     overlaps: ClassVar[bool] = False
     """Where it hides: whether updates from different versions of the model may come together."""

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.sources import unix_time
@@ -26,6 +28,7 @@ from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
+from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.wire import (
     PAYLOAD_RECORD,
@@ -82,7 +85,9 @@ class MaskedSum(CombineStage):
     Who sees what: the server learns the sum over the survivors, and who dropped out when. So does
     whoever is given the model. A client learns nothing about the others but their names. With
     `colluding` of the clients on its side, the server still learns no more than the sum over all
-    others. All clients in a sum have answered one instruction, or none of them masks anything.
+    others. Buffers of floats are part of the sum, whatever `Clip` says; all clients count alike
+    there, and one can move them far. All clients in a sum have answered one instruction, or none of
+    them masks anything.
 
     A client cannot be stopped from adding garbage of its own. One that makes a sum fail takes no
     part in later rounds if bytes that it has signed prove it. If one of two clients lies about the
@@ -108,6 +113,7 @@ class MaskedSum(CombineStage):
 
     name = MASKED_SUM
     hides = True
+    sums_statistics = True
     needs_norms = False
     declares = frozenset({Trait.TRUSTS_KEYS, Trait.NEEDS_EVERYBODY})
 
@@ -153,8 +159,8 @@ class MaskedSum(CombineStage):
         names = ", ".join(self.tally.metrics)
         return {
             Topic.SERVER: [
-                f"one sum a round, of the updates, numbers of examples and {names} of all clients "
-                "that stayed to the end"
+                f"one sum a round, of the updates{Statistics(layout).told}, numbers of examples "
+                f"and {names} of all clients that stayed to the end"
             ],
             Topic.CLIENT: [
                 f"who else takes part; {self.colluding:.0%} of the clients and the server together "
@@ -226,8 +232,9 @@ class MaskedSum(CombineStage):
         senders = {name: update.sender for name, update in updates.items()}
         run = _Run(self, context, senders, int(self._clock()), _pairs(state))
         step, metrics, skipped = None, None, None
+        statistics: Mapping[str, NDArray[Any]] = {}
         try:
-            step, metrics = self._sum(run, state["terms"], updates, context)
+            step, metrics, statistics = self._sum(run, state["terms"], updates, context)
         except (server.SumAbandoned, RejectedUpdate) as error:
             skipped = str(error)
             excluded |= run.proven
@@ -254,7 +261,7 @@ class MaskedSum(CombineStage):
             "excluded": excluded,
             "apart": sorted([*pair] for pair in run.apart),
         }
-        return Combined(cohort, step, state, measured, skipped, metrics)
+        return Combined(cohort, step, state, measured, skipped, metrics, statistics)
 
     def _sum(
         self,
@@ -262,13 +269,14 @@ class MaskedSum(CombineStage):
         terms: str,
         updates: Mapping[str, Update],
         context: RoundContext,
-    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], Mapping[str, float]]:
+    ) -> tuple[NDArray[np.float64], Mapping[str, float], Mapping[str, NDArray[Any]]]:
         dealt = Terms.decode(base64.b64decode(terms)) if terms else None
         if dealt is None or not run.dealt_enough(dealt, updates):
             left = [name for name in updates if name not in run.lost]
             run.ask_to_deal(self._terms(left, run.apart, context))
         size = context.layout.size if context.support is None else context.support.size
-        total = run.ask_to_mask(size + LIMBS * self.tally.size)
+        hidden = Statistics(context.layout)
+        total = run.ask_to_mask(size + LIMBS * (self.tally.size + hidden.size))
         if len(run.lockers) < self.min_clients:
             raise server.SumAbandoned(
                 "too-few-clients", f"{len(run.lockers)} are left, a sum needs {self.min_clients}"
@@ -276,10 +284,11 @@ class MaskedSum(CombineStage):
         run.ask_to_release(total)
         clients = len(run.lockers)
         code = RingCode(self.bound, len(context.senders))
-        weight, metrics = self.tally.read(decode_scalars(total[size:]), clients)
+        integers = decode_scalars(total[size:])
+        weight, metrics = self.tally.read(integers[: self.tally.size].tolist(), clients)
         step = code.decode(total[:size], clients)
         step /= context.weighting.denominator or weight
-        return step, metrics
+        return step, metrics, hidden.read(integers[self.tally.size :], clients, context.carried)
 
     def _terms(
         self, names: Sequence[str], apart: Set[tuple[str, str]], context: RoundContext

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from qsfl_flower.secure.dealing import read_header
 from qsfl_flower.secure.decoding import open_vectors
 from qsfl_flower.secure.field import Elements
 from qsfl_flower.secure.fixed_point import signed
+from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import judge
@@ -39,7 +41,7 @@ class Attempt:
     roster : Roster
         Who may have dealt shares.
     tally : Tally
-        What is summed behind the update.
+        What is summed behind the update, before the buffers of floats.
     weighted : bool
         Whether the updates were multiplied by their weights.
     choose : callable
@@ -69,8 +71,10 @@ class Attempt:
         """The terms of the round."""
         return self.session.terms
 
-    def run(self, now: int) -> tuple[NDArray[np.float64], Mapping[str, float]]:
-        """Return the mean update and the mean metrics."""
+    def run(
+        self, now: int
+    ) -> tuple[NDArray[np.float64], Mapping[str, float], Mapping[str, NDArray[Any]]]:
+        """Return the mean update, the mean metrics, and the next buffers of floats."""
         terms, session = self.terms, self.session
         d = self.context.layout.size
         if self.context.support is not None:
@@ -119,7 +123,11 @@ class Attempt:
             ),
         )
         mean = terms.fixed_point.decode(total[:d])
-        weight, metrics = self.tally.read(signed(total[d:]).tolist(), len(chosen))
+        behind, counted = signed(total[d:]), self.tally.size
+        weight, metrics = self.tally.read(behind[:counted].tolist(), len(chosen))
+        statistics = Statistics(self.context.layout).read(
+            behind[counted:], len(chosen), self.context.carried, len(chosen) / full
+        )
         own = weight if self.weighted else len(chosen)
         mean /= (self.context.weighting.denominator or own) * terms.scale
         mean *= len(chosen) / full
@@ -127,7 +135,7 @@ class Attempt:
         norm = measure(Vector.dense(mean)).norm
         if terms.bound == terms.clip_norm and norm > terms.longest(d) / 2**terms.bits:
             raise Abandoned(f"the mean has norm {norm:g}, its terms have at most {terms.clip_norm}")
-        return mean, metrics
+        return mean, metrics, statistics
 
     def measured(self) -> dict[str, float]:
         """Return numbers of clients, and by member 1 if it served, 0 if lost, -1 if it lied."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from qsfl_flower.secure.decoding import Inconsistent
 from qsfl_flower.secure.field import Elements
 from qsfl_flower.secure.krum import check_size, scores, select
 from qsfl_flower.secure.sizes import fewest_clients, least_quorum
+from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.strategies.committee import (
@@ -124,7 +125,9 @@ class SecureSum(CombineStage):
     and metrics, and with `enforce_norm` each norm. Members learn nothing. t - 1 members together
     with the server learn no more than the server; t learn everything. A client can still add any
     vector that is clipped; or, without `enforce_norm`, any that keeps the sum within its range and
-    the mean within `clip_norm`. Weights are claims, also where they are hidden.
+    the mean within `clip_norm`. Weights are claims, also where they are hidden. Buffers of floats
+    are part of the sum, outside of the clip norm: all clients count alike there, and one can move
+    them far. With `enforce_norm`, where no client may, they stay on each device (role ``local``).
 
     References
     ----------
@@ -187,6 +190,11 @@ class SecureSum(CombineStage):
         )
         return Facts(clip_norm=lambda states: self.clip_norm, sum=opened)
 
+    @property
+    def sums_statistics(self) -> bool:
+        """Whether nothing but clients bounds an update: else one could set them."""
+        return not (self.enforce_norm or self.distances)
+
     def bind(self, stages: Sequence[Stage]) -> Self:
         """Take the roster from the stage that proves who is who."""
         return self.knowing(_roster=next(filter(None, (s.facts.roster for s in stages)), None))
@@ -197,8 +205,8 @@ class SecureSum(CombineStage):
         counted = ", of their numbers of examples" if self.weighted else ""
         metrics = f" and of {', '.join(self.tally.metrics)}" if self.tally.metrics else ""
         opened = [
-            f"one sum a round, of the updates{counted}{metrics} of at least "
-            f"{self.committee.min_clients} clients"
+            f"one sum a round, of the updates{Statistics(layout).told}{counted}{metrics} of at "
+            f"least {self.committee.min_clients} clients"
         ]
         if self.distances:
             opened.append(
@@ -285,7 +293,8 @@ class SecureSum(CombineStage):
                 weighting.buffer_size or len(context.senders),
                 weighting.by_staleness,
             )
-            terms = replace(terms, run=context.run_id, round=context.server_round)
+            extras = self.tally.size + Statistics(context.layout).size
+            terms = replace(terms, run=context.run_id, round=context.server_round, extras=extras)
             terms.check_size(context.layout.size)
         oldest = context.server_round - len(weighting.by_staleness)
         told = {at: old for at, old in state["told"].items() if at > oldest}
@@ -360,9 +369,10 @@ class SecureSum(CombineStage):
         )
         step: NDArray[np.float64] | None = None
         metrics, skipped = None, None
+        statistics: Mapping[str, NDArray[Any]] = {}
         suspects: set[int] = set()
         try:
-            step, metrics = attempt.run(int(self._clock()))
+            step, metrics, statistics = attempt.run(int(self._clock()))
         except (Abandoned, RejectedUpdate) as error:
             skipped = str(error)
         except Inconsistent as error:
@@ -385,6 +395,7 @@ class SecureSum(CombineStage):
             attempt.measured(),
             skipped,
             metrics,
+            statistics,
         )
 
     def choose(self, distances: Elements, count: int) -> tuple[int, ...]:
@@ -447,7 +458,9 @@ class SecureKrum(SecureSum):
     count with the weights of their staleness, over the number selected of a full buffer.
 
     Who sees what: as in `SecureSum`, and the server learns all pairwise distances, which determine
-    the updates up to rotation, reflection and translation, and who is selected.
+    the updates up to rotation, reflection and translation, and who is selected. Buffers of floats
+    stay on each device (role ``local``): no distance is to be told about them, and the rule would
+    not cover them otherwise.
 
     References
     ----------

@@ -556,6 +556,7 @@ class StableFedAvg(FedAvg):
             tuple(Sender(n, rank, f"node {rank}") for n, rank in ranks.items()),
             self.weighting,
             partial(self._ask, grid, exchange),
+            carried=model.carried,
             instructions=self._instructions,
         )
         if kind == "train":

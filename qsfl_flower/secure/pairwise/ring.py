@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,18 +108,15 @@ class RingCode:
         return values
 
 
-def encode_scalars(values: Sequence[int], out: Ring) -> None:
+def encode_scalars(values: NDArray[np.int64], out: Ring) -> None:
     """Write signed 64-bit integers as `LIMBS` words of 16 bits each, so that up to 2^16 add up."""
-    for place, value in enumerate(values):
-        for limb in range(LIMBS):
-            out[place * LIMBS + limb] = (value >> (_LIMB_BITS * limb)) & ((1 << _LIMB_BITS) - 1)
+    for limb in range(LIMBS):
+        out[limb::LIMBS] = (values >> (_LIMB_BITS * limb)) & ((1 << _LIMB_BITS) - 1)
 
 
-def decode_scalars(total: Ring) -> list[int]:
+def decode_scalars(total: Ring) -> NDArray[np.int64]:
     """Return the sums, modulo 2^64 and as signed integers, of what `encode_scalars` wrote."""
-    sums = []
-    for place in range(0, total.size, LIMBS):
-        value = sum(int(total[place + limb]) << (_LIMB_BITS * limb) for limb in range(LIMBS))
-        value %= 1 << 64
-        sums.append(value - (1 << 64) if value >> 63 else value)
-    return sums
+    sums = np.zeros(total.size // LIMBS, np.uint64)
+    for limb in range(LIMBS):
+        sums += total[limb::LIMBS].astype(np.uint64) << np.uint64(_LIMB_BITS * limb)
+    return sums.view(np.int64)

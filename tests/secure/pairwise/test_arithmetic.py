@@ -101,9 +101,9 @@ def test_scalars_add_up_exactly(rows):
     total = np.zeros(3 * LIMBS, np.uint32)
     for row in rows:
         words = np.empty(3 * LIMBS, np.uint32)
-        encode_scalars(row, words)
+        encode_scalars(np.array(row), words)
         total += words
-    assert decode_scalars(total) == [sum(column) for column in zip(*rows, strict=True)]
+    assert decode_scalars(total).tolist() == [sum(column) for column in zip(*rows, strict=True)]
 
 
 @pytest.mark.parametrize(("threshold", "points"), [(1, [1]), (2, [1, 2]), (3, [2, 5, 9, 400])])
