@@ -242,7 +242,55 @@ def get_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
     return {key: value.numpy(force=True).copy() for key, value in model.state_dict().items()}
 
 
-def roles_of(model: nn.Module, *, local: tuple[type[nn.Module], ...] = ()) -> dict[str, str]:
+def arrays_of(model: nn.Module, layers: Sequence[str], setting: str = "layers") -> set[str]:
+    """Return the names of the arrays of some layers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    layers : Sequence[str]
+        Each is the place of a layer (``"body.norm"``), the class of layers (``"BatchNorm2d"``), or
+        the name of one array.
+    setting : str
+        Where they were written, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If the model has nothing of a name.
+    """
+    found: dict[str, set[str]] = {name: {name} for name in model.state_dict()}
+    for place, module in model.named_modules():
+        arrays = {f"{place}.{name}" if place else name for name in module.state_dict()}
+        for name in (place, type(module).__name__) if place and arrays else ():
+            found[name] = found.get(name, set()) | arrays
+    for name in layers:
+        if name not in found:
+            close = difflib.get_close_matches(name, found, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"{setting}: the model has no layer, class of layers or array {name!r:.80}{hint}; "
+                f"it has {', '.join(list(found)[:20])}{', ...' if len(found) > 20 else ''}"
+            )
+    return {array for name in layers for array in found[name]}
+
+
+def freeze(model: nn.Module, layers: Sequence[str], setting: str = "layers") -> None:
+    """Let layers keep their weights; see `arrays_of` for the names.
+
+    Raises
+    ------
+    ConfigError
+        If the model has nothing of a name.
+    """
+    frozen = arrays_of(model, layers, setting)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
+def roles_of(model: nn.Module, *, local: Sequence[type[nn.Module] | str] = ()) -> dict[str, str]:
     """Return what becomes of the arrays of a model that are not simply trained.
 
     Parameters without gradient are frozen, floats in buffers are averaged, and arrays that share
@@ -252,14 +300,19 @@ def roles_of(model: nn.Module, *, local: tuple[type[nn.Module], ...] = ()) -> di
     ----------
     model : torch.nn.Module
         As the clients train it: freeze its layers first.
-    local : tuple of type
-        Parameters and buffers of layers of these classes stay on each device. FedBN is
-        ``local=(nn.BatchNorm1d, nn.BatchNorm2d)``.
+    local : Sequence of type or str
+        Parameters and buffers of these layers stay on each device: classes, or names as `arrays_of`
+        takes them. FedBN is ``local=(nn.BatchNorm1d, nn.BatchNorm2d)``.
 
     Returns
     -------
     dict of str to str
         Role by name of ``state_dict``, see `qsfl_flower.numerics.roles`.
+
+    Raises
+    ------
+    ConfigError
+        If the model has nothing of a name, or only one of two names of an array is local.
 
     Examples
     --------
@@ -268,10 +321,11 @@ def roles_of(model: nn.Module, *, local: tuple[type[nn.Module], ...] = ()) -> di
     >>> roles_of(model)["1.running_mean"]
     'buffer'
     """
-    own = {
+    classes = tuple(layer for layer in local if not isinstance(layer, str))
+    own = arrays_of(model, [layer for layer in local if isinstance(layer, str)], "local") | {
         f"{place}.{name}" if place else name
         for place, module in model.named_modules()
-        if isinstance(module, local)
+        if isinstance(module, classes)
         for name in module.state_dict()
     }
     roles: dict[str, str] = {}
@@ -280,6 +334,8 @@ def roles_of(model: nn.Module, *, local: tuple[type[nn.Module], ...] = ()) -> di
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         known = first.setdefault(place, name) if value.numel() else name
         if known != name:
+            if (name in own) != (known in own):
+                raise ConfigError(f"local: {name!r} and {known!r} are one array; name both of them")
             roles[name] = TIED + known
         elif name in own:
             roles[name] = LOCAL
@@ -319,23 +375,34 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
 def _factory(name: str) -> ModelFactory:
     if name in MODELS:
         return MODELS[name]
-    module_name, separator, attribute = name.partition(":")
-    if not separator:
+    if ":" not in name:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
             f"unknown model {name!r}; allowed are {', '.join(MODELS)} or an import path "
             f"'package.module:factory'.{hint}"
         )
+    return imported("model", name)
+
+
+def imported(kind: str, path: str) -> Callable[..., Any]:
+    """Return what an import path ``package.module:name`` names, for a setting of some kind.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be imported, or called.
+    """
+    module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ConfigError(f"model {name!r}: an import path is 'package.module:factory'")
+        raise ConfigError(f"{kind} {path!r}: an import path is 'package.module:name'")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        found = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the module does when it is imported
-        raise ConfigError(f"model {name!r} cannot be imported: {error}") from error
-    if not callable(factory):
-        raise ConfigError(f"model {name!r} is a {type(factory).__name__}, not callable")
-    return factory  # type: ignore[no-any-return]
+        raise ConfigError(f"{kind} {path!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{kind} {path!r} is a {type(found).__name__}, not callable")
+    return found  # type: ignore[no-any-return]
 
 
 def _check_output(

@@ -27,7 +27,6 @@ from qsfl_flower.clients.partition import (
     split,
 )
 from qsfl_flower.clients.personal import PersonalClient
-from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.clients.scaffold import ScaffoldClient
 from qsfl_flower.clients.trainer import TrainingClient, evaluate_model
 from qsfl_flower.personalization import Personalization
@@ -43,7 +42,7 @@ from qsfl_flower.simulations.config import (
 )
 from qsfl_flower.simulations.materials import dataset_of, model_of, roles_of_model, training_of
 from qsfl_flower.simulations.phones import PhoneClient, phones_of
-from qsfl_flower.simulations.privacy import record_batch_of, record_privacy_of
+from qsfl_flower.simulations.privacy import private_client
 from qsfl_flower.simulations.root import root_rows
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import POLICIES, CheckpointStore, RunObserver, StableFedAvg
@@ -159,12 +158,8 @@ def client_of(
         model_of(experiment),
         _Common(seed=experiment.seed, client_id=client, declare_labels=spec.declare_labels),
     )
-    if (batch := record_batch_of(experiment)) is not None:
-        return GradientSumClient(model, view, batch, seed=experiment.seed, client_id=client)
-    if (private := record_privacy_of(experiment)) is not None:
-        return PrivateTrainingClient(
-            model, view, config, private, seed=experiment.seed, client_id=client
-        )
+    if (private := private_client(experiment, model, view, config, client)) is not None:
+        return private
     memory = RecordDict() if state is None else state
     if experiment.strategy.name == "scaffold":
         return ScaffoldClient(model, view, config, state=memory, **common)

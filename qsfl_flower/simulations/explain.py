@@ -57,6 +57,8 @@ def explain_experiment(experiment: Experiment) -> str:
     support = _support(strategy, layout, arrays)
     asked = round(clients * experiment.clients.fraction_train)
     told = explain(strategy.chain, layout, experiment.rounds, asked, support)
+    if kept := [*_kept(layout)]:
+        lines += ["", "What is not learned together", *_bullets(kept)]
     for topic, sentences in told.sentences.items():
         lines += ["", f"{topic}", *_bullets(sentences)]
     lines += [
@@ -76,6 +78,20 @@ def _support(strategy: StableFedAvg, layout: Layout, arrays: dict[str, NDArray[A
     states = strategy.chain.init(layout, {})
     found = strategy.chain.support(states, context)
     return None if found is None else found.size
+
+
+def _kept(layout: Layout) -> Iterator[str]:
+    own = set(layout.local)
+    for names, fate in (
+        ([n for n in layout.frozen if n not in own], "keep their first values and are not sent"),
+        (
+            layout.local,
+            "stay on each device and are not sent; the server's evaluation sees their first "
+            "values, that of the clients their own (clients.fraction_evaluate)",
+        ),
+    ):
+        if names:
+            yield f"{count(len(names), 'array')}, the first is {names[0]!r}: {fate}"
 
 
 def _bytes(

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from qsfl_flower.clients.data import Dataset, load_dataset
-from qsfl_flower.clients.models import build_model, roles_of
+from qsfl_flower.clients.models import arrays_of, build_model, freeze, roles_of
 from qsfl_flower.clients.training import TrainConfig
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics.roles import FROZEN, LOCAL, TIED
 from qsfl_flower.simulations.config import Experiment
 
 
@@ -28,13 +30,26 @@ def dataset_of(experiment: Experiment) -> Dataset:
 def model_of(experiment: Experiment) -> torch.nn.Module:
     """Build the experiment's model with its first weights."""
     data = dataset_of(experiment)
-    return build_model(experiment.model.name, data.input_shape, data.num_classes, experiment.seed)
+    spec = experiment.model
+    model = build_model(spec.name, data.input_shape, data.num_classes, experiment.seed)
+    freeze(model, spec.frozen, "model.frozen")
+    return model
 
 
 @lru_cache(maxsize=4)
 def roles_of_model(experiment: Experiment) -> Mapping[str, str]:
     """Return the roles of the model's arrays that are not simply trained."""
-    return roles_of(model_of(experiment))
+    model, spec = model_of(experiment), experiment.model
+    try:
+        roles = roles_of(model, local=spec.local)
+    except ConfigError as error:
+        raise ConfigError(f"model.{error}") from None
+    for name in arrays_of(model, spec.frozen):
+        if roles.get(name) == LOCAL:
+            raise ConfigError(f"model.frozen: {name!r} is in model.local too; name it in one")
+        if not roles.get(name, "").startswith(TIED):
+            roles[name] = FROZEN
+    return roles
 
 
 def training_of(experiment: Experiment) -> TrainConfig:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from qsfl_flower.clients.models import get_arrays
+from torch import nn
+from torch.nn import functional
+
+from qsfl_flower.clients.data import Dataset
+from qsfl_flower.clients.models import get_arrays, imported
 from qsfl_flower.clients.policy import NodePolicy
+from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
+from qsfl_flower.clients.train_config import TrainConfig
+from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
@@ -28,7 +36,7 @@ from qsfl_flower.simulations.config import (
     RecordDPSpec,
     SecureSumSpec,
 )
-from qsfl_flower.simulations.config.privacy import PrivacyKeys
+from qsfl_flower.simulations.config.privacy import PrivacyKeys, RecordTrainingKeys
 from qsfl_flower.simulations.materials import model_of, roles_of_model
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import (
@@ -110,13 +118,32 @@ def record_privacy(spec: RecordDPSpec, rounds: int, size: int) -> RecordPrivacy:
     return RecordPrivacy.within(spec.epsilon, spec.delta, rounds, size=size, **per_step)
 
 
-def record_privacy_of(experiment: Experiment) -> RecordPrivacy | None:
-    """Return how the experiment's clients protect their records, if they do."""
-    found = (s for s in experiment.strategy.stages if isinstance(s, RecordDPSpec))
-    spec = next(found, None)
-    if spec is None:
-        return None
-    return record_privacy(spec, experiment.rounds, size_of(experiment))
+def private_client(
+    experiment: Experiment, model: nn.Module, data: Dataset, config: TrainConfig, client: int
+) -> TrainingClient | None:
+    """Build a client that bounds what each of its records does, where the experiment asks for it.
+
+    Parameters
+    ----------
+    experiment, model, data, config, client
+        What is run, and with what the client trains how.
+    """
+    where: dict[str, Any] = {"seed": experiment.seed, "client_id": client}
+    shares, batch = distributed_of(experiment), record_batch_of(experiment)
+    if shares and shares.records and batch:
+        return GradientSumClient(model, data, batch, **_computed(shares.records), **where)
+    for spec in experiment.strategy.stages:
+        if isinstance(spec, RecordDPSpec):
+            privacy = record_privacy(spec, experiment.rounds, size_of(experiment))
+            where |= {"copies": spec.copies, **_computed(spec)}
+            return PrivateTrainingClient(model, data, config, privacy, **where)
+    return None
+
+
+def _computed(spec: RecordTrainingKeys) -> dict[str, Any]:
+    """Return how gradients of single records are computed."""
+    loss = functional.cross_entropy if spec.loss is None else imported("loss", spec.loss)
+    return {"loss": loss, "at_once": spec.at_once}
 
 
 def distributed_dp(spec: DistributedDPSpec, experiment: Experiment) -> DistributedDP:

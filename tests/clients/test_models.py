@@ -117,7 +117,7 @@ def test_bring_your_own() -> None:
         ("resnet", (1, 28, 28), {}, "import path 'package.module:factory'"),
         ("no.such.module:f", (1, 28, 28), {}, "cannot be imported: No module named 'no'"),
         *(
-            (name, (1, 28, 28), {}, "an import path is 'package.module:factory'")
+            (name, (1, 28, 28), {}, "an import path is 'package.module:name'")
             for name in (".x:y", "..:a", "os:", ":", "a b:c", "\x00:a")
         ),
         ("builtins:exit", (1, 28, 28), {}, "cannot be built"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from qsfl_flower.clients.models import get_arrays
@@ -16,7 +17,6 @@ from qsfl_flower.simulations.app import mods_of
 from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
 from qsfl_flower.simulations.materials import model_of
-from qsfl_flower.simulations.privacy import record_privacy_of
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
@@ -59,13 +59,58 @@ def test_without_poisson_no_amplification_is_claimed():
 
 
 def test_clients_train_privately_where_the_strategy_requires_it():
-    record = {"stage": "record_dp", "epsilon": 2.0, "clip_norm": 1.0, "sampling_rate": 0.1}
-    exp = experiment(record)
+    exp = experiment(RECORD)
     stage = next(s for s in stages_of(exp) if isinstance(s, RecordDP))
     client = client_of(exp, owners_of(exp), 0)
     assert isinstance(client, PrivateTrainingClient)
-    assert stage.privacy == record_privacy_of(exp)
     assert epsilon_of_events([stage.privacy.event(1000, 50)], 1e-5) <= 2.0
+
+
+def squares(outputs, labels):
+    """A loss of its own: it learns nothing from the labels."""
+    return outputs.square().mean()
+
+
+OWN = {"loss": f"{__name__}:squares", "at_once": 7}
+RECORD = {"stage": "record_dp", "epsilon": 2.0, "clip_norm": 1.0, "sampling_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [{**RECORD, **OWN, "steps": 1}],
+        [*SECURE, {**SHARES, "records": {**RECORDS, **OWN}}],
+    ],
+)
+def test_the_loss_and_the_physical_batch_are_the_files(stages, monkeypatch):
+    seen = []
+
+    def watched(outputs, labels):
+        seen.append(len(labels))
+        return outputs.square().mean()
+
+    monkeypatch.setattr(f"{__name__}.squares", watched)
+    exp = experiment(*stages)
+    client = client_of(exp, owners_of(exp), 0)
+    seen.clear()
+    start = client.get_parameters({})
+    moved, *_ = client.fit(start, {})
+    assert 0 < max(seen) <= 7
+    assert any(not np.array_equal(a, b) for a, b in zip(start, moved, strict=True))
+
+
+def test_copies_of_a_record_are_augmented(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "qsfl_flower.clients.private_training.augmented",
+        lambda pictures, generator: seen.append(len(pictures)) or pictures,
+    )
+    exp = experiment(
+        {**RECORD, "copies": 3, "sampling_rate": 1.0, "steps": 1}, clients={"augment": True}
+    )
+    client = client_of(exp, owners_of(exp), 0)
+    _, examples, _ = client.fit(client.get_parameters({}), {})
+    assert seen == [3 * examples]
 
 
 @pytest.mark.parametrize("records", [None, RECORDS])
@@ -103,6 +148,10 @@ def test_clients_with_a_minimum_get_the_mod_inside_authentication():
             {"devices": {"simulate": True}},
             "do not train by DP-SGD",
         ),
+        ([{**RECORD, "copies": 2}], {}, "copies: 2 equal copies of a record"),
+        ([{**RECORD, "copies": 0}], {"clients": {"augment": True}}, "copies: must be"),
+        ([{**RECORD, "at_once": 0}], {}, "at_once: must be"),
+        ([{**RECORD, "loss": "huber"}], {}, "loss: must be package.module:function or null"),
         ([SHARES], {}, "add stage secure_sum or masked_sum"),
         (
             [*SECURE, {**SHARES, "records": RECORDS}],

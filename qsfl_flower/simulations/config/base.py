@@ -25,6 +25,10 @@ PlaceText = Annotated[
 ]
 
 
+_WORD = r"[A-Za-z_][A-Za-z0-9_]*"
+IMPORT_PATH = rf"{_WORD}(\.{_WORD})*:{_WORD}"
+
+
 @dataclass(frozen=True)
 class Contradiction:
     """Values that are fine alone and impossible together.

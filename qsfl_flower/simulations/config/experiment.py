@@ -15,7 +15,7 @@ from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
-from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec
+from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec, RecordDPSpec
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
     DataSpec,
@@ -200,6 +200,13 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
             "a share of the noise protects nobody by itself; add stage secure_sum or masked_sum, "
             "or use stage central_dp",
         )
+    for stage in exp.strategy.stages:
+        if isinstance(stage, RecordDPSpec) and stage.copies > 1 and not exp.clients.augment:
+            yield Contradiction(
+                (f"{where['record_dp']}.copies", "clients.augment"),
+                f"{stage.copies} equal copies of a record have the gradient of one; set "
+                "clients.augment to true, or copies to 1",
+            )
     by_record = [where[n] for n in ("record_dp",) if n in where]
     if shares is not None and shares.records is not None:
         by_record.append(where["distributed_dp"])
@@ -238,6 +245,12 @@ def _scaffold(exp: Experiment) -> Iterator[Contradiction]:
             ("strategy.name", "clients.optimizer", "clients.momentum", "clients.weight_decay"),
             "strategy 'scaffold' needs plain steps: set clients.optimizer to sgd, clients.momentum "
             "and clients.weight_decay to 0",
+        )
+    if exp.model.local:
+        yield Contradiction(
+            ("strategy.name", "model.local"),
+            "control variates belong to what all clients share; leave model.local empty or choose "
+            "another strategy",
         )
     if exp.devices.simulate:
         yield Contradiction(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from qsfl_flower.simulations.config.base import Section
+from qsfl_flower.simulations.config.base import IMPORT_PATH, Section
 
 Placement = Literal["record", "distributed-record", "local", "distributed", "central"]
 
@@ -85,7 +85,27 @@ class AdaptiveClipSpec(Section):
     )
 
 
-class RecordDPSpec(PrivacyKeys):
+class RecordTrainingKeys(Section):
+    """How gradients of single records are computed; none of it costs privacy."""
+
+    loss: Annotated[str, StringConstraints(max_length=256, pattern=rf"^{IMPORT_PATH}$")] | None = (
+        Field(
+            default=None,
+            description="Import path of the loss, a function of the model's outputs and a batch's "
+            "labels that returns one number; null: cross entropy.",
+            json_schema_extra={"x-allowed": "package.module:function or null"},
+        )
+    )
+    at_once: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Records whose gradients are in memory at a time, at most (records); null: "
+        "all of a batch. The sum is the same.",
+    )
+
+
+class RecordDPSpec(PrivacyKeys, RecordTrainingKeys):
     """Protects every record against everybody but its own client, which trains by DP-SGD."""
 
     stage: Literal["record_dp"] = Field(description="Name of the stage.")
@@ -96,9 +116,16 @@ class RecordDPSpec(PrivacyKeys):
     steps: int = Field(
         default=10, ge=1, le=100_000, description="Noisy steps of a client in a round."
     )
+    copies: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Augmented copies of a record in a batch, whose mean gradient is clipped; more "
+        "than 1 needs clients.augment.",
+    )
 
 
-class RecordBatchSpec(Section):
+class RecordBatchSpec(RecordTrainingKeys):
     """Has one round be one step of DP-SGD over the records of all clients together."""
 
     clip_norm: float = Field(gt=0, description="Largest L2 norm of one record's gradient.")

@@ -6,12 +6,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-from qsfl_flower.simulations.config.base import Contradiction, PlaceText, Section, refuse
+from qsfl_flower.simulations.config.base import (
+    IMPORT_PATH,
+    Contradiction,
+    PlaceText,
+    Section,
+    refuse,
+)
 from qsfl_flower.simulations.config.privacy import MinimumSpec
 
 BUILT_IN_MODELS = ("linear", "mlp", "mnist-cnn", "cifar-cnn", "resnet18")
-_WORD = r"[A-Za-z_][A-Za-z0-9_]*"
-_IMPORT_PATH = rf"{_WORD}(\.{_WORD})*:{_WORD}"
 
 
 class IidSpec(Section):
@@ -119,13 +123,19 @@ class DataSpec(Section):
         return self
 
 
+LayerNames = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...],
+    Field(strict=False, max_length=1000),
+]
+
+
 class ModelSpec(Section):
     """What is trained."""
 
     name: Annotated[
         str,
         StringConstraints(
-            max_length=256, pattern=rf"^({'|'.join(BUILT_IN_MODELS)}|{_IMPORT_PATH})$"
+            max_length=256, pattern=rf"^({'|'.join(BUILT_IN_MODELS)}|{IMPORT_PATH})$"
         ),
     ] = Field(
         default="mlp",
@@ -135,6 +145,16 @@ class ModelSpec(Section):
         json_schema_extra={
             "x-allowed": f"one of {', '.join(BUILT_IN_MODELS)}, or package.module:factory"
         },
+    )
+    frozen: LayerNames = Field(
+        default=(),
+        description="Layers, by name or class, or single arrays that keep their first values: they "
+        "are not trained, sent, noised or masked.",
+    )
+    local: LayerNames = Field(
+        default=(),
+        description="Layers, by name or class, or single arrays that stay on each device; FedBN is "
+        "[BatchNorm2d]. The server's evaluation sees their first values.",
     )
 
 
