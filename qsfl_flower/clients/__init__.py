@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.policy import NodePolicy
     from qsfl_flower.clients.privacy import policy_mod, privacy_mod
     from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
+    from qsfl_flower.clients.role_check import check_roles
     from qsfl_flower.clients.scaffold import ScaffoldClient
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
     from qsfl_flower.clients.workload import Workload
@@ -46,6 +47,7 @@ _WHERE = {
     "TrainConfig": "trainer",
     "TrainingClient": "trainer",
     "auth_mod": "authentication",
+    "check_roles": "role_check",
     "credentials_from_node_config": "authentication",
     "legacy_mod": "mods",
     "numpy_client_app": "bridge",
@@ -72,6 +74,7 @@ __all__ = [
     "TrainingClient",
     "Workload",
     "auth_mod",
+    "check_roles",
     "credentials_from_node_config",
     "legacy_mod",
     "numpy_client_app",

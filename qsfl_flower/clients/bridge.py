@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from qsfl_flower.clients.mods import qsfl_mod
+from qsfl_flower.clients.role_check import check_roles
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.wire import (
     QSFL_RECORD,
@@ -32,7 +34,8 @@ def numpy_client_app(
 
     Unlike ``ClientApp(client_fn=...)`` it answers to Message-API strategies, and the parameters
     keep their names. A ``fit`` whose metrics contain the text ``refused`` refuses the round: the
-    reply carries the reason and no arrays.
+    reply carries the reason and no arrays. If the client has a torch module as its `model`, the
+    roles that the strategy tells are held against it, see `check_roles`.
 
     Parameters
     ----------
@@ -59,7 +62,11 @@ def numpy_client_app(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         key, record = _model(message)
-        new, examples, metrics = client_fn(context).fit(
+        client = client_fn(context)
+        torch = sys.modules.get("torch")
+        if torch and isinstance(model := getattr(client, "model", None), torch.nn.Module):
+            check_roles(model)
+        new, examples, metrics = client.fit(
             [np.array(a) for a in from_record(record).values()], _config(message)
         )
         if REFUSED_KEY in metrics:

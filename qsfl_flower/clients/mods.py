@@ -30,6 +30,7 @@ from qsfl_flower.clients.instructions import check_instruction
 from qsfl_flower.clients.kept_state import begin_run
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.policy import insisted, policy_of
+from qsfl_flower.clients.role_check import saying
 from qsfl_flower.clients.steps import (
     STEPS,
     TASKS,
@@ -117,7 +118,8 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     if layout is not None:
         message.content = put_local(message.content, layout, context.state)
     try:
-        reply = call_next(message, context)
+        with saying(layout):
+            reply = call_next(message, context)
     finally:
         message.content = content
     if reply.has_error():

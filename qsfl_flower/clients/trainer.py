@@ -87,6 +87,11 @@ class TrainingClient(NumPyClient):
             "num-test-examples": len(self._data.y_test),
         }
 
+    @property
+    def model(self) -> nn.Module:
+        """The workspace."""
+        return self._model
+
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """Return the model's arrays in ``state_dict`` order."""
         return list(get_arrays(self._model).values())
