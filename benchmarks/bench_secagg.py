@@ -189,7 +189,7 @@ class Flower:
         self.keys = keys
 
     def mask(self, nid: int = -1) -> list[bytes]:
-        """Quantise the finished update, decrypt the shares, mask: the whole masking stage."""
+        """Quantize the finished update, decrypt the shares, mask: the whole masking stage."""
         nid %= self.n
         others = [other for other in range(self.n) if other != nid]
         told = {

@@ -3,7 +3,7 @@
 A ledger is a value. Tasks are numbered from 0 in the order in which they were given out; a number
 is open, overdue, or over. Only the answer to an open task counts, and it closes the task. Whatever
 comes besides (duplicates, answers to tasks that were given up and replaced, numbers that were never
-given out) is recognised from the numbers alone, without a memory that grows.
+given out) is recognized from the numbers alone, without a memory that grows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""How much an update counts whose client trained on an old model.
 
 Staleness s is the number of versions that the global model has moved on since the client got its
-copy: 0 for a fresh update. Weights are at most 1 and are *not* normalised among themselves, so that
+copy: 0 for a fresh update. Weights are at most 1 and are *not* normalized among themselves, so that
 a buffer full of old updates makes a small step; with the fixed buffer size K as denominator, one
 update moves the model by at most :math:`w(s)\,C/K` for a clip norm C.
 """

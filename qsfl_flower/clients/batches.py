@@ -41,7 +41,7 @@ def batch_end(start: int, size: int, count: int, least: int) -> int:
 
 
 def inputs_of(model: nn.Module, records: Tensor, normalization: Normalization) -> Tensor:
-    """Return what a model takes: standardised, in the precision of its parameters."""
+    """Return what a model takes: standardized, in the precision of its parameters."""
     mean, std = scale_of(normalization, records.dim())
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     batch = records.to(torch.float32).sub_(mean).div_(std)

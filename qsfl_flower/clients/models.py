@@ -50,7 +50,7 @@ def mnist_cnn(
     num_classes : int
         Number of logits.
     norm : {"none", "group", "batch"}
-        Normalisation after each convolution.
+        Normalization after each convolution.
     dropout : float
         Share of features dropped before the last layer, 0 <= dropout < 1.
     """
@@ -78,7 +78,7 @@ def cifar_cnn(
 ) -> nn.Module:
     """Return three convolutions and two dense layers for colour pictures.
 
-    151,842 parameters for 3 x 32 x 32 and 10 classes. Pooling comes before normalisation, which
+    151,842 parameters for 3 x 32 x 32 and 10 classes. Pooling comes before normalization, which
     costs a quarter as much there.
 
     Parameters
@@ -88,7 +88,7 @@ def cifar_cnn(
     num_classes : int
         Number of logits.
     norm : {"none", "group", "batch"}
-        Normalisation after each convolution.
+        Normalization after each convolution.
     dropout : float
         Share of features dropped before the dense layers, 0 <= dropout < 1.
     """
@@ -153,7 +153,7 @@ def resnet18(
     num_classes : int
         Number of logits.
     norm : {"none", "group", "batch"}
-        Normalisation after each convolution; group norm mixes no examples, as privacy needs.
+        Normalization after each convolution; group norm mixes no examples, as privacy needs.
     width : int
         Channels of the first stage, a multiple of 8.
 

@@ -213,7 +213,7 @@ def distributed_dp_step(
             f"plan promises {told}"
         )
     weighted_by = _sum_after(plan.items[-1], share)
-    noisy = share.privatise(update.vector, bound, Keystream.secure())
+    noisy = share.privatize(update.vector, bound, Keystream.secure())
     # More examples than any limit: the client's weight is 1 whatever the sum makes of examples.
     metrics = {weighted_by: MAX_EXAMPLES}
     vector = noisy.astype(np.float64)

@@ -19,14 +19,14 @@ from qsfl_flower.errors import ConfigError
 SCALES = 2
 ANGLES = 8
 GROUPS = 27
-"""Scattering channels that are normalised together."""
+"""Scattering channels that are normalized together."""
 
 
 def scattering(pictures: Tensor, batch_size: int = 500) -> Tensor:
-    """Return normalised scattering coefficients up to the second order.
+    """Return normalized scattering coefficients up to the second order.
 
     Moduli of Morlet wavelets at 2 scales and 8 angles, and those of the moduli at the coarser
-    scale, averaged over 4 x 4 pixels: 81 channels per colour. Each picture is normalised by itself,
+    scale, averaged over 4 x 4 pixels: 81 channels per colour. Each picture is normalized by itself,
     in 27 groups of channels.
 
     Parameters

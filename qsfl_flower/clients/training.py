@@ -56,7 +56,7 @@ class TrainResult:
     skipped_batches : int
         Batches left out because the loss or the gradient was not finite.
     steps : int
-        Steps of the optimiser.
+        Steps of the optimizer.
     """
 
     num_examples: int
@@ -95,10 +95,10 @@ def train(
 class LocalTraining:
     """One client's training in one round, which can be saved after any step and taken up again.
 
-    Minimises the mean cross-entropy plus ``proximal_mu / 2 * |w - w_0|^2``, w_0 being the weights
+    Minimizes the mean cross-entropy plus ``proximal_mu / 2 * |w - w_0|^2``, w_0 being the weights
     at the start. A batch whose loss or gradient is not finite changes nothing and is counted. Under
     batch norm a last batch of one example joins the batch before it; a client that has only one
-    example skips it where batch norm cannot normalise it. The result depends on the arguments
+    example skips it where batch norm cannot normalize it. The result depends on the arguments
     alone, bit for bit, interrupted or not.
 
     Parameters
@@ -245,14 +245,14 @@ class LocalTraining:
         Raises
         ------
         ValueError, KeyError
-            If it belongs to another model, optimiser or amount of data.
+            If it belongs to another model, optimizer or amount of data.
         """
         targets = {f"model/{k}": v for k, v in self._model.state_dict().items()}
         targets |= {f"optimizer/{k}": v for k, v in self._optimizer.state().items()}
         found = {k: torch.tensor(v) for k, v in arrays.items()}
         shapes = {k: (v.shape, v.dtype) for k, v in targets.items()}
         if shapes != {k: (v.shape, v.dtype) for k, v in found.items() if "/" in k}:
-            raise ValueError("the saved arrays are those of another model or optimiser")
+            raise ValueError("the saved arrays are those of another model or optimizer")
         order = found["order"]
         if len(order) not in (0, len(self._labels)) or set(numbers) != set(_NUMBERS):
             raise ValueError("the saved position is that of other data")
@@ -298,7 +298,7 @@ class LocalTraining:
             except ValueError:
                 if len(part) >= self._least:
                     raise
-                return False  # batch norm cannot normalise one value per channel
+                return False  # batch norm cannot normalize one value per channel
             logits = logits.float()
             labels = target[part] if len(parts) > 1 else target
             loss = functional.cross_entropy(logits, labels)
@@ -375,7 +375,7 @@ def evaluate_classes(
     loss : float
         Mean cross-entropy; NaN or infinite if the model is.
     counts : ndarray of int64, shape (2, classes)
-        Examples of each class, and how many of them were recognised.
+        Examples of each class, and how many of them were recognized.
 
     Raises
     ------

@@ -27,7 +27,7 @@ _SMALL, _LARGE = 2, 16
 class MemoryModel:
     """The memory that a step of training takes: ``fixed + per_example * examples`` bytes.
 
-    `fixed` holds gradients, optimiser state and workspace; the model and the data are there anyway.
+    `fixed` holds gradients, optimizer state and workspace; the model and the data are there anyway.
     """
 
     fixed: float
@@ -59,7 +59,7 @@ def measure_memory(
     input_shape : tuple of int
         Shape of one example.
     config : TrainConfig
-        Optimiser and precision count.
+        Optimizer and precision count.
     """
     small, large = (
         _peak(make_model(), examples, input_shape, config) for examples in (_SMALL, _LARGE)

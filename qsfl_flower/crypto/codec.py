@@ -36,7 +36,7 @@ def check_identifier(text: str, what: str) -> str:
 
 
 def check_text(text: str, what: str) -> str:
-    """Return `text` if it is printable, normalised (NFC) and short, else raise `CryptoError`."""
+    """Return `text` if it is printable, normalized (NFC) and short, else raise `CryptoError`."""
     if (
         not isinstance(text, str)
         or not text.isprintable()
@@ -145,7 +145,7 @@ class Reader:
         return self.fixed(size)
 
     def text(self) -> str:
-        """Read printable, normalised UTF-8 text behind a 1-byte length."""
+        """Read printable, normalized UTF-8 text behind a 1-byte length."""
         try:
             return check_text(self.fixed(self.uint(1)).decode(), "text")
         except UnicodeDecodeError:

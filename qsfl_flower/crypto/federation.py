@@ -64,7 +64,7 @@ def create_federation(
     *,
     now: int,
     server: str = "server",
-    organisation: str = "simulation",
+    organization: str = "simulation",
     valid_for: int = 30 * DAY,
     suite: Suite = DEFAULT_SUITE,
 ) -> Federation:
@@ -74,10 +74,10 @@ def create_federation(
     """
     authority = create_authority("authority", suite.signature)
     parties = {
-        name: create_identity(name, now=now, organisation=organisation, suite=suite)
+        name: create_identity(name, now=now, organization=organization, suite=suite)
         for name in clients
     }
-    hub = create_identity(server, now=now, role="server", organisation=organisation, suite=suite)
+    hub = create_identity(server, now=now, role="server", organization=organization, suite=suite)
     entries = [Entry(party.public(), now, now + valid_for) for party in (hub, *parties.values())]
     entries.sort(key=lambda entry: (entry.identity.name, entry.key_id))
     roster = Roster(1, now, now + valid_for, tuple(entries))

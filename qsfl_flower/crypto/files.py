@@ -76,7 +76,7 @@ def open_to_append(path: Path) -> TextIO:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name last through a power cut, where the system lets folders be synchronised."""
+    """Make the new name last through a power cut, where the system lets folders be synchronized."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

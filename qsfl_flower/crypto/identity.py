@@ -33,7 +33,7 @@ class PublicIdentity:
         Identifier, unique in the federation.
     role : {"client", "server"}
         What its signatures may be used for.
-    organisation : str
+    organization : str
         Free printable text.
     signing : VerifyKey
         Key that verifies its signatures.
@@ -43,13 +43,13 @@ class PublicIdentity:
 
     name: str
     role: PartyRole
-    organisation: str
+    organization: str
     signing: VerifyKey
     encryption: HybridPublicKey
 
     def __post_init__(self) -> None:
         check_identifier(self.name, "name")
-        check_text(self.organisation, "organisation")
+        check_text(self.organization, "organization")
         if self.role not in ROLES:
             raise CryptoError(
                 f"role {self.role!r} of {self.name} must be one of {', '.join(ROLES)}"
@@ -69,7 +69,7 @@ class PublicIdentity:
 
     def write(self, out: Writer) -> None:
         """Append the canonical encoding."""
-        out.text(self.name).uint(ROLES.index(self.role), 1).text(self.organisation)
+        out.text(self.name).uint(ROLES.index(self.role), 1).text(self.organization)
         self.signing.write(out)
         self.encryption.write(out)
 
@@ -80,9 +80,9 @@ class PublicIdentity:
         role = data.uint(1)
         if role >= len(ROLES):
             raise data.fail(f"role {role}, at most {len(ROLES) - 1} allowed")
-        organisation = data.text()
+        organization = data.text()
         return cls(
-            name, ROLES[role], organisation, VerifyKey.read(data), HybridPublicKey.read(data)
+            name, ROLES[role], organization, VerifyKey.read(data), HybridPublicKey.read(data)
         )
 
 
@@ -112,7 +112,7 @@ class Identity:
 
     Parameters
     ----------
-    name, role, organisation
+    name, role, organization
         As in `PublicIdentity`.
     keys : tuple of KeySet
         At least one.
@@ -120,19 +120,19 @@ class Identity:
 
     name: str
     role: PartyRole
-    organisation: str
+    organization: str
     keys: tuple[KeySet, ...]
 
     def __post_init__(self) -> None:
         if not self.keys:
             raise CryptoError(f"identity {self.name} has no keys")
-        self.public()  # checks name, role and organisation
+        self.public()  # checks name, role and organization
 
     def public(self, keys: KeySet | None = None) -> PublicIdentity:
         """Return the public half with the keys of one generation (the newest by default)."""
         keys = keys or self.keys[0]
         return PublicIdentity(
-            self.name, self.role, self.organisation, keys.signing.public, keys.encryption.public
+            self.name, self.role, self.organization, keys.signing.public, keys.encryption.public
         )
 
     @property
@@ -154,12 +154,12 @@ def create_identity(
     *,
     now: int,
     role: PartyRole = "client",
-    organisation: str = "",
+    organization: str = "",
     suite: Suite = DEFAULT_SUITE,
 ) -> Identity:
     """Return a new party with fresh keys; `now` is Unix time in seconds."""
     check_identifier(name, "name")
-    return Identity(name, role, organisation, (KeySet.generate(suite, now),))
+    return Identity(name, role, organization, (KeySet.generate(suite, now),))
 
 
 @dataclass(frozen=True)

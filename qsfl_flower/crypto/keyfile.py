@@ -74,7 +74,7 @@ def unpack_identity(packed: Secret) -> Identity:
     data.finish()
     if party is None:
         raise data.fail("no keys")
-    return Identity(party.name, party.role, party.organisation, tuple(generations))
+    return Identity(party.name, party.role, party.organization, tuple(generations))
 
 
 def save_identity(

@@ -79,7 +79,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Seen:
-    """The newest roster that somebody has accepted: what a rolled-back one is recognised by.
+    """The newest roster that somebody has accepted: what a rolled-back one is recognized by.
 
     Parameters
     ----------

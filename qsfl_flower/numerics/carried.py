@@ -1,4 +1,4 @@
-"""Buffers: the statistics and counters of normalisation, masks.
+"""Buffers: the statistics and counters of normalization, masks.
 
 They are not part of the flat vector: they are never clipped, noised, compressed or stepped. Where
 a rule or a clip norm bounds what one client can do, their median bounds it here.

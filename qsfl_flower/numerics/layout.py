@@ -59,7 +59,7 @@ class Layout:
     """Names, shapes, dtypes and roles of a model's arrays, in the model's order.
 
     Arrays that are trained form the flat vector, one after the other, each in C order. Buffers
-    (statistics and counters of normalisation, masks) are *carried* beside it. Frozen arrays are
+    (statistics and counters of normalization, masks) are *carried* beside it. Frozen arrays are
     the server's own, and tied ones follow another array: neither is sent by clients.
 
     Parameters

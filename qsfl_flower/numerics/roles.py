@@ -32,7 +32,7 @@ _LONGEST, _MOST = 200, 2000
 def usual_role(dtype: str) -> str:
     """Return the role of an array of which nothing is declared.
 
-    Floats are trained. Integers of 8 and 16 bits are taken for quantised weights, whose mean over
+    Floats are trained. Integers of 8 and 16 bits are taken for quantized weights, whose mean over
     clients with other scales would mean nothing: they are the server's own. Longer integers are
     taken for counters, and booleans for masks.
     """
@@ -42,7 +42,7 @@ def usual_role(dtype: str) -> str:
 
 
 def guess_roles(names: Iterable[str]) -> dict[str, str]:
-    """Return the arrays whose names are those of the statistics of normalisation, as buffers."""
+    """Return the arrays whose names are those of the statistics of normalization, as buffers."""
     return {name: BUFFER for name in names if name.rpartition(".")[2] in _STATISTICS}
 
 

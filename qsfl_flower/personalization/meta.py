@@ -40,7 +40,7 @@ def adapt(
     Parameters
     ----------
     loss : Loss
-        What to minimise.
+        What to minimize.
     weights : Mapping[str, Tensor]
         The start w; not changed.
     support : Batch

@@ -1,4 +1,4 @@
-"""How a client personalises."""
+"""How a client personalizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METHODS: tuple[Method, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Personalization:
-    r"""How a client personalises.
+    r"""How a client personalizes.
 
     Parameters
     ----------

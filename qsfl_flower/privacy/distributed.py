@@ -156,11 +156,11 @@ class NoiseShare:
         """Return what no coordinate of a client exceeds in steps of `resolution`.
 
         `bound` is the largest size of a value before noise. Noise beyond 40 standard deviations
-        (probability below 1e-300) is redrawn by `privatise`.
+        (probability below 1e-300) is redrawn by `privatize`.
         """
         return (math.ceil(bound / self.grid) + 1 + 40 * self.steps) << self.shift
 
-    def privatise(
+    def privatize(
         self, values: NDArray[np.float64], bound: float, source: Keystream
     ) -> NDArray[np.int64]:
         """Round a client's vector and add its noise share.
@@ -187,7 +187,7 @@ class NoiseShare:
         norm = float(np.linalg.norm(values))
         if values.shape != (self.size,) or not norm <= bound * (1 + TOLERANCE):
             raise ConfigError(
-                f"a vector of shape {values.shape} and norm {norm:.6g} was to be privatised; "
+                f"a vector of shape {values.shape} and norm {norm:.6g} was to be privatized; "
                 f"allowed are shape ({self.size},) and norms up to {bound:.6g}"
             )
         noise = discrete_gaussian(self.steps, self.size, source)

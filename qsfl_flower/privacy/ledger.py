@@ -1,7 +1,7 @@
 """The ledger of privacy budgets: what was granted, reserved and spent, on disk.
 
-Accounts are paths such as ``hospitals/north/clinic-3``: federation, organisation, client, as deep
-as needed. What is charged to an account is charged to every account above it, so an organisation's
+Accounts are paths such as ``hospitals/north/clinic-3``: federation, organization, client, as deep
+as needed. What is charged to an account is charged to every account above it, so an organization's
 total holds for a person whose data lies with several of its clients. Each account may have a
 budget over its lifetime and a rate limit over a period.
 

@@ -183,7 +183,7 @@ class LossDistribution:
     def _cells(self, event: AnyEvent) -> tuple[Floats, Floats]:
         """Return what lies below, between and above the points, under P and under Q."""
         edges = self._losses[1:]
-        if isinstance(event, PureEvent):  # randomised response
+        if isinstance(event, PureEvent):  # randomized response
             chances = np.array([1.0, math.exp(-event.epsilon)]) / (1 + math.exp(-event.epsilon))
             at = np.searchsorted(edges, [event.epsilon, -event.epsilon], "right")
             p, q = np.zeros(edges.size + 1), np.zeros(edges.size + 1)

@@ -2,7 +2,7 @@ r"""Renyi differential privacy of releases, and its conversion to (epsilon, delt
 
 A bound that is 5 to 10 % above the smallest epsilon and holds at any delta and any epsilon: it says
 how wide the grids of `privacy.pld` must be, and serves where they do not. The same quantities as
-Opacus' RDP accountant (tests compare them), vectorised, up to order 4096 without overflow.
+Opacus' RDP accountant (tests compare them), vectorized, up to order 4096 without overflow.
 
 References
 ----------
@@ -123,7 +123,7 @@ def _log_a_by_integral(sigma: float, rate: float) -> Floats:
 
 
 def _pure(epsilon: float) -> Floats:
-    """Return the divergence of randomised response, the worst (epsilon, 0)-DP mechanism."""
+    """Return the divergence of randomized response, the worst (epsilon, 0)-DP mechanism."""
     log_p, log_r = -math.log1p(math.exp(-epsilon)), -epsilon - math.log1p(math.exp(-epsilon))
     total = np.logaddexp(
         ORDERS * log_p + (1 - ORDERS) * log_r, ORDERS * log_r + (1 - ORDERS) * log_p

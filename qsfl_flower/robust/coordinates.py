@@ -1,7 +1,7 @@
 """Rules that look at every coordinate by itself: medians and trimmed means.
 
 Blocks of many rows are transposed, so that the n values of one coordinate lie side by side, and
-sorted there by NumPy's vectorised sort; few rows are sorted as they are, by a network of minima and
+sorted there by NumPy's vectorized sort; few rows are sorted as they are, by a network of minima and
 maxima of two rows. Models of float32 are sorted as they were sent: subtracting the same number from
 all values does not change their order, so the global model is subtracted from the result.
 

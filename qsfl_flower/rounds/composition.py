@@ -110,7 +110,7 @@ class Refusal:
 T = Trait
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        (T.OPTIMISES, T.OPTIMISES), "stages: {0} and {1} are both server optimisers; choose one"
+        (T.OPTIMISES, T.OPTIMISES), "stages: {0} and {1} are both server optimizers; choose one"
     ),
     Refusal(
         (T.HANDLES_MESSAGES, T.HANDLES_MESSAGES),

@@ -262,7 +262,7 @@ POLICIES: dict[str, Callable[[], Policy | None]] = {
 
 
 def _labels(metrics: Mapping[str, float]) -> tuple[float, ...]:
-    """Return the declared shares, normalised; empty if they are none."""
+    """Return the declared shares, normalized; empty if they are none."""
     found: list[float] = []
     while (value := metrics.get(f"{LABEL_METRIC}{len(found)}")) is not None:
         found.append(max(value, 0.0))

@@ -80,7 +80,7 @@ def fit_roles(
     if small:
         return layout, (
             f"roles: {len(small)} arrays are integers of 8 or 16 bits, the first is {small[0]!r}: "
-            "taken for quantised weights, they stay the server's own; to average them, give the "
+            "taken for quantized weights, they stay the server's own; to average them, give the "
             f"strategy roles={{{small[0]!r}: 'buffer', ...}}"
         )
     if not buffers or not (stepped or chain.keeps_carried):
@@ -89,7 +89,7 @@ def fit_roles(
     if chain.keeps_carried:
         fate = "the server's own, since noise covers nothing of them: they stay as they began"
     return layout, (
-        f"roles: {len(buffers)} arrays look like statistics of normalisation or masks, the first "
+        f"roles: {len(buffers)} arrays look like statistics of normalization or masks, the first "
         f"is {buffers[0]!r}: they are {fate}; to say it yourself, give the strategy "
         f"roles={{{buffers[0]!r}: 'buffer', ...}} (or roles=roles_of(model))"
     )

@@ -74,7 +74,7 @@ def check_room(folder: Path, experiment: Experiment, model_bytes: int) -> None:
     RunError
         If it is not writable or the disk is too full.
     """
-    # A checkpoint holds the model and at most two float64 moments of a server optimiser.
+    # A checkpoint holds the model and at most two float64 moments of a server optimizer.
     needed = (experiment.output.keep_checkpoints + 1) * 5 * model_bytes + _SPARE_BYTES
     try:
         probe = folder / f".probe.{random_bytes(8, 'file name').hex()}"

@@ -88,7 +88,9 @@ def authority(
 def client(
     name: Annotated[str, typer.Argument(help="Name of the party, unique in the federation.")],
     out: Folder = Path(),
-    organisation: Annotated[str, typer.Option(help="Whose it is.")] = "",
+    organization: Annotated[
+        str, typer.Option("--organization", "--organisation", help="Whose it is.")
+    ] = "",
     server: Annotated[bool, typer.Option("--server", help="Make keys for a server.")] = False,
     kem: Annotated[str, typer.Option(help="KEM beside X25519.")] = DEFAULT_SUITE.kem,
     signature: Annotated[str, typer.Option(help="Signature scheme.")] = DEFAULT_SUITE.signature,
@@ -101,7 +103,7 @@ def client(
             name,
             now=_now(),
             role="server" if server else "client",
-            organisation=organisation,
+            organization=organization,
             suite=Suite(kem, signature),
         )
         secret, request = out / f"{name}.key", out / f"{name}.request"
@@ -246,7 +248,7 @@ def _show_key_file(path: Path, passphrase_file: Path | None) -> None:
 
 def _show_party(party: PublicIdentity) -> None:
     _say(f"name         {party.name} ({party.role})")
-    _say(f"organisation {party.organisation or '-'}")
+    _say(f"organization {party.organization or '-'}")
     _say(f"algorithms   {party.suite}")
     _say(f"signing key  {party.signing.key_id.hex()}")
     _say(f"fingerprint  {party.fingerprint}")
@@ -266,7 +268,7 @@ def _show_roster(data: bytes, authority: Path | None) -> None:
         _say(
             f"{party.name:20} {party.role:7} {entry.status:8} "
             f"{_date(entry.not_before)} to {_date(entry.not_after)}  "
-            f"{entry.key_id.hex()}  {party.organisation}"
+            f"{entry.key_id.hex()}  {party.organization}"
         )
     for warning in found.expiring(_now()):
         _say(f"warning: {warning}")

@@ -18,7 +18,7 @@ from qsfl_flower.errors import ConfigError, QSFLError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from qsfl_flower.privacy.optimiser import Proxy
+    from qsfl_flower.privacy.optimizer import Proxy
 
 app = typer.Typer(no_args_is_help=True, help="Plan privacy budgets and look into a ledger.")
 _out = Console()
@@ -78,7 +78,7 @@ def choose(
 
     The proxy must have measured norms (stage validate with max_norm, or clip) and accuracy.
     """
-    from qsfl_flower.privacy.optimiser import Limits, choose
+    from qsfl_flower.privacy.optimizer import Limits, choose
 
     limits = Limits(
         clients=clients, parameters=parameters, epsilon=epsilon, delta=delta, rounds=rounds,
@@ -101,7 +101,7 @@ def choose(
 
 def _proxy(folder: Path) -> Proxy:
     """Read from a run folder what `choose` has to know."""
-    from qsfl_flower.privacy.optimiser import Proxy
+    from qsfl_flower.privacy.optimizer import Proxy
     from qsfl_flower.simulations.runs import Run, number
 
     run = Run.open(folder)
@@ -192,7 +192,7 @@ def history(ledger: LedgerFile, account: Annotated[str, typer.Argument(help="Acc
 @app.command()
 def grant(
     ledger: Annotated[Path, typer.Argument(help="File of the ledger; made if there is none.")],
-    account: Annotated[str, typer.Argument(help="Account, as federation/organisation/client.")],
+    account: Annotated[str, typer.Argument(help="Account, as federation/organization/client.")],
     epsilon: Annotated[float, typer.Argument(help="Budget over its lifetime.")],
     delta: Annotated[float, typer.Option(help="Delta.")] = 1e-5,
     period_epsilon: Annotated[float | None, typer.Option(help="Limit within a period.")] = None,

@@ -57,7 +57,7 @@ from qsfl_flower.strategies import (
 
 
 def stages_of(experiment: Experiment) -> list[Stage]:
-    """Return the stages of the experiment's strategy, a server optimiser included."""
+    """Return the stages of the experiment's strategy, a server optimizer included."""
     strategy = experiment.strategy
     stages = [STAGES[type(spec)](spec, experiment) for spec in strategy.stages]
     if type(strategy) in OPTIMISERS:
@@ -137,7 +137,7 @@ OPTIMISERS: dict[type, Callable[[Any], Stage]] = {
     FedAdamSpec: lambda spec: FedAdam(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
     FedYogiSpec: lambda spec: FedYogi(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
 }
-"""What makes the server optimiser of each spec of ``strategy`` that has one."""
+"""What makes the server optimizer of each spec of ``strategy`` that has one."""
 
 
 def planned_events(experiment: Experiment) -> dict[str, list[Event]]:

@@ -37,7 +37,7 @@ _BITS = 20  # 2^-20 per coordinate: more room before a squared norm or distance 
 
 
 class CrossSilo(SecureMultiKrum):
-    """A few known organisations that do not show each other, nor the server, what they learn.
+    """A few known organizations that do not show each other, nor the server, what they learn.
 
     `Authenticate` and `SecureKrum`: only enrolled silos count, the server sees the mean of those
     updates that Multi-Krum selects and no single one, and f silos may send anything.

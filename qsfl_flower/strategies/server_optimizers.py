@@ -1,4 +1,4 @@
-r"""Server optimisers: what the server does with the mean difference of a round.
+r"""Server optimizers: what the server does with the mean difference of a round.
 
 The mean difference :math:`\Delta_t` plays the part of a negative gradient. Names, parameters,
 defaults and formulas are those of Flower's own ``FedAvgM``, ``FedAdam`` and ``FedYogi``; here they

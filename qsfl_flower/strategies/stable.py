@@ -73,7 +73,7 @@ class StableFedAvg(FedAvg):
     .. math:: x_{t+1} = x_t + U\!\left(\sum_i w_i s_i (x_i - x_t)\right)
 
     The weighted mean is computed in float64 with compensation and rounded once, in an order that
-    does not depend on when replies arrive; :math:`s_i` is set by clipping, U by a server optimiser.
+    does not depend on when replies arrive; :math:`s_i` is set by clipping, U by a server optimizer.
     A reply that is malformed, not finite, or missing is rejected with a named reason and the round
     goes on with the others.
 
@@ -130,7 +130,7 @@ class StableFedAvg(FedAvg):
         What becomes of single arrays of the model, by name: ``"trained"``, ``"frozen"``,
         ``"buffer"``, ``"local"`` or ``"tied:NAME"``; `qsfl_flower.clients.roles_of` finds them for
         a torch module. By default floats are trained and integers are buffers, and floats with
-        the names of normalisation statistics (``running_mean``, ``running_var``) are buffers too.
+        the names of normalization statistics (``running_mean``, ``running_var``) are buffers too.
 
     Raises
     ------

@@ -126,7 +126,7 @@ CLAIMS = (
         "1 client",
         "sends escapes and false reasons",
         "printable text and known reasons",
-        "tests/strategies/test_hostile_replies.py::test_text_from_clients_is_neutralised",
+        "tests/strategies/test_hostile_replies.py::test_text_from_clients_is_neutralized",
         "numerics.md",
     ),
     Claim(

@@ -99,7 +99,7 @@ def test_norms(name: str) -> None:
         build_model(name, (3, 32, 32), 10, 0, {"norm": "layer"})
 
 
-def test_cifar_cnn_normalises_by_groups_unless_told_otherwise() -> None:
+def test_cifar_cnn_normalizes_by_groups_unless_told_otherwise() -> None:
     kinds = {type(part) for part in build_model("cifar-cnn", (3, 32, 32), 10, 0).modules()}
     assert nn.GroupNorm in kinds
     assert nn.BatchNorm2d not in kinds

@@ -1,4 +1,4 @@
-"""Training: bit-for-bit repeatable, FedProx, unusable batches, optimisers, evaluation."""
+"""Training: bit-for-bit repeatable, FedProx, unusable batches, optimizers, evaluation."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_fedprox_pulls_towards_the_global_model() -> None:
 
 
 def test_fedprox_equals_the_loss_written_out() -> None:
-    """Two full-batch steps against torch's own optimiser on loss + mu/2 |w - w0|^2."""
+    """Two full-batch steps against torch's own optimizer on loss + mu/2 |w - w0|^2."""
     data = features(10)
     of = client(data, epochs=2, batch_size=10, learning_rate=0.1)
     initial = start(of)
@@ -191,7 +191,7 @@ def test_fedprox_equals_the_loss_written_out() -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-# --- Optimisers ----------------------------------------------------------------------------------
+# --- Optimizers ----------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Any]] = {
     "sgd": ({}, lambda p: torch.optim.SGD(p, lr=0.02)),
@@ -212,7 +212,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("case", OPTIMIZERS)
-def test_optimisers_equal_torchs_classes_bit_for_bit(case: str) -> None:
+def test_optimizers_equal_torchs_classes_bit_for_bit(case: str) -> None:
     options, build = OPTIMIZERS[case]
     data = features(32)
     config = TrainConfig(epochs=3, batch_size=8, learning_rate=0.02, **options)
@@ -428,7 +428,7 @@ def test_evaluation_by_hand() -> None:
     assert accuracy == pytest.approx(2 / 3)
 
 
-def test_evaluation_normalises_and_does_not_depend_on_the_batch_size() -> None:
+def test_evaluation_normalizes_and_does_not_depend_on_the_batch_size() -> None:
     data = load_dataset("digits")
     model = build_model("mlp", data.input_shape, 10, 0)
     results = [

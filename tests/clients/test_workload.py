@@ -29,7 +29,7 @@ def test_the_line_predicts_other_batch_sizes(batch):
     assert predicted == pytest.approx(workload._peak(cnn(), batch, SHAPE, config), rel=0.1)
 
 
-def test_optimisers_with_state_need_more():
+def test_optimizers_with_state_need_more():
     """Adam keeps two numbers for each of the 46,730 parameters; plain SGD keeps none."""
     plain, adam = (
         measure_memory(cnn, SHAPE, TrainConfig(optimizer=name)) for name in ("sgd", "adam")

@@ -65,7 +65,7 @@ def test_nearest_never_makes_the_error_larger_than_the_values(name, values):
 def test_stochastic_levels_are_unbiased(name):
     """Each mean of n draws stays within 6 standard errors.
 
-    30 values and 8 formats: a sound quantiser fails with probability 240 * 2e-9 < 1e-6. The
+    30 values and 8 formats: a sound quantizer fails with probability 240 * 2e-9 < 1e-6. The
     standard error is bounded by half a step over sqrt(n), as each draw has two outcomes.
     """
     values = np.random.default_rng(0).standard_normal(30)

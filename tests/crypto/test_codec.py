@@ -48,7 +48,7 @@ def test_length_is_checked_before_the_bytes_are_taken() -> None:
 @pytest.mark.parametrize(
     "data", [b"\x01\xff", b"\x01\n", b"\x03e\xcc\x81", b"\x02\xe2\x80", b"\x04a\xe2\x80\xae"]
 )
-def test_text_that_is_not_printable_normalised_utf8_is_malformed(data: bytes) -> None:
+def test_text_that_is_not_printable_normalized_utf8_is_malformed(data: bytes) -> None:
     with pytest.raises(Malformed):
         Reader(data, "test").text()
 
@@ -64,9 +64,9 @@ def test_identifiers_are_plain(text: object) -> None:
 
 def test_names_that_are_fine() -> None:
     assert check_identifier("site-7.ward_b@clinic+1", "name") == "site-7.ward_b@clinic+1"
-    assert check_text("Universitätsklinik Zürich", "organisation") == "Universitätsklinik Zürich"
-    with pytest.raises(CryptoError, match="organisation must be printable"):
-        check_text("a" * 256, "organisation")
+    assert check_text("Universitätsklinik Zürich", "organization") == "Universitätsklinik Zürich"
+    with pytest.raises(CryptoError, match="organization must be printable"):
+        check_text("a" * 256, "organization")
 
 
 def test_writer_refuses_what_does_not_fit() -> None:

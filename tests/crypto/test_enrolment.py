@@ -15,7 +15,7 @@ from qsfl_flower.errors import CryptoError
 
 NOW = 1_800_000_000
 YEAR = 365 * DAY
-ALICE = create_identity("alice", now=NOW, organisation="Clinic")
+ALICE = create_identity("alice", now=NOW, organization="Clinic")
 BOB = create_identity("bob", now=NOW)
 EMPTY = new_roster(NOW, NOW + YEAR)
 FIRST = enrol(EMPTY, read_request(make_request(ALICE)), now=NOW, not_after=NOW + YEAR)
@@ -129,8 +129,8 @@ def test_requests_decode_strictly() -> None:
 def test_bad_parties_are_refused() -> None:
     with pytest.raises(CryptoError, match="name"):
         create_identity("not a name", now=NOW)
-    with pytest.raises(CryptoError, match="organisation"):
-        create_identity("dave", now=NOW, organisation="line\nbreak")
+    with pytest.raises(CryptoError, match="organization"):
+        create_identity("dave", now=NOW, organization="line\nbreak")
     with pytest.raises(CryptoError, match="role"):
         create_identity("dave", now=NOW, role="boss")  # type: ignore[arg-type]
     with pytest.raises(CryptoError, match="unknown signature"):

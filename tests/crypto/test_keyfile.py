@@ -23,7 +23,7 @@ from qsfl_flower.crypto.keyfile import (
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import CryptoError
 
-ALICE = create_identity("alice", now=1, organisation="Klinik Süd").rotated(2)
+ALICE = create_identity("alice", now=1, organization="Klinik Süd").rotated(2)
 AUTHORITY = create_authority("authority")
 DEFAULT_COST = keyfile.SCRYPT_N
 PASSPHRASE = Secret(b"correct horse battery staple")

@@ -32,7 +32,7 @@ def roster(*entries: Entry, serial: int = 3, until: int = NOW + 90 * DAY) -> Ros
     return Roster(serial, NOW, until, tuple(ordered))
 
 
-ALICE = create_identity("alice", now=NOW, organisation="Universitätsklinik")
+ALICE = create_identity("alice", now=NOW, organization="Universitätsklinik")
 ROTATED = ALICE.rotated(NOW + DAY)
 HUB = create_identity("hub", now=NOW, role="server")
 REVOKED = create_identity("mallory", now=NOW)

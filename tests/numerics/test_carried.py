@@ -20,7 +20,7 @@ def oracle(values: list[int], weights: list[float]) -> int:
     return round(sum(Fraction(w) * v for w, v in zip(weights, values, strict=True)) / total)
 
 
-def test_counters_of_batch_normalisation():
+def test_counters_of_batch_normalization():
     """(1 * 10 + 3 * 20) / 4 = 17.5, a tie that goes to the even 18."""
     result = combine_carried([np.array(10), np.array(20)], [1.0, 3.0])
     assert result.shape == ()

@@ -215,7 +215,7 @@ def test_sampled_and_unsampled_releases_compose():
 
 
 def test_pure_privacy_is_never_reported_better_than_it_is():
-    # Randomised response: delta(e) = p (1 - e^(e - eps)) for one release.
+    # Randomized response: delta(e) = p (1 - e^(e - eps)) for one release.
     epsilon, delta = 0.8, 1e-3
     p = 1 / (1 + math.exp(-epsilon))
     true = epsilon + math.log(1 - delta / p)

@@ -52,7 +52,7 @@ def test_a_broken_mechanism_is_caught(broken):
 
 
 def test_the_bound_is_wrong_no_more_often_than_stated():
-    # Randomised response meets its epsilon exactly: the bound exceeds it in at most 5 % of runs.
+    # Randomized response meets its epsilon exactly: the bound exceeds it in at most 5 % of runs.
     # 400 runs: more than 40 exceedances happen with probability below 1e-4 if the rate is 5 %.
     rng, epsilon, canaries = np.random.default_rng(0), 1.0, 200
     truth = rng.random((400, canaries)) < 0.5

@@ -110,7 +110,7 @@ def test_every_sum_that_may_be_combined_carries_the_promised_noise(survivors):
     size = 20_000
     share = NoiseShare(**SHARE, size=size)
     source = Keystream.seeded("share", survivors)
-    total = sum(share.privatise(np.zeros(size), 1.0, source) for _ in range(survivors))
+    total = sum(share.privatize(np.zeros(size), 1.0, source) for _ in range(survivors))
     noise = total * share.resolution
     assert fits_normal(noise, share.std(survivors))
     # fewest - non_contributors = 4 honest shares are promised 2.0; more carry more.
@@ -130,7 +130,7 @@ def test_shares_that_are_too_small_are_noticed(mutant):
     promised = NoiseShare(**SHARE, size=size).std(4)
     wrong = NoiseShare(**{**SHARE, **mutant}, size=size)
     source = Keystream.seeded("mutant")
-    total = sum(wrong.privatise(np.zeros(size), 1.0, source) for _ in range(4))
+    total = sum(wrong.privatize(np.zeros(size), 1.0, source) for _ in range(4))
     assert not fits_normal(total * wrong.resolution, promised)
 
 
@@ -153,7 +153,7 @@ def test_grid_and_steps_always_fit(clip, multiplier, fewest, data):
     )
     vector = np.zeros(100)
     vector[0] = clip
-    sent = share.privatise(vector, clip, Keystream.seeded(0))
+    sent = share.privatize(vector, clip, Keystream.seeded(0))
     assert np.all(sent % (1 << share.shift) == 0)
     assert np.abs(sent).max() <= share.largest(clip)
     assert share.std(share.honest) >= multiplier * clip
@@ -165,7 +165,7 @@ def test_rounding_keeps_the_vector():
     vector = np.random.default_rng(0).normal(size=1000)
     vector /= np.linalg.norm(vector)
     source = Keystream.seeded("round")
-    sent = np.mean([share.privatise(vector, 1.0, source) for _ in range(50)], axis=0)
+    sent = np.mean([share.privatize(vector, 1.0, source) for _ in range(50)], axis=0)
     assert fits_normal(sent * share.resolution - vector, share.std(1) / math.sqrt(50))
 
 
@@ -173,7 +173,7 @@ def test_a_vector_that_was_not_clipped_is_not_sent():
     share = NoiseShare(**SHARE, size=4)
     for vector in (np.full(4, 0.6), np.zeros(3), np.full(4, math.nan)):
         with pytest.raises(ConfigError, match="norms up to 1"):
-            share.privatise(vector, 1.0, Keystream.seeded(0))
+            share.privatize(vector, 1.0, Keystream.seeded(0))
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_ties_are_broken_as_by_hand(data, name):
     np.testing.assert_allclose(found, by_hand(name, rows, f), rtol=1e-9, atol=1e-12)
 
 
-def test_geometric_median_minimises_the_sum_of_distances(rng):
+def test_geometric_median_minimizes_the_sum_of_distances(rng):
     rows = rng.standard_normal((9, 5))
     rows[:3] += 30
 

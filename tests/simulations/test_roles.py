@@ -33,7 +33,7 @@ def frozen(input_shape, num_classes):
 
 
 class Tied(nn.Module):
-    """One weight in two layers, with a normalisation that keeps statistics."""
+    """One weight in two layers, with a normalization that keeps statistics."""
 
     def __init__(self, num_classes):
         super().__init__()

@@ -69,7 +69,7 @@ CAPABILITIES: dict[str, Callable[[], Stage] | None] = {
     "distributed_dp": lambda: DistributedDP(0.05, 7),
     "local_dp": lambda: LocalDP(1.0, 0.01),
     "scaffold": ControlVariates,
-    "server optimiser": lambda: FedAvgM(1.0, 0.2),
+    "server optimizer": lambda: FedAvgM(1.0, 0.2),
     ASYNCHRONOUS: None,
 }
 """What a user may ask for; the argument of a strategy has no stage."""

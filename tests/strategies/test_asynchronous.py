@@ -447,7 +447,7 @@ class Hidden(CombineStage):
         (CompositionError, "hidden hides single updates", {"stages": [Hidden()]}),
         (
             CompositionError,
-            "server optimisers",
+            "server optimizers",
             {"stages": [FedAdam()], "server_momentum": 0.5},
         ),
     ],

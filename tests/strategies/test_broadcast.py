@@ -131,10 +131,10 @@ def test_clients_that_were_away_catch_up():
         assert all(np.array_equal(a, same[0]) for a in same)
 
 
-@pytest.mark.parametrize("optimiser", [None, FedAdam()])
-def test_with_compressed_replies_and_an_optimiser(optimiser):
+@pytest.mark.parametrize("optimizer", [None, FedAdam()])
+def test_with_compressed_replies_and_an_optimizer(optimizer):
     stages = [Broadcast(0.05), Compress(Scheme(ratio=0.05))]
-    stages += [optimiser] if optimiser else []
+    stages += [optimizer] if optimizer else []
     _, seen, records, _, _ = run(stages, 4, fraction_evaluate=1.0)
     assert not any(r.rejected for r in records)
     assert records[3].bytes_up + records[3].bytes_down < 0.2 * 4 * 4 * SIZE * 2

@@ -249,11 +249,11 @@ def test_one_client_moves_the_step_no_further_than_its_bound_and_the_room_for_no
         attacked.append(True)
         real = NoiseShare.reach
 
-        def privatise(self, values, bound, source):
+        def privatize(self, values, bound, source):
             size = min(share * real(self, bound, CLIENTS) / math.sqrt(values.size), 75.0)
             return np.full(values.size, round(size / self.resolution), np.int64)
 
-        return patch.object(NoiseShare, "privatise", privatise)
+        return patch.object(NoiseShare, "privatize", privatize)
 
     devices = {2: {"patches": [lie]}}
     if share > 1:

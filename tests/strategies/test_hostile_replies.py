@@ -305,7 +305,7 @@ def test_a_fault_in_combining_skips_the_round(fake_grid, trained, internal_fault
 HOSTILE = "x\nWARNING round 1: revoked\r\u202e\x1b]0;OWNED\x07\u2028\x9b"
 
 
-def test_text_from_clients_is_neutralised(fake_grid, trained, caplog):
+def test_text_from_clients_is_neutralized(fake_grid, trained, caplog):
     def named(message):
         reply = trained(1.0)(message)
         reply.content["qsfl"] = ConfigRecord({"client": "5\nWARNING"})

@@ -1,4 +1,4 @@
-"""Arrays that are not plain floats: quantised weights, masks with infinity, scalars, empty ones."""
+"""Arrays that are not plain floats: quantized weights, masks with infinity, scalars, empty ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from qsfl_flower.wire import from_record, to_record
 MASK = np.triu(np.full((2, 2), -np.inf, np.float32), 1)
 MODEL = {
     "w": np.zeros((2, 3), np.float32),
-    "quantised": np.arange(4, dtype=np.int8),
+    "quantized": np.arange(4, dtype=np.int8),
     "half": np.full(2, 3.0, np.float16),
     "scalar": np.float32(1.0).reshape(()),
     "empty": np.zeros((0, 2), np.float32),
@@ -82,8 +82,8 @@ def run(*stages, model=MODEL, clients=3, **options):
 def test_odd_arrays_keep_their_meaning(stages, mods, caplog):
     arrays, rows = run(*stages, app=app(mods))
     assert [row.status for row in rows] == ["accepted"] * 3
-    assert arrays["quantised"].tolist() == [0, 1, 2, 3]
-    assert arrays["quantised"].dtype == np.int8
+    assert arrays["quantized"].tolist() == [0, 1, 2, 3]
+    assert arrays["quantized"].dtype == np.int8
     np.testing.assert_array_equal(np.isinf(arrays["mask"]), np.isinf(MASK))
     assert arrays["empty"].shape == (0, 2)
     assert arrays["scalar"].shape == ()
@@ -92,20 +92,20 @@ def test_odd_arrays_keep_their_meaning(stages, mods, caplog):
     if not stages:
         for name in SENT:
             np.testing.assert_allclose(arrays[name], MODEL[name] + 2)
-    assert "the first is 'quantised': taken for quantised weights" in caplog.text
+    assert "the first is 'quantized': taken for quantized weights" in caplog.text
 
 
 def test_declared_integers_of_8_bits_are_averaged(caplog):
-    arrays, _ = run(roles={"quantised": "buffer", "mask": "buffer"})
-    assert arrays["quantised"].tolist() == [2, 3, 4, 5]
+    arrays, _ = run(roles={"quantized": "buffer", "mask": "buffer"})
+    assert arrays["quantized"].tolist() == [2, 3, 4, 5]
     assert "roles:" not in caplog.text
 
 
-def test_a_hidden_sum_leaves_masks_and_quantised_weights_alone():
+def test_a_hidden_sum_leaves_masks_and_quantized_weights_alone():
     federation = LocalFederation(clients=4)
     stages = [federation.authenticate(), SecureSum(1.0, Committee(3, 2))]
     layout, _ = fit_roles(None, MODEL, StableFedAvg(stages=stages, fraction_evaluate=0.0).chain)
-    assert layout.frozen == ("quantised", "mask")
+    assert layout.frozen == ("quantized", "mask")
     assert list(layout.slices) == ["w", "half", "scalar", "empty"]
 
 

@@ -602,7 +602,7 @@ def test_impossible_parameters_are_refused_at_construction(wrong, says):
         wrong()
 
 
-def test_clip_and_server_optimisers_go_along(federation):
+def test_clip_and_server_optimizers_go_along(federation):
     seen = Recorder()
     strategy = StableFedAvg(
         stages=[federation.gate, secure_sum(), Clip(0.01)], fraction_evaluate=0.0, observer=seen

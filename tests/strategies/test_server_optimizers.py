@@ -1,4 +1,4 @@
-"""Server optimisers against Flower's own classes, over several rounds."""
+"""Server optimizers against Flower's own classes, over several rounds."""
 
 import numpy as np
 import pytest

@@ -351,7 +351,7 @@ def test_users_own_metrics_function_gets_the_accepted_replies_in_canonical_order
         ({"client_api": "grpc"}, "client_api is 'grpc'; it must be message or legacy"),
         ({"stages": ["clip"]}, "stages: 'clip' is not a stage"),
         ({"stages": [Clip(1.0), Clip(2.0)]}, "stages: clip is given more than once"),
-        ({"stages": [FedAdam(), FedAvgM()]}, "fedadam and fedavgm are both server optimisers"),
+        ({"stages": [FedAdam(), FedAvgM()]}, "fedadam and fedavgm are both server optimizers"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

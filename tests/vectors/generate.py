@@ -1,6 +1,6 @@
 """Writes the test vectors of our own formats: ``python tests/vectors/generate.py``.
 
-Signatures and ciphertexts are randomised, so every run writes other bytes. The committed files stay
+Signatures and ciphertexts are randomized, so every run writes other bytes. The committed files stay
 as they are for as long as their format version does; a new version gets a new folder.
 """
 

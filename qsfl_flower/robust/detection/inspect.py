@@ -136,7 +136,7 @@ class Memory:
             common, last = rng.standard_normal((2, _SIZE))
             updates = common + rng.standard_normal((_CLIENTS, _SIZE))
             table = extract(Updates.of(updates), layout, common + last)
-            rows.append(standardise(table, _FINEST_MADE_UP))
+            rows.append(standardize(table, _FINEST_MADE_UP))
         return cls(_with_sizes(np.vstack(rows)), {}, {})
 
     def trusted(self, clients: Sequence[str], server_round: int) -> NDArray[np.bool_]:
@@ -195,7 +195,7 @@ def inspect(
     memory : Memory
         For the next round.
     """
-    deviations = standardise(table)
+    deviations = standardize(table)
     rows, habits = _smooth(deviations, clients, memory.habits)
     seed = (how.seed + server_round) % 2**32
     full = _with_sizes(rows)
@@ -253,7 +253,7 @@ def counted(findings: Sequence[Finding], norms: Floats, server_round: int) -> Fl
     return np.where(away, 0.0, np.where(~flagged, 1.0, np.where(heard, bounded, 0.0)))
 
 
-def standardise(table: Table, finest: Floats | float = _FINEST) -> Floats:
+def standardize(table: Table, finest: Floats | float = _FINEST) -> Floats:
     """Return how many robust deviations each value is from the trusted median, within 20.
 
     A deviation counts as `finest` at least.

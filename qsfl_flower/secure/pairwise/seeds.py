@@ -1,4 +1,4 @@
-"""The keys of a pairwise-mask sum, and the commitments by which shares and seeds are recognised."""
+"""The keys of a pairwise-mask sum, and the commitments by which shares and seeds are recognized."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def opener(shared: Secret, owner: int, agreed: bytes) -> Secret:
 
 
 def commit_seed(seed: Secret) -> bytes:
-    """Return 32 bytes by which a seed is recognised, and which say nothing about it."""
+    """Return 32 bytes by which a seed is recognized, and which say nothing about it."""
     return hashlib.sha256(PROTOCOL + b"seed" + seed.reveal()).digest()
 
 
@@ -63,7 +63,7 @@ def commit_dealt(
 
 
 def commit_one(owner: int, holder: int, kind: bytes, value: bytes) -> bytes:
-    """Return 16 bytes by which a share or an edge key is recognised; both have 256 random bits."""
+    """Return 16 bytes by which a share or an edge key is recognized; both have 256 random bits."""
     label = PROTOCOL + kind + place_bytes(owner) + place_bytes(holder)
     return hashlib.sha256(label + value).digest()[:COMMITMENT_SIZE]
 

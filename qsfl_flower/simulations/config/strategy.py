@@ -315,7 +315,7 @@ class FedAvgMSpec(CommonStrategySpec):
 
 
 class AdaptiveStrategySpec(CommonStrategySpec):
-    """Keys of the adaptive server optimisers (Reddi et al. 2021)."""
+    """Keys of the adaptive server optimizers (Reddi et al. 2021)."""
 
     beta_1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta_2: float = Field(default=0.99, ge=0, lt=1, description="Decay of the second moment.")

@@ -128,7 +128,7 @@ def _train(
             if share is None:
                 total += values
             else:
-                total += share.privatise(values, CLIP * max(1, len(rows)), source)
+                total += share.privatize(values, CLIP * max(1, len(rows)), source)
         mean = total * (share.resolution if share else 1.0) / (RATE * len(y))
         velocity = MOMENTUM * velocity + torch.from_numpy(mean).float().view_as(weights)
         weights = weights - step_size * velocity

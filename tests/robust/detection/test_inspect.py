@@ -18,7 +18,7 @@ from qsfl_flower.robust.detection import (
     inspect,
 )
 from qsfl_flower.robust.detection.features import NAMES
-from qsfl_flower.robust.detection.inspect import standardise
+from qsfl_flower.robust.detection.inspect import standardize
 
 FAST = Detection("robust-z")
 
@@ -170,7 +170,7 @@ def test_small_differences_are_not_unusual_where_clients_are_nearly_alike(layout
     x = np.tile(np.random.default_rng(0).standard_normal(layout.size), (20, 1))
     x[7] *= 1.05
     x[9] *= 3
-    deviations = standardise(extract(Updates.of(x), layout))
+    deviations = standardize(extract(Updates.of(x), layout))
     norms = deviations[:, NAMES.index("norm")]
     assert norms[7] == pytest.approx(np.log(1.05) / 0.1)
     assert norms[9] == pytest.approx(np.log(3) / 0.1)

@@ -7,7 +7,7 @@ import pytest
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events
-from qsfl_flower.privacy.optimiser import Limits, Proxy, choose
+from qsfl_flower.privacy.optimizer import Limits, Proxy, choose
 
 
 def proxy(rounds=64, norm=2.0, agreement=0.5):
