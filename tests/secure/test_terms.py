@@ -108,3 +108,15 @@ def test_two_questions_never_open_however_the_members_are_divided():
             assert best < least
             # One fewer would allow it, but for what the threshold itself asks.
             assert best == least - 1 or least == t
+
+
+@pytest.mark.parametrize(
+    ("members", "threshold", "quorum"), [(3, 2, 3), (5, 2, 4), (5, 3, 4), (7, 3, 5), (7, 4, 6)]
+)
+def test_a_quorum_by_which_two_sums_could_open_is_refused_by_name(members, threshold, quorum):
+    """Two disjoint halves of the honest members, each with the t - 1 that help the server."""
+    names = tuple("abcdefg"[:members])
+    room = {"members": names, "seats": names, "threshold": threshold}
+    assert replace(BASE, **room, quorum=quorum).quorum == quorum == least_quorum(members, threshold)
+    with pytest.raises(ConfigError, match=f"two different sums; take at least {quorum}"):
+        replace(BASE, **room, quorum=quorum - 1)

@@ -8,12 +8,13 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from qsfl_flower.asynchrony import Device, Polynomial, VirtualClock
 from qsfl_flower.clients.memory import STATE_FOLDER
 from qsfl_flower.clients.steps import StepContext
 from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.secure.dealing import deal
 from qsfl_flower.strategies import (
     BufferedAsync,
     Committee,
@@ -24,11 +25,18 @@ from qsfl_flower.strategies import (
 )
 from qsfl_flower.strategies import committee as exchanges
 from qsfl_flower.wire import QSFL_RECORD, to_record
-from qsfl_flower.wire.keys import HELLO_TASK, PLAN_KEY, RELEASE_TASK, SHARES, TAKE_TASK
+from qsfl_flower.wire.keys import (
+    HELLO_TASK,
+    PLAN_KEY,
+    RELEASE_TASK,
+    SEALED_TYPE,
+    SHARES,
+    TAKE_TASK,
+)
 
 from .conftest import MODEL, NOW, Recorder, refusal_of, task_of
 
-VICTIM = 5
+VICTIM, HELPER = 5, 7
 
 
 def stage_of(kind=SecureSum, *more, **options):
@@ -129,6 +137,43 @@ def test_a_member_answers_one_question_and_the_same_one_again(federation):
     for member, first in told[0].items():
         assert np.array_equal(told[1][member].distances, first.distances)
     assert seen.rounds[-1].accepted == 5
+
+
+def test_fresh_shares_of_a_helping_client_open_one_equation_about_each_update(federation, keys):
+    """The distances to ten more vectors of its choice would be each update, to 5e-7."""
+    grid, _ = federation(8)
+    opened, real = [], exchanges.Session.take
+    roster, signing = federation.credentials.roster, keys.clients[str(HELPER)].keys[0].signing
+
+    def probe(self, values):
+        asked = self.context.instructions[self.terms.round]
+        to = [roster.encryption_key(name, NOW) for name in self.terms.members]
+        own = [0] * self.terms.extras
+        made = deal(values, own, self.terms, str(HELPER), signing, to, asked)
+        payloads = tuple(Array("uint8", (len(s),), SEALED_TYPE, bytes(s)) for s in made.sealed)
+        return exchanges.Sealed(made.header, payloads)
+
+    def take(self, updates, size):
+        told, width = None, size - self.terms.extras
+        at = [update.sender.name for update in updates].index(str(HELPER))
+        for values in np.vstack([np.zeros(width), np.eye(width)]):
+            mine = [*updates]
+            mine[at] = replace(updates[at], sealed=probe(self, values))
+            found = real(self, mine, size)
+            told = told or found
+            if len(found) >= 2 * self.terms.threshold - 1:
+                opened.append(values)
+        assert all("policy-second-answer" in why for why in self.lost.values())
+        self.lost.clear()
+        return told
+
+    strategy, seen = honest(federation, stage_of(SecureKrum, 1))
+    with patch.object(exchanges.Session, "take", take):
+        assert run(grid, strategy) is not None
+    assert seen.rounds[-1].skipped is None
+    # One distance to each update, from the client's first vector: one equation.
+    assert len(opened) == 1
+    assert not opened[0].any()
 
 
 @pytest.mark.parametrize("durable", [False, True])
