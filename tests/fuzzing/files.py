@@ -16,7 +16,9 @@ from qsfl_flower.crypto import keyfile
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.rosterfile import accept_roster
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.ledger import Budget, Ledger
+from qsfl_flower.rounds.charges import Charge, Charges, read_charges, write_charges
 from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.simulations.config import load_experiment
 from qsfl_flower.simulations.runs import Run, list_runs
@@ -70,6 +72,12 @@ def server_checkpoint() -> bytes:
         model, state = {"w": np.ones((2, 3)), "n": np.array(7)}, {"norm": 1.0, "m": np.ones(2)}
         path = CheckpointStore(Path(folder)).save(Snapshot(3, model, {"clip": state}, {"a": [1]}))
         return joined(path.read_bytes(), path.with_suffix(".safetensors").read_bytes())
+
+
+def new_charges(path: Path) -> None:
+    event = Event(1.0, 0.1, 3).to_dict()
+    charge = Charge({"events": [event], "pending": event, "asked": {"a": 2}}, 1e-5)
+    write_charges(path.parent, Charges(2, 3, "f", {"local-dp": charge}))
 
 
 def client_checkpoint() -> tuple[str, bytes]:
@@ -134,6 +142,8 @@ def files() -> list[Decoder]:
         Decoder("server checkpoint", (server_checkpoint(),),
                 two_files("round-000003.json", "round-000003.safetensors",
                           lambda folder: CheckpointStore(folder).latest())),
+        Decoder("charges", (written(new_charges, "charges.json"),),
+                a_file("charges.json", lambda p: read_charges(p.parent))),
         Decoder("client checkpoint", (checkpoint,),
                 a_file(name, lambda p: ClientCheckpoints(p.parent).latest(3, 1))),
         Decoder("run folder", (joined(metrics, summary),),
