@@ -1,4 +1,4 @@
-"""Statistics of normalisation as integers that are summed under the same protection as the update.
+"""Statistics of normalization as integers that are summed under the same protection as the update.
 
 They lie behind the update and the tally, so that no clip norm, no distance and no optimizer sees
 them, and every client counts alike.
@@ -51,7 +51,7 @@ class Statistics:
     @property
     def told(self) -> str:
         """Return what an explanation has to say about them, after "the updates"."""
-        return f", of {self.size:,} statistics of normalisation" if self.size else ""
+        return f", of {self.size:,} statistics of normalization" if self.size else ""
 
     def take(
         self, values: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]

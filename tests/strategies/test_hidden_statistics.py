@@ -1,4 +1,4 @@
-"""Statistics of normalisation under hidden sums: averaged, but neither clipped nor compared."""
+"""Statistics of normalization under hidden sums: averaged, but neither clipped nor compared."""
 
 from __future__ import annotations
 
