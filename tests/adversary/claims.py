@@ -340,6 +340,13 @@ CLAIMS = (
         "secagg.md",
     ),
     Claim(
+        "reader of the models",
+        "looks for a record or client in buffers, counters and metrics",
+        "nothing beside the noisy vector",
+        "tests/strategies/test_nothing_beside.py::test_one_unit_moves_nothing_beside_the_mechanism",
+        "privacy.md",
+    ),
+    Claim(
         "server, with all clients but one",
         "compares runs with and without a client (audit)",
         "epsilon of the accountant",
