@@ -111,6 +111,15 @@ class Chain:
         kinds = CohortStage | CombineStage
         return any(isinstance(s, kinds) and s.needs_norms for s in self.stages)
 
+    @property
+    def gates(self) -> tuple[MessageStage, ...]:
+        """The stages on whole messages."""
+        return tuple(stage for stage in self.stages if isinstance(stage, MessageStage))
+
+    def after(self, states: Mapping[str, State], asked: Mapping[str, State]) -> dict[str, State]:
+        """Return the states after stages have asked nodes: those of the gates are from `asked`."""
+        return {**states, **{gate.name: asked[gate.name] for gate in self.gates}}
+
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
         """Count the time of what is done inside for a stage."""
@@ -199,12 +208,9 @@ class Chain:
     ) -> tuple[dict[int, RecordDict], dict[str, State]]:
         """Return what each node is sent."""
         states, contents = dict(states), dict(contents)
-        for stage in self.stages:
-            if isinstance(stage, MessageStage):
-                with self.timed(stage):
-                    contents, states[stage.name] = stage.instruct(
-                        contents, states[stage.name], exchange
-                    )
+        for gate in self.gates:
+            with self.timed(gate):
+                contents, states[gate.name] = gate.instruct(contents, states[gate.name], exchange)
         return contents, states
 
     def admit(
@@ -217,8 +223,7 @@ class Chain:
     ]:
         """Let replies in, one after the other in canonical order."""
         states, entries = dict(states), list(matched)
-        gates = [stage for stage in self.stages if isinstance(stage, MessageStage)]
-        for gate in gates:
+        for gate in self.gates:
             for index, (sender, content) in enumerate(entries):
                 if isinstance(content, Rejection):
                     continue
@@ -237,7 +242,7 @@ class Chain:
         answered = {sender.node_id: isinstance(c, RecordDict) for sender, c in entries}
         for stage in self.stages:
             states[stage.name] = stage.heard(answered, states[stage.name])
-        return entries, states, {gate.name: gate.measure(states[gate.name]) for gate in gates}
+        return entries, states, {gate.name: gate.measure(states[gate.name]) for gate in self.gates}
 
     def epsilon(self, states: Mapping[str, State]) -> float | None:
         """Return the largest loss of privacy that a stage has accounted for, if any does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from qsfl_flower.numerics import Layout, Reaction
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
+from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.rounds.stages import VectorStage
 from qsfl_flower.wire import from_record, to_record
-
-if TYPE_CHECKING:
-    from qsfl_flower.strategies.stable import StableFedAvg
 
 _GOOD = "good/"
 _HISTORY = (Phase.UPDATE, Phase.RELEASE)
@@ -58,13 +56,13 @@ def remember(state: State, arrays: ArrayRecord, server_round: int, loss: float |
 
 
 def respond(
-    strategy: StableFedAvg, reaction: Reaction, arrays: ArrayRecord, server_round: int
+    engine: Engine, reaction: Reaction, arrays: ArrayRecord, server_round: int
 ) -> tuple[ArrayRecord, str]:
     """Carry out a reaction.
 
     Parameters
     ----------
-    strategy : StableFedAvg
+    engine : Engine
         Whose states change.
     reaction : Reaction
         What to do.
@@ -78,7 +76,7 @@ def respond(
     tuple[ArrayRecord, str]
         The model to go on with, and a sentence that says what was done.
     """
-    state: dict[str, Any] = dict(strategy.states[Guard.name])
+    state: dict[str, Any] = dict(engine.states[Guard.name])
     if reaction is Reaction.LOWER_RATE:
         state["rate"] *= 0.5
         told = f"the server's step is scaled by {state['rate']:g} from now on"
@@ -94,8 +92,8 @@ def respond(
             told = f"the run ends; {told}"
         # What led to the bad model does not count any more: tasks under way, and momentum.
         state["valid_from"] = server_round
-        layout = strategy.layout_of(from_record(arrays))
-        fresh = {s.name: s.init(layout) for s in strategy.chain.stages if s.phase in _HISTORY}
-        strategy.states = {**strategy.states, **fresh}
-    strategy.states = {**strategy.states, Guard.name: state}
+        layout = engine.layout_of(from_record(arrays))
+        fresh = {s.name: s.init(layout) for s in engine.chain.stages if s.phase in _HISTORY}
+        engine.states = {**engine.states, **fresh}
+    engine.states = {**engine.states, Guard.name: state}
     return arrays, told

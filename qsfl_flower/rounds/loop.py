@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -17,15 +18,16 @@ from flwr.serverapp.strategy import Result
 from qsfl_flower.errors import BudgetExceeded, CheckpointError, TooFewReplies
 from qsfl_flower.numerics import MonitorState, Reaction
 from qsfl_flower.rounds.aggregate import Outcome
+from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.checkpoint import Snapshot
+from qsfl_flower.rounds.context import State
+from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.rounds.exchange import collect
 from qsfl_flower.rounds.guard import Guard, remember, respond
 from qsfl_flower.rounds.policies import History
 from qsfl_flower.rounds.record import ClientRow, RoundRecord, causes, client_rows, first
+from qsfl_flower.rounds.update import Cohort
 from qsfl_flower.wire import from_record, to_record
-
-if TYPE_CHECKING:
-    from qsfl_flower.strategies.stable import StableFedAvg
 
 log = logging.getLogger("qsfl_flower")
 
@@ -72,6 +74,77 @@ class Trained:
     outcome: Outcome | None = None
 
 
+class Hooks(Protocol):
+    """What a strategy lets its user override: Flower's hooks of a ``Strategy``."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Make the instructions to train."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine the replies."""
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Make the instructions to evaluate."""
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Average the metrics."""
+
+
+class Rounds(ABC):
+    """How a round of training goes.
+
+    Parameters
+    ----------
+    engine : Engine
+        State, sampling, tasks and time.
+    hooks : Hooks
+        The strategy.
+    """
+
+    def __init__(self, engine: Engine, hooks: Hooks) -> None:
+        self.engine, self.hooks = engine, hooks
+
+    @abstractmethod
+    def train(
+        self, job: Job, server_round: int, arrays: ArrayRecord, lap: Callable[[str], None]
+    ) -> Trained:
+        """Train once: ask, wait, combine.
+
+        Parameters
+        ----------
+        job : Job
+            What the run was started with.
+        server_round : int
+            Counted from 1.
+        arrays : ArrayRecord
+            The model to train.
+        lap : Callable[[str], None]
+            Told the name of each part of the round when it is over.
+        """
+
+    def to_save(self) -> tuple[dict[str, State], dict[str, Any] | None]:
+        """Return what a checkpoint holds besides model and history: states, and tasks under way."""
+        return self.engine.to_save()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from what `to_save` returned."""
+        self.engine.restore(snapshot)
+
+    def skip(self, server_round: int, why: str) -> Trained:
+        """Leave the model as it is without asking anybody to train."""
+        self.engine.outcome = Outcome(Cohort((), ()), self.engine.states, skipped=why)
+        log.warning("round %d: nobody is asked to train: %s", server_round, why)
+        return Trained((), (), outcome=self.engine.outcome)
+
+
 @dataclass
 class _Progress:
     """What changes from round to round and is not the strategy's own."""
@@ -98,35 +171,36 @@ class _Clock:
 
 
 def run_rounds(
-    strategy: StableFedAvg, job: Job, initial_arrays: ArrayRecord, resume: Snapshot | None
+    rounds: Rounds, job: Job, initial_arrays: ArrayRecord, resume: Snapshot | None
 ) -> Result:
-    """Run a strategy from its first or its next round to the last; see `StableFedAvg.start`."""
+    """Run from the first or the next round to the last; see `StableFedAvg.start`."""
+    engine = rounds.engine
     if resume is not None:
         try:
-            progress = _restore(strategy, resume)
+            progress = _restore(rounds, resume)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
-    strategy.recover(resume)
+    engine.recover(resume)
     if resume is None:
-        progress = _Progress(Result(arrays=initial_arrays), strategy.monitor.init(), _now())
+        progress = _Progress(Result(arrays=initial_arrays), engine.monitor.init(), _now())
         clock = _Clock()
         central = _evaluate_centrally(job, 0, progress.result)
         clock.lap("evaluate")
         record = RoundRecord(0, _now() - progress.started)
-        strategy.observer.on_round(_finish(record, clock, central, None), ())
+        engine.observer.on_round(_finish(record, clock, central, None), ())
     last = progress.done if progress.halted else job.num_rounds
     for server_round in range(progress.done + 1, last + 1):
         try:
-            record, rows = _one_round(strategy, job, progress, server_round)
+            record, rows = _one_round(rounds, job, progress, server_round)
         except BudgetExceeded as error:
             log.warning("round %d does not take place: %s; training ends here", server_round, error)
-            strategy.observer.on_end(server_round, str(error))
+            engine.observer.on_end(server_round, str(error))
             break
-        if strategy.checkpoints is not None:
-            strategy.checkpoints.save(_snapshot(strategy, progress, record))
-        strategy.observer.on_round(record, rows)
+        if engine.checkpoints is not None:
+            engine.checkpoints.save(_snapshot(rounds, progress, record))
+        engine.observer.on_round(record, rows)
         hopeless = progress.failed == server_round == job.num_rounds
-        if hopeless or progress.failed >= strategy.max_failed_rounds:
+        if hopeless or progress.failed >= engine.max_failed_rounds:
             raise TooFewReplies(_why(record, rows, progress.failed))
         if progress.halted:
             break
@@ -134,34 +208,32 @@ def run_rounds(
 
 
 def _one_round(
-    strategy: StableFedAvg, job: Job, progress: _Progress, server_round: int
+    rounds: Rounds, job: Job, progress: _Progress, server_round: int
 ) -> tuple[RoundRecord, tuple[ClientRow, ...]]:
-    clock, result = _Clock(), progress.result
-    trained = strategy.train_round(job, server_round, result.arrays, clock.lap)
+    engine, clock, result = rounds.engine, _Clock(), progress.result
+    trained = rounds.train(job, server_round, result.arrays, clock.lap)
     messages, replies, metrics = trained.messages, trained.replies, trained.metrics
     if trained.arrays is not None:
         result.arrays = trained.arrays
     if metrics is not None:
         result.train_metrics_clientapp[server_round] = metrics
-    clock_s = strategy.post.clock.now
-    questions = list(
-        strategy.configure_evaluate(server_round, result.arrays, job.evaluate_config, job.grid)
-    )
+    clock_s = engine.post.clock.now
+    questions = _questions(rounds, job, server_round, result.arrays)
     answers = collect(
         job.grid,
         questions,
-        timeout=strategy.timeout,
-        stop=strategy.observer.should_stop,
-        on_reply=partial(strategy.observer.on_progress, server_round, "evaluate"),
+        timeout=engine.timeout,
+        stop=engine.observer.should_stop,
+        on_reply=partial(engine.observer.on_progress, server_round, "evaluate"),
     )
-    told = strategy.aggregate_evaluate(server_round, answers) if questions else None
+    told = rounds.hooks.aggregate_evaluate(server_round, answers) if questions else None
     if told is not None:
         result.evaluate_metrics_clientapp[server_round] = told
     central = _evaluate_centrally(job, server_round, result)
     clock.lap("evaluate")
 
     model_bytes = sum(len(array.data) for array in result.arrays.values())
-    traffic = strategy.asked.plus((*messages, *questions), (*replies, *answers))
+    traffic = engine.traffic.plus((*messages, *questions), (*replies, *answers))
     record = RoundRecord(
         round=server_round,
         elapsed_s=_now() - progress.started,
@@ -187,42 +259,53 @@ def _one_round(
             update_norm=outcome.update_norm,
             skipped=outcome.skipped,
             stages=outcome.measured,
-            epsilon=strategy.chain.epsilon(strategy.states),
+            epsilon=engine.chain.epsilon(engine.states),
         )
         progress.failed = progress.failed + 1 if outcome.skipped else 0
     record = _finish(record, clock, central, told)
-    record = replace(record, stage_seconds=strategy.chain.take_seconds())
+    record = replace(record, stage_seconds=engine.chain.take_seconds())
     loss = record.eval_loss
     if loss is None and trained.outcome is not None:
-        loss = _usual_loss(strategy, trained.outcome)
-    monitor = strategy.monitor
+        loss = _usual_loss(engine.chain, trained.outcome)
+    monitor = engine.monitor
     progress.monitor, cause = monitor.observe(progress.monitor, loss, None)
     progress.monitor, long = monitor.observe(progress.monitor, None, record.update_norm)
     alarm = "; ".join(filter(None, (cause, long))) or None
     if alarm:
         log.warning("round %d: %s", server_round, alarm)
-    if strategy.chain.withstands_liars:
+    if engine.chain.withstands_liars:
         cause = alarm  # elsewhere one client can make a step long
     progress.monitor, reaction = monitor.react(progress.monitor, cause, loss)
     done = None
     if reaction is not None:
-        result.arrays, done = respond(strategy, reaction, result.arrays, server_round)
+        result.arrays, done = respond(engine, reaction, result.arrays, server_round)
         progress.halted = reaction is Reaction.HALT
         log.warning("round %d: %s", server_round, done)
-    elif not cause and Guard.name in strategy.states:
-        best = remember(strategy.states[Guard.name], result.arrays, server_round, loss)
-        strategy.states = {**strategy.states, Guard.name: best}
+    elif not cause and Guard.name in engine.states:
+        best = remember(engine.states[Guard.name], result.arrays, server_round, loss)
+        engine.states = {**engine.states, Guard.name: best}
     return replace(record, alarm=alarm, reaction=done), rows
 
 
-def _usual_loss(strategy: StableFedAvg, outcome: Outcome) -> float | None:
+def _questions(rounds: Rounds, job: Job, server_round: int, arrays: ArrayRecord) -> list[Message]:
+    """Return the instructions to evaluate, as they are sent."""
+    opened = rounds.engine.opened
+    opened.pop("evaluate", None)
+    messages = list(
+        rounds.hooks.configure_evaluate(server_round, arrays, job.evaluate_config, job.grid)
+    )
+    if "evaluate" in opened:
+        opened["evaluate"] = replace(opened["evaluate"], messages=messages)
+    return messages
+
+
+def _usual_loss(chain: Chain, outcome: Outcome) -> float | None:
     """Return the median of the losses that clients claim, if a reaction may follow it.
 
     Fewer than half of the clients cannot move it out of the range of the others' losses, whatever
     they claim. Sums of hidden losses and losses that noise is to hide are not looked at: one claim
     decides about the former, and a reaction would tell the latter.
     """
-    chain = strategy.chain
     if chain.hides or chain.protects_clients:
         return None
     told = [first(u.metrics, *_TRAIN_LOSS) for u in outcome.cohort.updates]
@@ -254,54 +337,52 @@ def _finish(
     )
 
 
-def _snapshot(strategy: StableFedAvg, progress: _Progress, record: RoundRecord) -> Snapshot:
-    result = progress.result
+def _snapshot(rounds: Rounds, progress: _Progress, record: RoundRecord) -> Snapshot:
+    engine, result = rounds.engine, progress.result
     history = {
         "train": result.train_metrics_clientapp,
         "evaluate": result.evaluate_metrics_clientapp,
         "server": result.evaluate_metrics_serverapp,
     }
-    states, under_way = strategy.to_save()
+    states, under_way = rounds.to_save()
     arrays = from_record(result.arrays)
     return Snapshot(
         record.round,
         arrays,
         states,
         {
-            "layout": strategy.layout_of(arrays).digest,
+            "layout": engine.layout_of(arrays).digest,
             "halted": progress.halted,
             "under_way": under_way,
             "monitor": progress.monitor.to_dict(),
             "failed": progress.failed,
-            "selection": strategy.sampling.history.to_dict(),
+            "selection": engine.sampling.history.to_dict(),
             "elapsed_s": record.elapsed_s,
             "history": {
                 kind: {str(r): dict(metrics) for r, metrics in rounds.items()}
                 for kind, rounds in history.items()
             },
         },
-        strategy.charges,
+        engine.charges,
     )
 
 
-def _restore(strategy: StableFedAvg, snapshot: Snapshot) -> _Progress:
-    saved = snapshot.progress
+def _restore(rounds: Rounds, snapshot: Snapshot) -> _Progress:
+    engine, saved = rounds.engine, snapshot.progress
     # Checkpoints of the release before do not tell.
-    if saved.get("layout") not in (None, strategy.layout_of(snapshot.arrays).digest):
+    if saved.get("layout") not in (None, engine.layout_of(snapshot.arrays).digest):
         raise CheckpointError(
             "the checkpoint was written with other roles of the arrays: momentum and what else "
             "the stages keep does not fit; give the same roles, or start anew"
         )
-    strategy.restore(snapshot)
-    strategy.sampling.history = History.from_dict(saved["selection"])
+    rounds.restore(snapshot)
+    engine.sampling.history = History.from_dict(saved["selection"])
 
-    def rounds(kind: str) -> dict[int, MetricRecord]:
-        past: Mapping[str, Any] = saved["history"][kind]
-        return {int(r): MetricRecord(metrics) for r, metrics in past.items()}
+    def past(kind: str) -> dict[int, MetricRecord]:
+        known: Mapping[str, Any] = saved["history"][kind]
+        return {int(r): MetricRecord(metrics) for r, metrics in known.items()}
 
-    result = Result(
-        to_record(snapshot.arrays), rounds("train"), rounds("evaluate"), rounds("server")
-    )
+    result = Result(to_record(snapshot.arrays), past("train"), past("evaluate"), past("server"))
     return _Progress(
         result,
         MonitorState.from_dict(saved["monitor"]),

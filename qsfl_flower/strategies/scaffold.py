@@ -112,11 +112,11 @@ class ScaffoldFedAvg(StableFedAvg):
             return None if evaluate_fn is None else evaluate_fn(server_round, _without(arrays))
 
         model = from_record(initial_arrays)
-        if self.roles is not None:
+        if self.engine.roles is not None:
             # What is not trained has a control variate that stays zero.
-            still = [n for n in model if self.roles.get(n, TRAINED) != TRAINED]
+            still = [n for n in model if self.engine.roles.get(n, TRAINED) != TRAINED]
             still = [CONTROL + n for n in still if model[n].dtype.kind == "f"]
-            self.roles = {**self.roles, **dict.fromkeys(still, FROZEN)}
+            self.engine.roles = {**self.engine.roles, **dict.fromkeys(still, FROZEN)}
         result = super().start(
             grid,
             to_record(with_controls(model)),

@@ -199,7 +199,7 @@ def test_policies_hear_who_was_asked_and_who_answered(fake_grid, trained):
     _, recorder, strategy = run(
         grid, speeds(*[1] * 10), 10, buffer_size=2, concurrency=2, selection=POLICIES["fair"]()
     )
-    past = [strategy.sampling.history.of(rank) for rank in range(10)]
+    past = [strategy.engine.sampling.history.of(rank) for rank in range(10)]
     asked = [p.asked for p in past]
     assert sum(asked) == len(grid.pushed)
     assert max(asked) - min(asked) <= 1
@@ -227,7 +227,7 @@ def test_silent_clients_are_given_up_and_others_asked_instead(fake_grid, trained
     assert all(r.accepted == 3 for r in recorder.rounds[1:])
     lost = [row for rows in recorder.rows for row in rows if row.status == "no-reply"]
     assert {row.client for row in lost} == {"4", "5"}
-    assert strategy.post.ledger.misses  # they rest longer and longer
+    assert strategy.engine.post.ledger.misses  # they rest longer and longer
 
 
 def test_when_nobody_is_left_the_buffer_is_combined_as_it_is(fake_grid, trained):
@@ -409,7 +409,7 @@ def test_twice_as_fast_where_one_in_five_is_ten_times_slower(fake_grid, trained)
         )  # fmt: skip
 
         def evaluate(server_round, arrays):
-            times.append(strategy.post.clock.now)
+            times.append(strategy.engine.post.clock.now)
             losses.append(loss(arrays["w"].numpy()))
 
         strategy.start(grid, zeros(), num_rounds=rounds, timeout=1e4, evaluate_fn=evaluate)

@@ -205,7 +205,7 @@ def federation(fake_grid, keys):
             )  # fmt: skip
 
         if isinstance(sample, StableFedAvg):
-            strategy, strategy.observer = sample, recorder
+            strategy, strategy.engine.observer = sample, recorder
         else:
             stages = [*(sample.make(server) if sample else []), *beside]
             strategy = build(stages)

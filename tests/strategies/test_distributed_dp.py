@@ -309,7 +309,7 @@ def test_under_a_shared_mask_the_noise_is_on_the_public_coordinates(federation, 
         return [mask, *summed(credentials)]
 
     model, _, strategy = federation(with_mask, stage())
-    support = strategy._training.context.support
+    support = strategy.engine.opened["train"].assignment.context.support
     factor = mask.mask.scale(SIZE)
     assert set(np.flatnonzero(model)) <= set(support)
     sent = sum(in_ball(factor * update_of(n).astype(float)[support], CLIP) for n in range(CLIENTS))

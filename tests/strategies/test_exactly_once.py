@@ -121,7 +121,7 @@ def test_every_update_counts_exactly_once(inside_run, seed):
     assert max(spans.values()) == 1
     # Nothing that was delivered is lost: it counted, or waits for the next round. On a machine that
     # stalls, answers may come after their deadline; each of those has been told as "no-reply".
-    waiting = sum(a.message.has_content() for a in strategy._left_over)
+    waiting = sum(a.message.has_content() for a in strategy.rounds._left_over)
     late = len(grid.delivered) - len(accepted) - waiting
     assert 0 <= late <= sum(row.status == "no-reply" for row in rows.rows)
     assert sum(row.status == "client-error" for row in rows.rows) > 20

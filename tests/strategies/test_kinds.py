@@ -207,8 +207,8 @@ def test_hidden_updates_are_combined_by_asking_inside_the_round(fake_grid, train
 def test_an_exchange_inside_the_round_counts_as_traffic(fake_grid, trained):
     grid = fake_grid({n: modded(trained(float(n)), n) for n in (2, 4)})
     _, _, strategy = run(grid, [Secret()])
-    assert strategy.asked.up > 2 * 6 * 8
-    assert strategy.asked.down > 0
+    assert strategy.engine.traffic.up > 2 * 6 * 8
+    assert strategy.engine.traffic.down > 0
 
 
 def test_a_combination_that_gives_up_keeps_its_state_and_the_model(fake_grid, trained):
@@ -257,7 +257,7 @@ def test_the_plan_is_in_the_order_of_the_clients_phases(fake_grid, trained):
     grid = fake_grid({1: trained(1.0), 2: trained(1.0)})
     model = ArrayRecord({"w": Array(np.zeros(4, np.float32))})
     strategy.configure_train(1, model, ConfigRecord(), grid)
-    plan = strategy.chain.plan(strategy.states, strategy._training.context)
+    plan = strategy.chain.plan(strategy.states, strategy.engine.opened["train"].assignment.context)
     assert [item.name for item in plan.items] == ["clip", "half"]
 
 

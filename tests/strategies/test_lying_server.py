@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -60,14 +61,18 @@ def honest(federation, stage, **options):
 class TwoModels(StableFedAvg):
     """Signs another model for all but one client."""
 
-    def _address(self, assignment, nodes):
-        messages = super()._address(assignment, nodes)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.engine.address = partial(self._two, self.engine.address)
+
+    def _two(self, address, assignment, nodes):
+        messages = address(assignment, nodes)
         dead = RecordDict({**assignment.content, "arrays": to_record(
             {k: np.full_like(a.numpy(), 0) - 1 for k, a in assignment.content["arrays"].items()}
         )})  # fmt: skip
         others = {m.metadata.dst_node_id: dead for m in messages}
         others[100 + VICTIM] = assignment.content
-        contents, self.states = self.chain.instruct(others, self.states, assignment.exchange)
+        contents, self.engine.states = self.chain.instruct(others, self.states, assignment.exchange)
         return [Message(c, node, "train") for node, c in contents.items()]
 
 
@@ -265,8 +270,8 @@ def test_a_client_of_the_release_before_is_refused_by_name_before_it_trains(fede
     for told in ({PLAN_KEY: text}, {"task": "committee.take"}, {"task": "qsfl.hello"}):
         kept = {k: v for k, v in asked.content.items() if k not in ("qsfl-auth", QSFL_RECORD)}
         content = RecordDict({**kept, QSFL_RECORD: ConfigRecord(told)})
-        exchange = replace(strategy._training.exchange, server_round=2)
-        contents, strategy.states = strategy.chain.instruct(
+        exchange = replace(strategy.engine.opened["train"].assignment.exchange, server_round=2)
+        contents, strategy.engine.states = strategy.chain.instruct(
             {106: content}, strategy.states, exchange
         )
         reply = devices[106](Message(contents[106], 106, "train"))

@@ -57,18 +57,21 @@ def masked_vectors(devices):
 class OneOther(StableFedAvg):
     """Signs another model for everybody but node 102, as an attacker with the server's key does."""
 
-    def _address(self, assignment, nodes):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.engine.address = partial(self._two, self.engine.address)
+
+    def _two(self, address, assignment, nodes):
         real = assignment.content
         arrays = {k: Array(a.numpy() + np.float32(1)) for k, a in real["arrays"].items()}
         false = RecordDict({**real, "arrays": ArrayRecord(arrays)})
         OneOther.digests = [instruction_digest(real), instruction_digest(false)]
         messages = []
         for content, among in ((real, [102]), (false, [n for n in nodes if n != 102])):
-            self._training = assignment
             part = type(assignment)(
                 assignment.exchange, content, assignment.model, assignment.context
             )
-            messages += super()._address(part, among)
+            messages += address(part, among)
         return messages
 
 

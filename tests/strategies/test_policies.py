@@ -184,4 +184,4 @@ def test_a_strategy_asks_by_its_policy_and_remembers(fake_grid, trained):
     model["steps"] = Array(np.array(7))
     strategy.start(grid, model, num_rounds=4, timeout=1.0)
     assert sorted(m.metadata.dst_node_id for m in grid.pushed) == list(range(1, 9))
-    assert all(strategy.sampling.history.of(r).asked == 1 for r in range(8))
+    assert all(strategy.engine.sampling.history.of(r).asked == 1 for r in range(8))

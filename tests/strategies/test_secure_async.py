@@ -178,9 +178,11 @@ def ask_again(devices, strategy, message, **changes):
     told = {**message.content[SECURE_RECORD], **changes}
     kept = {k: v for k, v in message.content.items() if k not in ("qsfl-auth", SECURE_RECORD)}
     content = RecordDict({**kept, SECURE_RECORD: ConfigRecord(told)})
-    held = strategy._assignments.held
+    held = strategy.rounds._assignments.held
     exchange = replace(held[max(held)].exchange, inside=True)
-    contents, strategy.states = strategy.chain.instruct({node: content}, strategy.states, exchange)
+    contents, strategy.engine.states = strategy.chain.instruct(
+        {node: content}, strategy.states, exchange
+    )
     return devices[node](Message(contents[node], node, "train"))
 
 

@@ -113,7 +113,7 @@ def test_the_sum_is_exact_weighted_and_comes_with_mean_metrics(federation):
     assert {k: v for k, v in measured.items() if k.startswith("member")} == {
         f"member {n}": 1.0 for n in range(5)
     }
-    assert strategy.asked.up > 0
+    assert strategy.engine.traffic.up > 0
     assert [row.status for row in seen.rows[-1].values()] == ["accepted"] * 7
 
 
@@ -344,10 +344,10 @@ def test_members_do_not_answer_a_server_that_asks_for_two_sums(federation, keys)
     stage = secure_sum()
     _, _, strategy = run(grid, stage, federation.gate)
     released = [m for m in grid.pushed if task_of(m) == RELEASE_TASK]
-    exchange = replace(strategy._training.exchange)
+    exchange = replace(strategy.engine.opened["train"].assignment.exchange)
 
     def ask(content):
-        contents, strategy.states = strategy.chain.instruct(
+        contents, strategy.engine.states = strategy.chain.instruct(
             {100: content}, strategy.states, exchange
         )
         return devices[100](Message(contents[100], 100, "train"))
@@ -620,7 +620,7 @@ def test_public_coordinates_are_shared_alone(federation, stage):
     result = strategy.start(federation(6)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
     chosen = [int(n) for n, row in seen.rows[-1].items() if row.status == "accepted"]
     assert len(chosen) == (6 if stage == "sum" else 3)
-    support = strategy._training.context.support
+    support = strategy.engine.opened["train"].assignment.context.support
     assert support.size == 4
     expected = np.zeros(WIDTH)
     # Without memory of what is left out, the mask scales by d / k.

@@ -57,7 +57,7 @@ def test_over_selection_does_not_wait_for_the_slowest(fake_grid, trained):
     assert recorder.rounds[-1].rejected == {"cut-off": 2}
     fast = [n for n in range(10) if n not in SLOW]
     assert model.tolist() == [np.float32(np.mean(fast))] * 3
-    assert strategy.post.ledger.busy == set(SLOW)
+    assert strategy.engine.post.ledger.busy == set(SLOW)
 
 
 def test_the_reply_of_a_client_that_was_cut_off_never_counts(fake_grid, trained):
@@ -83,8 +83,8 @@ def test_faster_clients_are_asked_more_often_by_the_strategy(fake_grid, trained)
     assert asked[list(SLOW)].max() < fast.min()
     # A draw has one of them with probability at least 0.02: 4.8 of 50 rounds are expected at least.
     assert asked[list(SLOW)].min() >= 4
-    assert isinstance(strategy.post.latencies, Latencies)
-    assert strategy.post.latencies.typical([0, 3]).tolist() == [1.0, 10.0]
+    assert isinstance(strategy.engine.post.latencies, Latencies)
+    assert strategy.engine.post.latencies.typical([0, 3]).tolist() == [1.0, 10.0]
 
 
 def test_a_client_that_never_answers_ends_the_round_at_the_deadline(fake_grid, trained):
