@@ -23,8 +23,8 @@ from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.rounds.combine import mean_metrics
 from qsfl_flower.rounds.context import Exchange, Measurements, RoundContext, State
 from qsfl_flower.rounds.evaluation import MetricsFunction, mean_evaluation, own_metrics
-from qsfl_flower.rounds.exchange import Traffic, collect, wait_for_nodes
-from qsfl_flower.rounds.post import Post
+from qsfl_flower.rounds.exchange import Traffic, wait_for_nodes
+from qsfl_flower.rounds.post import Post, collect
 from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.rounds.roles import fit_roles
 from qsfl_flower.rounds.sampling import Sampling
@@ -402,7 +402,7 @@ class Engine:
         """Run a cohort through the chain; the details are in `outcome` afterwards."""
         chain, server_round = self.chain, training.context.server_round
         inquiry = Inquiry(training.ask, self.states)
-        context = replace(training.context, ask=inquiry, instructions=dict(self.instructions))
+        context = replace(training.context, ask=inquiry, instructions=self.instructions)
         try:
             outcome = aggregate(cohort, training.model, chain, self.states, context, self.fewest)
         except QSFLError:

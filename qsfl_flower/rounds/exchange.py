@@ -1,11 +1,11 @@
-"""One exchange with the clients: push, wait, and an explicit outcome for every node."""
+"""Who is connected, and how many bytes go to and fro."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -16,8 +16,6 @@ from qsfl_flower.wire import content_bytes
 
 log = logging.getLogger("flwr")  # the one that `flwr run` shows
 
-_FIRST_PAUSE = 0.02
-_LONGEST_PAUSE = 0.5
 _CLOSED = ("InMemoryGrid", "NodeGrid")  # grids of simulations: all nodes are there at once
 _SIMULATED_PATIENCE = 30.0  # seconds without a new node, all of which register within seconds
 _FIRST_WORD = 1.0  # seconds until a shortage is worth a line
@@ -79,7 +77,8 @@ def wait_for_nodes(
     started = since = time.monotonic()
     told, count = -math.inf, 0
     while len(nodes := registered_nodes(grid)) < minimum:
-        _check(stop)
+        if stop():
+            raise RunInterrupted("the run was asked to stop")
         now = time.monotonic()
         if simulated and len(nodes) > count:
             count, since = len(nodes), now
@@ -104,69 +103,5 @@ def _missing(count: int, needed: Mapping[str, int], simulated: bool) -> str:
     return f"{count} nodes are connected and {minimum} are needed ({why}); {more}"
 
 
-def collect(
-    grid: Grid,
-    messages: Iterable[Message],
-    *,
-    timeout: float,
-    stop: Callable[[], bool] = lambda: False,
-    on_reply: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Message]:
-    """Send the messages and return the replies that arrive within `timeout` seconds.
-
-    Nothing hangs: a node that is gone, or that the grid refuses to address, is simply not among
-    the replies. Replies come in any order.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's grid.
-    messages : Iterable[Message]
-        At most one message per node.
-    timeout : float
-        Seconds to wait for the last reply.
-    stop : Callable[[], bool]
-        Asked between two looks at the grid; true ends the exchange.
-    on_reply : Callable[[int, int], None]
-        Told how many replies are there, and how many are expected.
-
-    Raises
-    ------
-    RunInterrupted
-        As soon as `stop()` is true.
-    """
-    messages = list(messages)
-    if not messages:
-        return []
-    stored = {i for i in grid.push_messages(messages) if i}
-    open_ids = stored & {m.metadata.message_id for m in messages}
-    replies: list[Message] = []
-    total, pause, end = len(open_ids), _FIRST_PAUSE, time.monotonic() + timeout
-    on_reply(0, total)
-    while open_ids:
-        _check(stop)
-        arrived = _pull(grid, sorted(open_ids))
-        replies += arrived
-        open_ids -= {m.metadata.reply_to_message_id for m in arrived}
-        if arrived:
-            pause = _FIRST_PAUSE
-            on_reply(len(replies), total)
-        elif time.monotonic() > end:
-            break
-        else:
-            time.sleep(pause)
-            pause = min(pause * 1.3, _LONGEST_PAUSE)
-    return replies
-
-
-def _pull(grid: Grid, ids: Sequence[str]) -> list[Message]:
-    return [m for m in grid.pull_messages(ids) if m.metadata.reply_to_message_id in ids]
-
-
 def _payload(messages: Iterable[Message]) -> int:
     return sum(content_bytes(m.content) for m in messages if m.has_content())
-
-
-def _check(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise RunInterrupted("the run was asked to stop")

@@ -22,9 +22,9 @@ from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.checkpoint import Snapshot
 from qsfl_flower.rounds.context import State
 from qsfl_flower.rounds.engine import Engine
-from qsfl_flower.rounds.exchange import collect
 from qsfl_flower.rounds.guard import Guard, remember, respond
 from qsfl_flower.rounds.policies import History
+from qsfl_flower.rounds.post import collect
 from qsfl_flower.rounds.record import ClientRow, RoundRecord, causes, client_rows, first
 from qsfl_flower.rounds.update import Cohort
 from qsfl_flower.wire import from_record, to_record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from qsfl_flower.asynchrony import Clock, Delivery, Latencies, Ledger, Task, Verdict
+from qsfl_flower.asynchrony import Clock, Delivery, Latencies, Ledger, Task, Verdict, WallClock
 from qsfl_flower.errors import RunInterrupted
 from qsfl_flower.wire import content_bytes
 
@@ -274,7 +274,52 @@ class Post:
                 self._here.add(number)
         return [replace(d, size=0) if t in self._void else d for t, d in found.items()]
 
-    def _pause(self, seconds: float) -> None:
+    def check(self) -> None:
+        """Raise `RunInterrupted` if the run is to stop."""
         if self._stop():
             raise RunInterrupted("the run was asked to stop")
+
+    def _pause(self, seconds: float) -> None:
+        self.check()
         time.sleep(seconds)
+
+
+def collect(
+    grid: Grid,
+    messages: Iterable[Message],
+    *,
+    timeout: float,
+    stop: Callable[[], bool] = lambda: False,
+    on_reply: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Message]:
+    """Send the messages and return the replies that arrive within `timeout` seconds.
+
+    Nothing hangs: a node that is gone, or that the grid refuses to address, is simply not among
+    the replies. Replies come in any order.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    messages : Iterable[Message]
+        At most one message per node.
+    timeout : float
+        Seconds to wait for the last reply.
+    stop : Callable[[], bool]
+        Asked between two looks at the grid; true ends the exchange.
+    on_reply : Callable[[int, int], None]
+        Told how many replies are there, and how many are expected.
+
+    Raises
+    ------
+    RunInterrupted
+        As soon as `stop()` is true.
+    """
+    if not (letters := list(enumerate(messages))):
+        return []
+    post = Post(WallClock(time.monotonic), stop)
+    post.check()
+    arrivals = post.exchange(
+        grid, letters, version=0, patience=timeout, enough=len(letters) + 1, on_reply=on_reply
+    )
+    return [arrival.message for arrival in arrivals if arrival.message is not None]

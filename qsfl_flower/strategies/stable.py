@@ -234,6 +234,11 @@ class StableFedAvg(FedAvg):
         return self.engine.weighting
 
     @property
+    def checkpoints(self) -> CheckpointStore | None:
+        """Where the run's checkpoints are."""
+        return self.engine.checkpoints
+
+    @property
     def states(self) -> Mapping[str, State]:
         """The states of the stages, by name."""
         return self.engine.states

@@ -23,6 +23,7 @@ from qsfl_flower.asynchrony import (
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.compression import Scheme
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
+from qsfl_flower.rounds.buffered import BufferedRounds
 from qsfl_flower.strategies import (
     POLICIES,
     BufferedAsync,
@@ -179,17 +180,17 @@ def test_the_same_run_again_and_again(fake_grid, trained):
     assert len(seen) == 1
 
 
-def test_a_target_number_of_clients_is_at_work(fake_grid, trained):
-    class Watched(BufferedAsync):
-        most = 0
+def test_a_target_number_of_clients_is_at_work(fake_grid, trained, monkeypatch):
+    most, take = [], BufferedRounds._take_one
 
-        def _take_one(self, *arguments):
-            Watched.most = max(Watched.most, len(self.post.ledger.open) + 1)
-            super()._take_one(*arguments)
+    def watch(rounds, *arguments):
+        most.append(len(rounds.engine.post.ledger.open) + 1)
+        take(rounds, *arguments)
 
     grid = fake_grid({n: trained(1.0) for n in range(10)})
-    run(grid, speeds(*range(1, 11)), 20, kind=Watched, buffer_size=3, concurrency=4)
-    assert Watched.most == 4
+    monkeypatch.setattr(BufferedRounds, "_take_one", watch)
+    run(grid, speeds(*range(1, 11)), 20, buffer_size=3, concurrency=4)
+    assert max(most) == 4
     assert len(grid.pushed) >= 60
 
 

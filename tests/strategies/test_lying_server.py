@@ -15,6 +15,7 @@ from qsfl_flower.asynchrony import Device, Polynomial, VirtualClock
 from qsfl_flower.clients.memory import STATE_FOLDER
 from qsfl_flower.clients.steps import StepContext
 from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.secure.dealing import deal
 from qsfl_flower.strategies import (
     BufferedAsync,
@@ -94,10 +95,10 @@ def test_members_open_no_sum_of_updates_of_different_models(federation):
         def get(self, key, default=None):
             return looked_for
 
-    lying._instructions = Anything()
+    lying.engine.instructions = Anything()
     with (
         patch.object(secure_round, "read_header", blind_to_instructions),
-        patch.object(TwoModels, "_remember_instruction", lambda *_: None),
+        patch.object(Engine, "_remember_instruction", lambda *_: None),
     ):
         assert run(grid, lying) is None
     assert len([m for m in grid.pushed if task_of(m) == TAKE_TASK]) == 5

@@ -51,9 +51,8 @@ class Schedule(StableFedAvg):
         return super().aggregate_train(server_round, replies)
 
     def configure_evaluate(self, server_round, arrays, config, grid):
-        return (
-            super().configure_evaluate(server_round, arrays, config, grid) if server_round else []
-        )
+        self.calls.append(("ask", server_round, 0))
+        return super().configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round, replies):
         self.calls.append(("evaluate", server_round, len(list(replies))))
