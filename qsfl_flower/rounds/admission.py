@@ -328,7 +328,9 @@ def _name(content: RecordDict) -> str | None:
 
 
 def _cause(text: str) -> str:
-    """Return the exception's own words out of the layers that Flower wraps around it."""
+    """Return the exception's own kind and words out of the layers that Flower wraps around it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = re.sub(r"^<class '[^']*'>:<'", "", (lines or [text])[-1])
-    return plain(last.rpartition("Message: ")[2].removesuffix("'>"))
+    last = re.sub(r"^<class '[^']*'>:<'", "", (lines or [text])[-1]).removesuffix("'>")
+    kind = re.search(r"Exception (\w+) occurred\. Message: ", last)
+    words = last.rpartition("Message: ")[2]
+    return plain(f"{kind[1]}: {words}" if kind else words)

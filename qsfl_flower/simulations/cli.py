@@ -162,7 +162,9 @@ def schema() -> None:
 
 @app.command()
 def report(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="Folder, name or 'latest'.")],
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder, name, beginning of a name, or 'last'.")
+    ],
     folder: RunsFolder = Path("runs"),
 ) -> None:
     """Write the report of a run again."""
@@ -174,7 +176,9 @@ def report(
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Two or more runs, as for report.")
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
     folder: RunsFolder = Path("runs"),
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -65,10 +66,10 @@ class TerminalDisplay(Display):
                 self._clients, description=f"clients {verb}", completed=done, total=total
             )
 
-    def round_over(self, record: RoundRecord, rounds: int) -> None:
+    def round_over(self, record: RoundRecord, rounds: int, unused: Sequence[str] = ()) -> None:
         """Print the line of a round."""
         with self._lock:
-            self._console.print(describe(record, rounds), highlight=False, markup=False)
+            self._console.print(describe(record, rounds, unused), highlight=False, markup=False)
             if self._progress:
                 self._progress.update(self._rounds, completed=record.round)
 
@@ -76,13 +77,23 @@ class TerminalDisplay(Display):
 class LogDisplay(Display):
     """One line per round in Flower's log, which ``flwr run`` shows."""
 
-    def round_over(self, record: RoundRecord, rounds: int) -> None:
+    def round_over(self, record: RoundRecord, rounds: int, unused: Sequence[str] = ()) -> None:
         """Log the line of a round."""
-        logging.getLogger("flwr").info(describe(record, rounds))
+        logging.getLogger("flwr").info(describe(record, rounds, unused))
 
 
-def describe(record: RoundRecord, rounds: int) -> str:
-    """Return one line on a round."""
+def describe(record: RoundRecord, rounds: int, unused: Sequence[str] = ()) -> str:
+    """Return one line on a round.
+
+    Parameters
+    ----------
+    record : RoundRecord
+        The round.
+    rounds : int
+        Rounds of the run.
+    unused : sequence of str
+        What was not used, if more is known of it than its reasons and their numbers.
+    """
     parts = [f"round {record.round:>{len(str(rounds))}}/{rounds}"]
     if record.train_loss is not None:
         parts.append(f"train loss {record.train_loss:.4f}")
@@ -98,9 +109,9 @@ def describe(record: RoundRecord, rounds: int) -> str:
         parts.append(f"up {human_bytes(record.bytes_up)}")
         parts.append(f"down {human_bytes(record.bytes_down)}")
     parts.append(f"{record.time_s:.1f} s")
-    if record.unused:
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in record.unused.items())
-        parts.append(f"not used: {reasons}")
+    told = unused or [f"{n} x {reason}" for reason, n in record.unused.items()]
+    if told:
+        parts.append(f"not used: {', '.join(told)}")
     if record.skipped:
         parts.append(f"model unchanged: {record.skipped}")
     if record.alarm:

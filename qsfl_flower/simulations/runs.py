@@ -226,7 +226,7 @@ def find_run(name_or_path: str, root: Path) -> Path:
     ----------
     name_or_path : str
         Path of a run folder; or, below `root`, its name, the unambiguous beginning of its name, or
-        ``"latest"`` for the run that was started last.
+        ``"latest"`` or ``"last"`` for the run that was started last.
     root : Path
         Folder that holds the run folders.
 
@@ -244,7 +244,7 @@ def find_run(name_or_path: str, root: Path) -> Path:
         if name_or_path and _is_run(exact):
             return exact
     runs = _run_folders(root)
-    if name_or_path == "latest" and runs:
+    if name_or_path in ("latest", "last") and runs:
         return runs[0]
     found = [run for run in runs if name_or_path and run.name.startswith(name_or_path)]
     if len(found) == 1:

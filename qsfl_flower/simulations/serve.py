@@ -6,7 +6,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from qsfl_flower.simulations.build import (
     strategy_of,
 )
 from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.simulations.examples import FirstExamples
 from qsfl_flower.simulations.fleet import FleetGrid
 from qsfl_flower.simulations.folder import RunFolder, check_room, new_folder
 from qsfl_flower.simulations.loggers import MlflowLogger, RoundLogger, TensorBoardLogger
@@ -43,8 +44,8 @@ class Display:
     def progress(self, server_round: int, phase: str, done: int, total: int) -> None:
         """Replies arrived."""
 
-    def round_over(self, record: RoundRecord, rounds: int) -> None:
-        """A round is over."""
+    def round_over(self, record: RoundRecord, rounds: int, unused: Sequence[str] = ()) -> None:
+        """A round is over; `unused` says which updates of it were not used and why."""
 
 
 @dataclass
@@ -79,6 +80,10 @@ class Job(RunObserver):
     started: float = field(default_factory=time.perf_counter)
     final: ArrayRecord | None = None
     over: threading.Event = field(default_factory=threading.Event)
+    examples: FirstExamples = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.examples = FirstExamples(self.folder.path / "log.txt")
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -96,7 +101,8 @@ class Job(RunObserver):
     def on_round(self, record: RoundRecord, clients: tuple[ClientRow, ...]) -> None:
         """Write a round and show it."""
         self.folder.add_round(record, clients)
-        self.display.round_over(record, self.experiment.rounds)
+        unused = self.examples.of(record, clients)
+        self.display.round_over(record, self.experiment.rounds, unused)
 
     def on_end(self, server_round: int, reason: str) -> None:
         """Write down that a privacy budget ended the run."""

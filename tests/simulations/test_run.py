@@ -70,7 +70,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(tmp_path):
     whole = run_experiment(experiment(tmp_path / "a"))
 
     class StopAfterOne(Display):
-        def round_over(self, record, rounds):
+        def round_over(self, record, rounds, unused=()):
             if record.round == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -146,7 +146,7 @@ def test_errors_silence_and_strange_bytes_have_reasons(fake_grid, trained):
     grid = fake_grid({1: fails, 2: silent, 3: raw, 4: strange, 5: empty, 6: trained(2.0)})
     result, recorder = run(grid, timeout=0.2)
     assert recorder.rounds[-1].rejected == {"client-error": 1, "malformed": 3, "no-reply": 1}
-    assert recorder.rows[-1][0].detail == "boom"
+    assert recorder.rows[-1][0].detail == "X: boom"
     assert values(result.arrays).tolist() == [2.0] * 4
 
 
