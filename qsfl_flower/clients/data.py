@@ -7,20 +7,28 @@ and evaluation scale one batch at a time with the data set's :class:`Normalizati
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import DataError
 
+if TYPE_CHECKING:
+    from qsfl_flower.clients.data_sources import RawData
+
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "npz", "synthetic")
 """Names that :func:`load_dataset` knows."""
+
+SOURCES: dict[str, Callable[..., Mapping[str, Any]]] = {}
+"""Data sets of plugins: called with their options, they return the arrays of an ``npz`` archive."""
 
 DATA_DIR_VARIABLE = "QSFL_DATA_DIR"
 """Environment variable with the default data folder."""
@@ -137,7 +145,12 @@ def data_root(root: Path | str | None = None) -> Path:
 
 
 def load_dataset(
-    name: str, *, root: Path | None = None, file: Path | None = None, download: bool = False
+    name: str,
+    *,
+    root: Path | None = None,
+    file: Path | None = None,
+    download: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Load a data set by name; the result is shared by all callers of the process.
 
@@ -153,6 +166,8 @@ def load_dataset(
         and optionally ``class_names``.
     download : bool
         Let torchvision download a missing set into `root`.
+    options : mapping, optional
+        Of a data set of `SOURCES`; JSON values.
 
     Returns
     -------
@@ -164,6 +179,8 @@ def load_dataset(
     DataError
         If the name is unknown, or the files are missing or damaged.
     """
+    if name in SOURCES:
+        return _load_own(name, json.dumps(dict(options or {}), sort_keys=True))
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -213,6 +230,19 @@ def _load(name: str, root: Path, file: Path | None, download: bool) -> Dataset:
         raw = sources.npz(file)
     else:
         raw = sources.folder(name, root, download)
+    return _dataset(name, raw)
+
+
+@lru_cache(maxsize=4)
+def _load_own(name: str, options: str) -> Dataset:
+    from qsfl_flower.clients import data_sources as sources
+
+    return _dataset(name, sources.own(name, SOURCES[name](**json.loads(options))))
+
+
+def _dataset(name: str, raw: RawData) -> Dataset:
+    from qsfl_flower.clients.data_sources import mean_and_std
+
     arrays = (raw.x_train, raw.y_train, raw.x_test, raw.y_test)
     for array in arrays:
         array.flags.writeable = False
@@ -226,5 +256,5 @@ def _load(name: str, root: Path, file: Path | None, download: bool) -> Dataset:
         num_classes=raw.num_classes,
         class_names=raw.class_names,
         source=raw.source,
-        normalization=Normalization(*(raw.scale or sources.mean_and_std(raw.x_train))),
+        normalization=Normalization(*(raw.scale or mean_and_std(raw.x_train))),
     )

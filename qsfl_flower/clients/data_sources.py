@@ -21,6 +21,8 @@ from qsfl_flower.errors import DataError
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
 
 @dataclass(frozen=True)
 class RawData:
@@ -134,6 +136,17 @@ def npz(file: Path) -> RawData:
     return _validated(arrays, file, class_names, None)
 
 
+def own(name: str, arrays: Mapping[str, Any]) -> RawData:
+    """Return the examples that a plugin's data set has given, checked as an archive's are."""
+    place = f"data set {name!r}"
+    if not isinstance(arrays, Mapping) or not set(_ARRAYS) <= set(arrays):
+        raise DataError(f"{place} must return a mapping with the arrays {', '.join(_ARRAYS)}")
+    arrays = {key: np.array(value) for key, value in arrays.items()}
+    names = arrays.pop("class_names", None)
+    names = None if names is None else _class_names(names, Path(place))
+    return _validated(arrays, Path(place), names, None)
+
+
 def folder(name: str, root: Path, download: bool) -> RawData:
     """Return a known data set from `root`: ``<name>.npz``, else torchvision's files."""
     known = _KNOWN[name]
@@ -196,19 +209,18 @@ def _download(constructor: Any, root: Path) -> None:
 
 def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     """Read an archive without ever unpickling anything."""
-    wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
         with file.open("rb") as handle:
             archive = np.load(handle, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{file} is a single array, not an npz archive")
-            missing = [key for key in wanted if key not in archive.files]
+            missing = [key for key in _ARRAYS if key not in archive.files]
             if missing:
                 raise DataError(
                     f"{file} lacks the arrays {', '.join(missing)}; "
                     f"it holds {', '.join(archive.files) or 'nothing'}"
                 )
-            keys = [*wanted, *(["class_names"] if "class_names" in archive.files else [])]
+            keys = [*_ARRAYS, *(["class_names"] if "class_names" in archive.files else [])]
             return {key: archive[key] for key in keys}
     except DataError:
         raise

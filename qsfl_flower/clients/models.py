@@ -179,7 +179,7 @@ def resnet18(
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
-MODELS: Mapping[str, ModelFactory] = {
+MODELS: dict[str, ModelFactory] = {
     "linear": linear,
     "mlp": mlp,
     "mnist-cnn": mnist_cnn,
@@ -221,7 +221,7 @@ def build_model(
     ConfigError
         If the name is unknown, cannot be imported, or does not fit shape, classes or options.
     """
-    factory = _factory(name)
+    factory = find_model(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
@@ -372,7 +372,14 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
             target.copy_(torch.tensor(arrays[key]))
 
 
-def _factory(name: str) -> ModelFactory:
+def find_model(name: str) -> ModelFactory:
+    """Return a model's factory by its name or import path.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
     if name in MODELS:
         return MODELS[name]
     if ":" not in name:

@@ -22,8 +22,9 @@ from qsfl_flower.clients.memory import Facts, facts_of
 from qsfl_flower.clients.policy import NodePolicy, policy_of
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.identity import KeySet
-from qsfl_flower.errors import QSFLError, Refusal
+from qsfl_flower.errors import ConfigError, QSFLError, Refusal
 from qsfl_flower.numerics import Clip, Layout, Vector, measure
+from qsfl_flower.plugins import Mechanism
 from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY, refusal
 from qsfl_flower.wire.content import instruction_digest
 from qsfl_flower.wire.keys import CLIP_STEP
@@ -179,3 +180,21 @@ STEPS: dict[str, Step] = {CLIP_STEP: clip_step}
 
 TASKS: dict[str, Task] = {}
 """Tasks by name."""
+
+
+def add_steps(mechanism: Mechanism) -> None:
+    """Let this process carry out the client's half of a mechanism of a third party.
+
+    A ClientApp calls this when it is defined; nothing that a server sends does.
+
+    Raises
+    ------
+    ConfigError
+        If one of its steps has the name of another.
+    """
+    for name, step in mechanism.steps().items():
+        if STEPS.setdefault(name, step) is not step:
+            raise ConfigError(
+                f"mechanism {mechanism.name!r}: there is a step {name!r} already; give it another "
+                "name"
+            )

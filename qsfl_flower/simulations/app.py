@@ -18,10 +18,12 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid, ServerApp
 
+from qsfl_flower import plugins
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.privacy import policy_mod
+from qsfl_flower.clients.steps import add_steps
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
@@ -63,6 +65,10 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
 
 def mods_of(experiment: Experiment, owners: Owners) -> list[Mod]:
     """Return the mods of an experiment's clients, the outermost first."""
+    for stage in experiment.strategy.stages:
+        mechanism = plugins.added("mechanism").get(stage.stage)
+        if isinstance(mechanism, plugins.Mechanism):
+            add_steps(mechanism)
     mods: list[Mod] = [policy_mod(policy_of(experiment)), qsfl_mod]
     if experiment.attacks:
         mods.append(attack_mod(experiment, owners))

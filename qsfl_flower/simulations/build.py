@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from qsfl_flower import plugins
 from qsfl_flower.clients.data import Dataset, load_writers
 from qsfl_flower.clients.models import set_arrays
 from qsfl_flower.clients.partition import (
@@ -161,6 +162,10 @@ def client_of(
     if (private := private_client(experiment, model, view, config, client)) is not None:
         return private
     memory = RecordDict() if state is None else state
+    own = plugins.added("algorithm").get(spec.algorithm)
+    if isinstance(own, plugins.Extension):
+        made = own.make(model, view, config, state=memory, **common, **spec.algorithm_options)
+        return cast(TrainingClient, made)
     if experiment.strategy.name == "scaffold":
         return ScaffoldClient(model, view, config, state=memory, **common)
     if experiment.personalization.method != "none":
@@ -221,7 +226,7 @@ def strategy_of(
         monitor=monitor_of(spec.monitor),
         checkpoints=checkpoints,
         observer=observer,
-        selection=POLICIES[clients.selection](),
+        selection=POLICIES[clients.selection](**clients.selection_options),
         deadline=experiment.timing.deadline if experiment.timing else None,
         clock=clock_of(experiment),
         roles=roles_of_model(experiment),

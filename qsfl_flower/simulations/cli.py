@@ -27,7 +27,13 @@ from rich.text import Text
 
 from qsfl_flower import __version__
 from qsfl_flower.errors import ConfigError, QSFLError, RunInterrupted, plain
-from qsfl_flower.simulations.config import dump_experiment, json_schema, load_experiment
+from qsfl_flower.simulations.config import (
+    asked_imports,
+    dump_experiment,
+    json_schema,
+    load_experiment,
+    markdown,
+)
 from qsfl_flower.simulations.keys_cli import keys_app
 from qsfl_flower.simulations.privacy_cli import app as privacy_app
 from qsfl_flower.simulations.runs import find_run, list_runs
@@ -86,6 +92,14 @@ def run(
         bool, typer.Option("--json", help="Make the last line of the output one JSON object.")
     ] = False,
     folder: RunsFolder = Path("runs"),
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="MODULE",
+            help="With --resume: a module that the run's configuration may import.",
+        ),
+    ] = None,
 ) -> None:
     """Run an experiment and write its report."""
     with _errors():
@@ -94,7 +108,9 @@ def run(
         path = None
         if resume is not None:
             path = find_run(resume, folder)
-            experiment = load_experiment(path / "config.yaml", overrides or ())
+            experiment = load_experiment(
+                path / "config.yaml", overrides or (), allowed=plugin or ()
+            )
         else:
             experiment = load_experiment(config or "", overrides or ())
 
@@ -128,7 +144,10 @@ def validate(
 ) -> None:
     """Check a configuration and print it with every default filled in."""
     with _errors():
-        sys.stdout.write(dump_experiment(load_experiment(config, overrides or ())))
+        experiment = load_experiment(config, overrides or ())
+        for one in asked_imports(experiment):
+            sys.stdout.write(f"# imports {one}\n")
+        sys.stdout.write(dump_experiment(experiment))
 
 
 @app.command()
@@ -155,9 +174,19 @@ def explain(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    config: Annotated[
+        str | None, typer.Argument(help="A configuration whose plugins take part.")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of the documentation instead.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of configurations, for editors."""
-    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    with _errors():
+        if config is not None:
+            load_experiment(config)
+        sys.stdout.write(markdown() if as_markdown else json.dumps(json_schema(), indent=2) + "\n")
 
 
 @app.command()

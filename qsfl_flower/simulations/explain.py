@@ -20,7 +20,7 @@ from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.explanation import explain
 from qsfl_flower.simulations.build import client_of, owners_of, rows_of, strategy_of
-from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.simulations.config import Experiment, asked_imports
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.ray_access import explain_ray
 from qsfl_flower.simulations.report.text import count, duration, size, some_clients
@@ -66,6 +66,8 @@ def explain_experiment(experiment: Experiment) -> str:
         "Costs",
         *_bullets([*_bytes(told.bytes_up, layout, arrays, experiment), _time(experiment)]),
     ]
+    if imported := asked_imports(experiment):
+        lines += ["", "Imports", *_bullets(imported)]
     lines += ["", "While `qsfl run` simulates it", *_bullets([explain_ray()])]
     if experiment.attacks or experiment.faults:
         lines += ["", "Tried in this experiment", *_bullets(_trials(experiment))]

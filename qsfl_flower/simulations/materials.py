@@ -24,6 +24,7 @@ def dataset_of(experiment: Experiment) -> Dataset:
         root=Path(data.root) if data.root else None,
         file=Path(data.file) if data.file else None,
         download=data.download,
+        options=data.options,
     )
 
 
@@ -31,7 +32,9 @@ def model_of(experiment: Experiment) -> torch.nn.Module:
     """Build the experiment's model with its first weights."""
     data = dataset_of(experiment)
     spec = experiment.model
-    model = build_model(spec.name, data.input_shape, data.num_classes, experiment.seed)
+    model = build_model(
+        spec.name, data.input_shape, data.num_classes, experiment.seed, spec.options
+    )
     freeze(model, spec.frozen, "model.frozen")
     return model
 

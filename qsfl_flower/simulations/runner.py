@@ -12,7 +12,7 @@ from typing import Any
 
 from qsfl_flower.crypto.files import open_to_append
 from qsfl_flower.errors import CheckpointError, QSFLError, RunError, RunInterrupted
-from qsfl_flower.simulations.config import Experiment
+from qsfl_flower.simulations.config import Experiment, asked_imports
 from qsfl_flower.simulations.fleet import hosts_of
 from qsfl_flower.simulations.ray_access import close_ray
 from qsfl_flower.simulations.serve import Display, Job, prepare
@@ -128,7 +128,10 @@ def _what_next(job: Job) -> str:
         done = job.checkpoints.latest().server_round
     except CheckpointError:
         return "no round was finished, so there is nothing to resume: start the run again"
-    return f"round {done} is finished; go on with: qsfl run --resume {job.folder.path}"
+    named = [f" --plugin {one.partition(' ')[0]}" for one in asked_imports(job.experiment)]
+    return (
+        f"round {done} is finished; go on with: qsfl run --resume {job.folder.path}{''.join(named)}"
+    )
 
 
 def backend_config(experiment: Experiment) -> dict[str, dict[str, Any]]:

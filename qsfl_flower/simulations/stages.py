@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+from qsfl_flower import plugins
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.compression import Mask
 from qsfl_flower.numerics import Layout
@@ -59,10 +60,18 @@ from qsfl_flower.strategies import (
 def stages_of(experiment: Experiment) -> list[Stage]:
     """Return the stages of the experiment's strategy, a server optimizer included."""
     strategy = experiment.strategy
-    stages = [STAGES[type(spec)](spec, experiment) for spec in strategy.stages]
-    if type(strategy) in OPTIMISERS:
-        stages.append(OPTIMISERS[type(strategy)](strategy))
+    stages = [_stage(spec, experiment) for spec in strategy.stages]
+    stages += [make(strategy) for kind, make in OPTIMISERS.items() if isinstance(strategy, kind)]
     return stages
+
+
+def _stage(spec: Any, experiment: Experiment) -> Stage:
+    mechanism = plugins.added("mechanism").get(spec.stage)
+    if isinstance(mechanism, plugins.Mechanism):
+        options = mechanism.options(**spec.model_dump(exclude={"stage"}))
+        return cast(Stage, mechanism.stage(options, experiment.seed))
+    # With plugins, a section may be a subclass of the suite's.
+    return next(STAGES[kind] for kind in type(spec).__mro__ if kind in STAGES)(spec, experiment)
 
 
 def _authenticate(spec: AuthenticateSpec, experiment: Experiment) -> Stage:
@@ -108,7 +117,11 @@ def _detect(spec: DetectSpec, experiment: Experiment) -> Stage:
     reputation = Reputation(
         spec.decay, spec.quarantine_threshold, spec.quarantine_rounds, spec.probation_rounds
     )
-    detection = Detection(spec.detector, spec.threshold, reputation, experiment.seed)
+    own = plugins.added("detector").get(spec.detector)
+    detector = spec.detector
+    if isinstance(own, plugins.Extension):
+        detector = own.make(**spec.options)
+    detection = Detection(detector, spec.threshold, reputation, experiment.seed)
     return Detect(detection, spec.quarantine)
 
 

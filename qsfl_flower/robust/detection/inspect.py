@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
-from qsfl_flower.robust.detection.detector import Floats
+from qsfl_flower.robust.detection.detector import Detector, Floats
 from qsfl_flower.robust.detection.features import NAMES, Table, describe, extract
 from qsfl_flower.robust.detection.groups import coordinated
 from qsfl_flower.robust.detection.kinds import kind_of
@@ -42,8 +42,8 @@ class Detection:
 
     Parameters
     ----------
-    detector : str
-        A key of `qsfl_flower.robust.detection.DETECTORS`.
+    detector : str or Detector
+        A key of `qsfl_flower.robust.detection.DETECTORS`, or a detector.
     threshold : float
         Scores above it are flagged, in [0, 1]; at 0.5 about one honest row in a hundred is.
     reputation : Reputation
@@ -57,13 +57,13 @@ class Detection:
         If there is no such detector, or a value is out of range.
     """
 
-    detector: str = "isolation-forest"
+    detector: str | Detector = "isolation-forest"
     threshold: float = 0.5
     reputation: Reputation = field(default_factory=Reputation)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.detector not in DETECTORS:
+        if isinstance(self.detector, str) and self.detector not in DETECTORS:
             raise ConfigError(
                 f"detection: there is no detector {self.detector!r}; "
                 f"there are {', '.join(DETECTORS)}"
@@ -199,7 +199,8 @@ def inspect(
     rows, habits = _smooth(deviations, clients, memory.habits)
     seed = (how.seed + server_round) % 2**32
     full = _with_sizes(rows)
-    judgement = DETECTORS[how.detector].judge(full, memory.reference, seed)
+    detector = DETECTORS[how.detector] if isinstance(how.detector, str) else how.detector
+    judgement = detector.judge(full, memory.reference, seed)
     scores, reasons = judgement.scores, _folded(judgement.reasons, rows)
     groups = {row: n for n, group in enumerate(coordinated(table.likeness)) for row in group}
     against = opposed(table)

@@ -13,6 +13,7 @@ from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.experiment import Experiment
 from qsfl_flower.simulations.config.files import shipped_configs
 from qsfl_flower.simulations.config.loader import (
+    asked_imports,
     dump_experiment,
     experiment_from_dict,
     load_experiment,
@@ -26,7 +27,7 @@ from qsfl_flower.simulations.config.privacy import (
     MinimumSpec,
     RecordDPSpec,
 )
-from qsfl_flower.simulations.config.reference import json_schema
+from qsfl_flower.simulations.config.reference import json_schema, markdown
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
     DataSpec,
@@ -97,9 +98,11 @@ __all__ = [
     "TimingSpec",
     "ValidateSpec",
     "WriterSpec",
+    "asked_imports",
     "dump_experiment",
     "experiment_from_dict",
     "json_schema",
     "load_experiment",
+    "markdown",
     "shipped_configs",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from pydantic_core import PydanticCustomError
 
 
@@ -26,7 +27,33 @@ PlaceText = Annotated[
 
 
 _WORD = r"[A-Za-z_][A-Za-z0-9_]*"
-IMPORT_PATH = rf"{_WORD}(\.{_WORD})*:{_WORD}"
+MODULE = rf"{_WORD}(\.{_WORD})*"
+IMPORT_PATH = rf"{MODULE}:{_WORD}"
+
+
+class Values(dict[str, Any]):
+    """Options by name; can be hashed, as everything in an experiment."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True))
+
+
+OptionValues = Annotated[
+    dict[str, JsonValue],
+    AfterValidator(Values),
+    Field(json_schema_extra={"x-allowed": "a mapping of options to values"}),
+]
+"""What is handed to something that plugins can add."""
+
+
+def options_of(key: str, what: str) -> Any:
+    """Return the field with the options of what another key of its section names."""
+    return Field(
+        default={},
+        validate_default=True,
+        description=f"Options of {what}, by name; which there are depends on {key}.",
+        json_schema_extra={"x-options-of": key},
+    )
 
 
 @dataclass(frozen=True)

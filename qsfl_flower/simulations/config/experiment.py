@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self, cast
 
 from pydantic import Field, StringConstraints, model_validator
 
+from qsfl_flower import plugins
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.secure.sizes import fewest_clients
+from qsfl_flower.simulations.config import imports
 from qsfl_flower.simulations.config.asynchronous import ConstantSpec
 from qsfl_flower.simulations.config.attacks import AttackSpec
-from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.base import MODULE, Contradiction, Section, refuse
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.devices import DevicesSpec
+from qsfl_flower.simulations.config.extended import built_in, extend, option_problems
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec, RecordDPSpec
 from qsfl_flower.simulations.config.sections import (
@@ -29,6 +32,7 @@ from qsfl_flower.simulations.config.sections import (
 )
 from qsfl_flower.simulations.config.strategy import (
     HIDING,
+    DetectSpec,
     FedAsyncSpec,
     FedAvgSpec,
     FedBuffSpec,
@@ -36,6 +40,7 @@ from qsfl_flower.simulations.config.strategy import (
     StrategySpec,
 )
 from qsfl_flower.simulations.config.timing import TimingSpec
+from qsfl_flower.simulations.config.tree import Place, from_plain
 
 # Training examples at most; local copies may hold fewer.
 TRAIN_SIZES = {"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
@@ -64,6 +69,14 @@ class Experiment(Section):
         ge=0,
         le=2**32 - 1,
         description="Seed of every random choice of the simulation; never of a key.",
+    )
+    plugins: tuple[
+        Annotated[str, StringConstraints(max_length=256, pattern=rf"^{MODULE}$")], ...
+    ] = Field(
+        default=(),
+        strict=False,
+        description="Modules that are imported before all else is read, since they add stages, "
+        "rules, attacks, models or others; see docs/extending.md.",
     )
     rounds: int = Field(default=10, ge=1, le=100_000, description="Number of federated rounds.")
     data: DataSpec = DataSpec()
@@ -97,6 +110,20 @@ class Experiment(Section):
         refuse(_contradictions(self))
         return self
 
+    def __reduce__(self) -> Any:
+        """Travel as plain data: the other process has to import the plugins first."""
+        return _again, (self.model_dump(mode="json"),)
+
+
+def experiment_class() -> type[Experiment]:
+    """Return the class of experiments, with the names that plugins have added in this process."""
+    return cast(type[Experiment], extend(Experiment, plugins.state()))
+
+
+def _again(values: Mapping[str, Any]) -> Experiment:
+    imports.load(from_plain(values, Place("experiment of another process")), None)
+    return experiment_class().model_validate(values)
+
 
 def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
     if kind := _UNFIT.get((exp.model.name, exp.data.dataset)):
@@ -105,6 +132,9 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             f"model {exp.model.name!r} does not fit data.dataset {exp.data.dataset!r}, "
             f"whose pictures are {kind}; choose another model.name or data.dataset",
         )
+    if wrong := list(_options(exp)):
+        yield from wrong
+        return  # whatever is built with these options would fail
     yield from _too_few_examples(exp)
     trained = max(1, int(exp.clients.fraction_train * exp.clients.count))
     if trained < exp.strategy.min_replies:
@@ -147,6 +177,75 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
                 f"there is no client {fault.client}; with clients.count {exp.clients.count} "
                 f"the clients are 0 to {exp.clients.count - 1}",
             )
+
+
+def _options(exp: Experiment) -> Iterator[Contradiction]:
+    """Check options that depend on a name: by the plugin's description, or by the suite's code."""
+    asked = [
+        ("model", exp.model.name, exp.model.options, "model.options"),
+        ("dataset", exp.data.dataset, exp.data.options, "data.options"),
+        (
+            "selection",
+            exp.clients.selection,
+            exp.clients.selection_options,
+            "clients.selection_options",
+        ),
+        (
+            "algorithm",
+            exp.clients.algorithm,
+            exp.clients.algorithm_options,
+            "clients.algorithm_options",
+        ),
+    ]
+    for index, stage in enumerate(exp.strategy.stages):
+        key = f"strategy.stages.{index}.options"
+        if isinstance(stage, RobustSpec):
+            asked.append(("rule", stage.rule, stage.options, key))
+        elif isinstance(stage, DetectSpec):
+            asked.append(("detector", stage.detector, stage.options, key))
+    for kind, name, options, key in asked:
+        for problem in _problems(kind, name, options):
+            yield Contradiction((key, key.rpartition(".")[0]), problem)
+    if exp.clients.algorithm not in built_in("algorithm"):
+        for key, other, usual in (
+            ("personalization.method", exp.personalization.method, "none"),
+            ("devices.simulate", exp.devices.simulate, False),
+            ("strategy.name", exp.strategy.name == "scaffold", False),
+            ("strategy.stages", _trains_by_record(exp), False),
+        ):
+            if other != usual:
+                yield Contradiction(
+                    ("clients.algorithm", key),
+                    f"algorithm {exp.clients.algorithm!r} takes the place of what {key} does; "
+                    "leave one of the two out",
+                )
+
+
+def _problems(kind: str, name: str, options: Mapping[str, Any]) -> list[str]:
+    plugin = plugins.added(kind).get(name)
+    if plugin is None and not options:
+        return []
+    try:
+        return option_problems(plugin or plugins.Extension(kind, _ours(kind, name), name), options)
+    except ConfigError as error:
+        return [str(error)]
+
+
+def _trains_by_record(exp: Experiment) -> bool:
+    return any(
+        isinstance(stage, RecordDPSpec)
+        or (isinstance(stage, DistributedDPSpec) and stage.records is not None)
+        for stage in exp.strategy.stages
+    )
+
+
+def _ours(kind: str, name: str) -> Any:
+    """Return what makes something of the suite's own; torch or NumPy are loaded for it."""
+    if kind == "rule":
+        return plugins.attribute("qsfl_flower.robust.registry:RULES")[name]
+    if kind == "model":
+        return plugins.attribute("qsfl_flower.clients.models:find_model")(name)
+    return lambda: None
 
 
 def _attackers(exp: Experiment) -> Iterator[Contradiction]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from qsfl_flower.simulations.config import document, shape
-from qsfl_flower.simulations.config.experiment import Experiment
+from qsfl_flower.simulations.config import document, imports, shape
+from qsfl_flower.simulations.config.experiment import Experiment, experiment_class
 from qsfl_flower.simulations.config.explain import explain
 from qsfl_flower.simulations.config.files import Unreadable, display, find_file, read
-from qsfl_flower.simulations.config.merge import apply_overrides, merge
+from qsfl_flower.simulations.config.merge import apply_overrides, merge, read_overrides
 from qsfl_flower.simulations.config.tree import (
     Node,
     Place,
@@ -27,7 +27,9 @@ from qsfl_flower.simulations.config.tree import (
 _MAX_FILES = 50
 
 
-def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path: Path | str, overrides: Sequence[str] = (), *, allowed: Collection[str] | None = None
+) -> Experiment:
     """Read an experiment from a YAML file, with what it extends and with overrides.
 
     Parameters
@@ -36,6 +38,9 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
         A file, or the bare name of a shipped configuration (``"quickstart"``).
     overrides : sequence of str
         ``key.sub=value`` each, the value as YAML; applied in order after everything else.
+    allowed : collection of str, optional
+        Modules that it may import; by default all that it asks for, since the user has named it.
+        A file that a run has left is read with those that the user has named.
 
     Returns
     -------
@@ -48,10 +53,20 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
         A file cannot be read or the result is not a valid experiment. The message has a line
         for each mistake: file and line, key, value, what is allowed.
     """
+    layers = _read_layers(str(path))
+    given = read_overrides(overrides)
+    for layer in [*layers, *(_as_tree(keys, node) for keys, node in given)]:
+        imports.load(layer, allowed)
     tree = _defaults()
-    for layer in _read_layers(str(path)):
+    for layer in layers:
         tree = merge(tree, layer, shape.root())
     return _validated(apply_overrides(tree, overrides))
+
+
+def asked_imports(experiment: Experiment) -> list[str]:
+    """Return which modules an experiment imports, and what asks for each: a phrase each."""
+    tree = from_plain(experiment.model_dump(mode="json"), Place("experiment"))
+    return [f"{one.module} ({one.why})" for one in imports.imports_of(tree)]
 
 
 def experiment_from_dict(data: Mapping[str, object], source: str = "dict") -> Experiment:
@@ -76,6 +91,7 @@ def experiment_from_dict(data: Mapping[str, object], source: str = "dict") -> Ex
     """
     tree = from_plain(data, Place(source))
     _sections(tree)
+    imports.load(tree, None)
     return _validated(merge(_defaults(), tree, shape.root()))
 
 
@@ -102,9 +118,16 @@ def _defaults() -> Node:
 
 def _validated(tree: Node) -> Experiment:
     try:
-        return Experiment.model_validate(to_plain(tree))
+        return experiment_class().model_validate(to_plain(tree))
     except ValidationError as error:
         raise config_error(explain(error, tree)) from None
+
+
+def _as_tree(keys: list[str], node: Node) -> Node:
+    """Return an override as the tree that a file with its value alone would be."""
+    for key in reversed(keys):
+        node = Node({key: node}, node.place)
+    return node
 
 
 def _read_layers(name: str) -> list[Node]:

@@ -49,6 +49,11 @@ def merge(base: Node, top: Node, schema: shape.Schema) -> Node:
         kind = to_plain(current) if current is not None else None
         if old is not None and new is not None:
             merged = _forget(merged, schema, to_plain(old), kind)
+    for key, one in schema.get("properties", {}).items():
+        owner = one.get("x-options-of")
+        old, new = base.value.get(owner), top.value.get(owner)
+        if old is not None and new is not None and to_plain(old) != to_plain(new):
+            merged.pop(key, None)  # options of something else
     for key, node in top.value.items():
         below = merged.get(key)
         merged[key] = node if below is None else merge(below, node, shape.child(schema, key, kind))
@@ -85,6 +90,20 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
     ConfigError
         An override has no ``=`` or no key, its value is not YAML, or its path leads nowhere.
     """
+    for keys, node in read_overrides(overrides):
+        tree = _put(tree, keys, 0, node, shape.root())
+    return tree
+
+
+def read_overrides(overrides: Sequence[str]) -> list[tuple[list[str], Node]]:
+    """Return path and value of each override.
+
+    Raises
+    ------
+    ConfigError
+        An override has no ``=`` or no key, or its value is not YAML.
+    """
+    found = []
     for rank, text in enumerate(overrides):
         # Far behind any file, so that errors of overrides come last and in their order.
         place = Place(f"--set {_one_line(text)}", rank=1_000_000 + rank)
@@ -93,9 +112,8 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
         if not equals or not all(keys):
             raise _error(place, "must be key.sub=value, for example clients.count=5")
         Budget(place).spend(len(keys))
-        node = document.parse(value, place, tuple(keys)) or Node(None, place)
-        tree = _put(tree, keys, 0, node, shape.root())
-    return tree
+        found.append((keys, document.parse(value, place, tuple(keys)) or Node(None, place)))
+    return found
 
 
 def _put(here: Node | None, keys: list[str], depth: int, value: Node, schema: shape.Schema) -> Node:

@@ -9,7 +9,7 @@ from typing import Any
 from qsfl_flower.simulations.config import shape
 from qsfl_flower.simulations.config.tree import shown
 
-_NOT_FOR_EDITORS = ("title", "discriminator", "x-allowed", "required")
+_NOT_FOR_EDITORS = ("title", "discriminator", "x-allowed", "x-options-of", "required")
 
 
 def json_schema() -> dict[str, Any]:

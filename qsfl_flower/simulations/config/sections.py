@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from qsfl_flower.simulations.config.base import (
     IMPORT_PATH,
     Contradiction,
+    OptionValues,
     PlaceText,
     Section,
+    options_of,
     refuse,
 )
 from qsfl_flower.simulations.config.privacy import MinimumSpec
@@ -61,6 +63,7 @@ class DataSpec(Section):
         default="digits",
         description="Data set; digits comes with scikit-learn and needs no network.",
     )
+    options: OptionValues = options_of("dataset", "a data set that a plugin brings")
     root: PlaceText | None = Field(
         default=None,
         description="Folder that holds mnist, fashion-mnist or cifar10; null: $QSFL_DATA_DIR. "
@@ -129,23 +132,24 @@ LayerNames = Annotated[
 ]
 
 
-class ModelSpec(Section):
-    """What is trained."""
-
-    name: Annotated[
-        str,
-        StringConstraints(
-            max_length=256, pattern=rf"^({'|'.join(BUILT_IN_MODELS)}|{IMPORT_PATH})$"
-        ),
-    ] = Field(
+def model_name(names: tuple[str, ...]) -> Any:
+    """Return type and field of the name of a model, if there are these."""
+    words = StringConstraints(max_length=256, pattern=rf"^({'|'.join(names)}|{IMPORT_PATH})$")
+    field = Field(
         default="mlp",
         description="A model of the suite, or the import path of a function that returns a "
         "torch module.",
-        examples=list(BUILT_IN_MODELS),
-        json_schema_extra={
-            "x-allowed": f"one of {', '.join(BUILT_IN_MODELS)}, or package.module:factory"
-        },
+        examples=list(names),
+        json_schema_extra={"x-allowed": f"one of {', '.join(names)}, or package.module:factory"},
     )
+    return Annotated[str, words], field
+
+
+class ModelSpec(Section):
+    """What is trained."""
+
+    name: model_name(BUILT_IN_MODELS)[0] = model_name(BUILT_IN_MODELS)[1]  # type: ignore[valid-type]
+    options: OptionValues = options_of("name", "the model: keywords of its factory")
     frozen: LayerNames = Field(
         default=(),
         description="Layers, by name or class, or single arrays that keep their first values: they "
@@ -260,6 +264,13 @@ class ClientsSpec(Section):
     selection: Literal["random", "fair", "fast", "diverse", "power-of-choice", "available"] = Field(
         default="random", description="Policy by which the server chooses whom to ask."
     )
+    selection_options: OptionValues = options_of("selection", "the policy")
+    algorithm: Literal["fit"] = Field(
+        default="fit",
+        description="What a client does with its examples: fit, the steps described here; plugins "
+        "bring others.",
+    )
+    algorithm_options: OptionValues = options_of("algorithm", "the algorithm")
     declare_labels: bool = Field(
         default=False,
         description="Clients tell the server their share of each label, which 'diverse' needs.",

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from qsfl_flower.simulations.config.experiment import Experiment
+from qsfl_flower.simulations.config.experiment import Experiment, experiment_class
 from qsfl_flower.simulations.config.tree import Path
 
 Schema = dict[str, Any]
 
 
-@cache
 def root() -> Schema:
     """Return the JSON Schema of a complete experiment, as pydantic makes it."""
-    return Experiment.model_json_schema()
+    return _schema(experiment_class())
+
+
+@cache
+def _schema(experiment: type[Experiment]) -> Schema:
+    return experiment.model_json_schema()
 
 
 def resolve(schema: Schema) -> Schema:
@@ -214,9 +218,14 @@ class SectionShape:
     in_list: bool = False
 
 
-@cache
 def sections() -> tuple[SectionShape, ...]:
     """Return every section and every kind once, in the order of the schema."""
+    return _all_sections(experiment_class())
+
+
+@cache
+def _all_sections(experiment: type[Experiment]) -> tuple[SectionShape, ...]:
+    del experiment  # whose `root` it is
     found = {(one.path, one.tag, one.kind): one for one in _sections("", root(), False)}
     return tuple(found.values())
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, MonitorSpec
-from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.base import (
+    Contradiction,
+    OptionValues,
+    Section,
+    options_of,
+    refuse,
+)
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
 from qsfl_flower.simulations.config.privacy import (
@@ -111,6 +117,7 @@ class RobustSpec(Section):
         "fltrust",
         "mean",
     ] = Field(default="multi_krum", description="Name of the rule; docs/robustness.md compares.")
+    options: OptionValues = options_of("rule", "the rule, its own besides the keys below")
     num_byzantine: int | None = Field(
         default=None,
         ge=0,
@@ -147,7 +154,7 @@ class RobustSpec(Section):
         if self.rule == "multi_krum":
             rule: Rule = MultiKrum(self.num_byzantine, self.num_selected)
         else:
-            rule = RULES[self.rule](self.num_byzantine)
+            rule = RULES[self.rule](num_byzantine=self.num_byzantine, **self.options)
         if self.before == "bucketing":
             return rule, Bucketing(self.bucket_size)
         return rule, None if self.before is None else PREPARATIONS[self.before]()
@@ -157,10 +164,10 @@ class DetectSpec(Section):
     """Flags unusual updates with reasons, keeps reputations, and may keep suspects out."""
 
     stage: Literal["detect"] = Field(description="Name of the stage.")
-    detector: str = Field(
-        default="isolation-forest",
-        description="Name of the detector: isolation-forest, robust-z, or one of your own.",
+    detector: Literal["isolation-forest", "robust-z"] = Field(
+        default="isolation-forest", description="Name of the detector; plugins bring others."
     )
+    options: OptionValues = options_of("detector", "a detector that a plugin brings")
     threshold: float = Field(
         default=0.5,
         ge=0,
