@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import scipy
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -44,11 +45,24 @@ def machine() -> dict[str, str]:
     blas = sorted({str(pool.get("architecture")) for pool in threadpool_info()} - {"None"})
     return {
         "machine": platform.machine(),
+        "processor": _processor(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "blas": ", ".join(blas),
         "numpy": np.__version__,
+        "scipy": scipy.__version__,
         "torch": torch.__version__,
     }
+
+
+def _processor() -> str:
+    """Return the kind of processor: kernels are chosen by its features and the size of its caches."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor()
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "cache size", "flags")
+    first = path.read_text().split("\n\n")[0].splitlines()
+    kept = [line for line in first if line.partition(":")[0].strip() in wanted]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
 def golden(name: str) -> Path:
