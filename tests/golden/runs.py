@@ -55,7 +55,7 @@ def machine() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the kind of processor: kernels are chosen by its features and the size of its caches."""
+    """Return the kind of processor: its features and caches decide which kernels run."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return platform.processor()
