@@ -156,9 +156,21 @@ class RoundLog(RunObserver):
             parts.append(f"model unchanged: {record.skipped}")
         log.info("[ROUND %d] %s", record.round, ", ".join(parts))
         for stage, measured in record.stages.items():
-            values = ", ".join(f"{name} {value:.10g}" for name, value in measured.items())
-            if values:
+            if values := describe_measured(measured):
                 log.info("\t%s: %s", stage, values)
+
+
+def describe_measured(measured: Mapping[str, float]) -> str:
+    """Return what a stage measured as words, the fates of committee members together."""
+    fates = {1.0: "answered", 0.0: "lost", -1.0: "lied"}
+    parts, members = [], dict[str, list[str]]()
+    for name, value in measured.items():
+        if name.startswith("member ") and value in fates:
+            members.setdefault(fates[value], []).append(name.removeprefix("member "))
+        else:
+            parts.append(f"{name} {value:.10g}")
+    told = [f"{fate} {', '.join(names)}" for fate, names in members.items()]
+    return ", ".join([*parts, *([f"committee members: {'; '.join(told)}"] if told else [])])
 
 
 def causes(record: RoundRecord, clients: Iterable[ClientRow]) -> list[str]:

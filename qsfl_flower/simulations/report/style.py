@@ -7,11 +7,13 @@ STYLE = """
   color-scheme: light dark;
   --page: #f3f4f6; --card: #fff; --text: #1c2128; --soft: #57606a; --line: #d6dbe1;
   --link: #0a5fb4; --good: #116329; --warn: #7a4500; --bad: #a8201a; --bar: #0072b2;
+  --shade: rgb(0 0 0 / .22);
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #0d1117; --card: #161b22; --text: #e6edf3; --soft: #9da7b3; --line: #323a44;
     --link: #7cb7ff; --good: #56d364; --warn: #e3b341; --bad: #ff8a80; --bar: #56b4e9;
+    --shade: rgb(255 255 255 / .28);
   }
 }
 * { box-sizing: border-box; }
@@ -57,7 +59,14 @@ section {
 }
 figure { margin: 0; max-width: 560px; background: #fff; border-radius: 6px; overflow: hidden; }
 figure img { display: block; width: 100%; max-width: 540px; height: auto; margin: 0 auto; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; }
+.scroll {
+  overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0;
+  background:
+    linear-gradient(to right, var(--card) 30%, transparent) left / 40px 100% no-repeat local,
+    linear-gradient(to left, var(--card) 30%, transparent) right / 40px 100% no-repeat local,
+    linear-gradient(to right, var(--shade), transparent) left / 14px 100% no-repeat scroll,
+    linear-gradient(to left, var(--shade), transparent) right / 14px 100% no-repeat scroll;
+}
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 th, td {
@@ -109,6 +118,7 @@ footer { color: var(--soft); font-size: .85rem; padding: 4px; }
   section { border: 0; padding: 6px 0; }
   .row { grid-template-columns: 1fr 1fr; }
   figure, .tiles, tr { break-inside: avoid; } h2, h3, thead { break-after: avoid; }
-  .scroll, pre { overflow: visible; border: 0; } pre { white-space: pre-wrap; padding: 0; }
+  .scroll, pre { overflow: visible; border: 0; background: none; }
+  pre { white-space: pre-wrap; padding: 0; }
 }
 """

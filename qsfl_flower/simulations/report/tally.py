@@ -67,6 +67,11 @@ class ClientTally:
         self.loss = _newer(record.get("train_loss"), self.loss)
         self.claimed = _newer(record.get("num_examples"), self.claimed)
 
+    def include(self, other: ClientTally) -> None:
+        """Count what was recorded under another name, before the client had said its own."""
+        self.asked += other.asked
+        self.statuses.update(other.statuses)
+
     @property
     def accepted(self) -> int:
         """Rounds in which the client's update was used."""
@@ -103,10 +108,14 @@ class Tally:
 
     clients: dict[str, ClientTally] = field(default_factory=dict)
     reasons: dict[str, ReasonTally] = field(default_factory=dict)
+    names: dict[str, set[str]] = field(default_factory=dict)
+    """The names that the replies of each node have given."""
 
     def add(self, record: Record) -> None:
         """Count the record of one client and round."""
         client, status = str(record.get("client")), str(record.get("status"))
+        if (node := record.get("node")) is not None and client != str(node):
+            self.names.setdefault(str(node), set()).add(client)
         self.clients.setdefault(client, ClientTally()).add(record)
         if status != ACCEPTED:
             reason = self.reasons.setdefault(status, ReasonTally())
@@ -115,12 +124,25 @@ class Tally:
             if reason.example is None and record.get("detail"):
                 reason.example = f"round {record.get('round')}, client {client}: {record['detail']}"
 
+    def name_nodes(self) -> None:
+        """Count a node that was silent, and known by its number alone, under its only name."""
+        for node in self.clients.keys() & self.names.keys():
+            if len(self.names[node]) == 1:
+                (name,) = self.names[node]
+                self.clients[name].include(self.clients.pop(node))
+                for found in self.reasons.values():
+                    if node in found.clients:
+                        found.clients = found.clients - {node} | {name}
+                    if found.example is not None:
+                        found.example = found.example.replace(f"client {node}:", f"client {name}:")
+
 
 def tally(records: Iterable[Record]) -> Tally:
     """Count records as they stream by."""
     counted = Tally()
     for record in records:
         counted.add(record)
+    counted.name_nodes()
     return counted
 
 

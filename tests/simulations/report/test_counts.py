@@ -8,6 +8,7 @@ from html import unescape
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from qsfl_flower.rounds.record import describe_measured
 from qsfl_flower.simulations.config import experiment_from_dict
 from qsfl_flower.simulations.folder import RunFolder, new_folder
 from qsfl_flower.simulations.progress import describe
@@ -55,3 +56,28 @@ def test_updates_that_a_rule_leaves_out_are_counted_alike_everywhere(fake_grid, 
     assert "4 of 18 updates were not used" in words(headline(run))
     _, rows = compare([folder.path, folder.path])
     assert [row["unused"] for row in rows] == [4, 4]
+
+
+def test_a_silent_client_is_named_by_its_other_replies():
+    """A node that never said its name keeps its number; one with several devices does too."""
+    rows = [
+        {"client": "111", "node": "111", "round": 1, "status": "no-reply", "detail": "none"},
+        {"client": "hospital", "node": "111", "round": 2, "status": "accepted"},
+        {"client": "222", "node": "222", "round": 1, "status": "no-reply"},
+        {"client": "333", "node": "333", "round": 1, "status": "no-reply"},
+        {"client": "a", "node": "333", "round": 2, "status": "accepted"},
+        {"client": "b", "node": "333", "round": 2, "status": "accepted"},
+    ]
+    counted = tally(rows)
+    assert set(counted.clients) == {"hospital", "222", "333", "a", "b"}
+    assert (counted.clients["hospital"].asked, counted.clients["hospital"].accepted) == (2, 1)
+    assert counted.reasons["no-reply"].clients == {"hospital", "222", "333"}
+    assert counted.reasons["no-reply"].example == "round 1, client hospital: none"
+
+
+def test_the_log_says_what_became_of_committee_members():
+    measured = {"clients": 8.0, "member client-0": 1.0, "member b": 0.0, "member c": 1.0}
+    assert describe_measured({**measured, "member d": -1.0}) == (
+        "clients 8, committee members: answered client-0, c; lost b; lied d"
+    )
+    assert describe_measured({}) == ""
