@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Message
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.rounds.assignment import Opened
-from qsfl_flower.rounds.loop import Job, Rounds, Trained
+from qsfl_flower.rounds.training import Job, Rounds, Trained
 
 
 class SynchronousRounds(Rounds):

@@ -161,6 +161,12 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             f"simulation.supernodes {hosts} is more than clients.count {exp.clients.count}, so "
             "that some would host nobody; lower the first or raise the second",
         )
+    if exp.timing is not None and exp.devices.simulate:
+        yield Contradiction(
+            ("timing", "devices.simulate"),
+            "simulated devices have speeds and hours of their own, which timing would not follow; "
+            "leave timing out or set devices.simulate to false",
+        )
     yield from _attackers(exp)
     yield from _impostors(exp)
     yield from _personal(exp)
