@@ -55,19 +55,25 @@ def shares_step(
     Raises
     ------
     Refusal
-        If shares were dealt in this round already (two deals would allow two sums), or the terms
-        protect less than this node's policy asks for.
+        If shares were dealt in this round already (two deals would allow two sums), the terms
+        protect less than this node's policy asks for, or they are not those of this layout.
     """
     terms, party = Terms.decode(parameters["terms"]), context.party
     tally = Tally(parameters["max_examples"], parameters["metrics"], parameters["weighted_by"])
     context.policy.check_terms(terms)
     weight, integers = tally.take(update.metrics)
-    hidden = Statistics(update.layout).take(update.carried, context.carried)
+    integers += Statistics(update.layout).take(update.carried, context.carried).tolist()
+    if terms.extras != len(integers):
+        raise Refusal(
+            "policy-terms",
+            f"the terms count {terms.extras} integers behind the update, the plan makes "
+            f"{len(integers)}: norms and distances would be those of other coordinates",
+        )
     values = update.vector * weight if parameters["weighted"] else update.vector
     credentials = party.credentials
     keys = [credentials.roster.encryption_key(name, party.now) for name in terms.members]
     name, asked = credentials.identity.name, context.instruction
-    made = deal(values, [*integers, *hidden.tolist()], terms, name, party.keys.signing, keys, asked)
+    made = deal(values, integers, terms, name, party.keys.signing, keys, asked)
     _note_deal(terms, context)
     payload = ArrayRecord({"header": _array(made.header)})
     for member, sealed in enumerate(made.sealed):

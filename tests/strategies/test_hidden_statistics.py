@@ -16,7 +16,7 @@ from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.roster import open_roster
-from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.errors import RejectedUpdate, TooFewReplies
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.secure.statistics import Statistics
@@ -217,3 +217,20 @@ def test_half_a_buffer_moves_half_the_way():
     own = {name: MODEL[name] for name in BUFFERS}
     sums = hidden.take({**own, "norm.running_var": np.full(3, 5.0)}, own)
     assert (hidden.read(sums, 1, own, 0.5)["norm.running_var"] == 3.0).all()
+
+
+@pytest.mark.parametrize("more", [2, -1])
+def test_a_server_that_counts_coordinates_of_the_update_as_integers_gets_no_shares(run, more):
+    """No norm and no distance would be that of the update then."""
+    steps = SecureSum.client_steps
+
+    def lying(stage, state, context):
+        (clip, (phase, item)) = steps(stage, state, context)
+        item.parameters["terms"]["extras"] += more
+        return [clip, (phase, item)]
+
+    with (
+        patch.object(SecureSum, "client_steps", lying),
+        pytest.raises(TooFewReplies, match="policy-terms"),
+    ):
+        run(enforced, max_failed_rounds=1)
