@@ -40,7 +40,7 @@ def test_the_smallest_federation_opens_a_sum_and_one_client_fewer_is_refused(
     made = strategy()
     assert made.min_train_nodes == least
     made.start(federation(least)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
-    assert made.observer.rounds[-1].skipped is None
+    assert made.engine.observer.rounds[-1].skipped is None
     # A strategy that waits for fewer, as some selection may, says in round 1 how many it takes.
     small = strategy()
     small.min_train_nodes = 2
