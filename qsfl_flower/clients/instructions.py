@@ -106,7 +106,7 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
         if policy.hidden_only or policy.privacy is not None:
             raise Refusal(
                 "policy-in-the-clear",
-                f"what {kind} tells about this node's data is neither hidden nor noisy",
+                f"what {kind} reveals about this node's data is neither hidden nor noisy",
             )
         return
     if TASK_KEY in asked:
@@ -212,7 +212,7 @@ def _carried_out(offer: Protection, plan: Plan, policy: NodePolicy) -> int:
     if len(steps) != 1:
         raise _broken(f"{offer.placement} is promised, and the plan has {len(steps)} steps {name}")
     if strangers := [item.name for item in plan.items if item.name not in PHASES]:
-        raise _broken(f"nobody can tell what {', '.join(strangers)} does to the noise")
+        raise _broken(f"what {', '.join(strangers)} does to the noise is not known")
     mixed = {item.name for item in plan.items} & _UNSAFE.get(offer.placement, frozenset())
     if mixed:
         raise _broken(

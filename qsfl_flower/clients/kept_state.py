@@ -131,7 +131,7 @@ def _restore(store: ClientCheckpoints, context: Context) -> None:
         if newest != saved.version.encode():
             log.warning(
                 "the client's memory in %s is not the newest: it was set back, or its writer was "
-                "killed; training goes on without it",
+                "killed; training continues without it",
                 store.folder,
             )
             return

@@ -139,7 +139,8 @@ def _check_transformed(message: Message, reply: Message) -> None:
         tasked = message.content.config_records.get(QSFL_RECORD) or ConfigRecord()
         if TASK_KEY not in tasked:
             raise Refusal(
-                "privacy-not-carried-out", "nobody took the plan's steps: put qsfl_mod after this"
+                "privacy-not-carried-out",
+                "no mod carried out the plan's steps: put qsfl_mod after this",
             )
 
 

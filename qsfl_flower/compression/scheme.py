@@ -72,7 +72,7 @@ class Scheme:
         if not 0 < self.ratio <= 1:
             raise _error("ratio", self.ratio, "0 < ratio <= 1")
         if (self.select == "threshold") != (0 < self.threshold < float("inf")):
-            raise _error("threshold", self.threshold, "> 0 with select: threshold, else left out")
+            raise _error("threshold", self.threshold, "> 0 with select: threshold, else not given")
         if self.values not in FORMATS:
             raise _error("values", self.values, ", ".join(FORMATS))
         if self.feedback and FORMATS[self.values].l2:

@@ -78,7 +78,7 @@ class NoiseShare:
             (
                 "non_contributors",
                 0 <= self.non_contributors < self.fewest,
-                f">= 0 and < fewest = {self.fewest}: somebody has to add the noise",
+                f">= 0 and < fewest = {self.fewest}: some clients have to add the noise",
             ),
             ("size", self.size >= 1, ">= 1"),
             ("resolution", 0 < self.resolution < math.inf, "> 0"),

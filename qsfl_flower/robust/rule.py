@@ -111,7 +111,7 @@ class Rule(ABC):
             return min(count // 3, most)
         if self.num_byzantine > most:
             raise TooFewUpdates(
-                f"{self.name} withstands at most {most} liars among {rows} updates; "
+                f"{self.name} withstands at most {most} malicious ones among {rows} updates; "
                 f"num_byzantine is {self.num_byzantine}"
             )
         return self.num_byzantine

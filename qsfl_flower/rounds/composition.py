@@ -28,24 +28,24 @@ class Trait(StrEnum):
     PER_LAYER = "works layer by layer"
     SEES_UPDATES = "looks at single updates"
     COMBINES = "combines the updates"
-    WITHSTANDS_LIARS = "combines so that some liars cannot mislead it"
+    WITHSTANDS_LIARS = "combines so that some malicious clients cannot mislead it"
     HIDES_UPDATES = "hides single updates from the server"
     ONE_MODEL = "hides updates that started from one model only"
-    NEEDS_EVERYBODY = "hides them under masks that cancel only in the sum over everybody"
+    NEEDS_EVERYBODY = "hides them under masks that cancel only in the sum over all clients"
     SETS_LENGTH = "gives the result a length that no bound on the updates limits"
     OUTGROWS_BOUND = "makes updates longer than their bound"
     SPENDS_ON_CLIENTS = "releases something about the clients' norms"
     PROTECTS_CLIENTS = "adds noise on the server that hides a single client"
-    DRAWS_CLIENTS = "counts on clients drawn independently at random"
+    DRAWS_CLIENTS = "needs clients that are sampled independently at random"
     NOISES_UPDATES = "adds noise to every update, to hide all of it"
     SHARES_NOISE = "has clients add shares of the noise that their sum needs"
     OPENS_DISTANCES = "opens distances between hidden updates, and selects by them"
     COVERS_METRICS = "promises that nothing about the clients' data gets out but through its noise"
-    TELLS_TRAINING = "has clients tell how they trained"
+    TELLS_TRAINING = "has clients report how they trained"
     OPTIMISES = "treats the step as a gradient of weights"
     SENDS_CONTROLS = "puts control variates beside the weights"
     OVERLAPS_VERSIONS = "combines updates that started from different models"
-    CUTS_OFF = "leaves out whoever is late"
+    CUTS_OFF = "excludes clients that are late"
     CHOOSES_CLIENTS = "chooses the clients"
     ASKS_ABOUT_DATA = "chooses by what clients say about their data"
     READS_REPLIES = "reads the replies of single clients"
@@ -120,8 +120,8 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         (T.NEEDS_EVERYBODY, T.COMBINES),
         "stages: {1} cannot be combined with {0}: pairwise masks cancel only in the sum over "
-        "everybody, so nobody can be selected or left out; use secure_krum, which has a committee, "
-        "or leave it at clipping to a norm",
+        "all clients, so none can be selected or excluded; use secure_krum, which has a committee, "
+        "or clip to a norm only",
     ),
     Refusal((T.COMBINES, T.COMBINES), "stages: {0} and {1} both combine the updates; choose one"),
     Refusal(
@@ -138,23 +138,23 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         (T.OWN_SUPPORT, T.HIDES_UPDATES),
         "stages: {0} and {1}: every client chooses coordinates of its own, which cannot be added "
-        "up unseen and would tell about its data; use shared_mask, whose coordinates are public "
+        "up unseen and would reveal its data; use shared_mask, whose coordinates are public "
         "and the same for all",
     ),
     Refusal(
         (T.OWN_SUPPORT, T.NOISES_UPDATES),
-        "stages: {0} and {1}: which coordinates a client chooses would tell about its data without "
-        "any noise; use shared_mask, whose coordinates are public",
+        "stages: {0} and {1}: which coordinates a client chooses would reveal its data without any "
+        "noise; use shared_mask, whose coordinates are public",
     ),
     Refusal(
         (T.TELLS_TRAINING, T.NOISES_UPDATES),
-        "stages: {0} and {1}: {1} keeps on the device what clients would tell about their "
-        "training, and hides each record with the rest of the update; leave {0} out",
+        "stages: {0} and {1}: {1} keeps on the device what clients would report about "
+        "their training, and hides each record with the rest of the update; leave {0} out",
     ),
     Refusal(
         (T.OUTGROWS_BOUND, T.HIDES_UPDATES),
         "stages: {0} and {1}: the noise makes updates longer than {1} has room for, and beneath "
-        "a sum nobody needs so much of it; use distributed_dp, or record_dp",
+        "a sum so much of it is not needed; use distributed_dp, or record_dp",
     ),
     Refusal(
         (T.FLAT, T.PER_LAYER),
@@ -176,7 +176,7 @@ REFUSALS: tuple[Refusal, ...] = (
         (T.PROTECTS_CLIENTS, T.HIDES_UPDATES),
         "stages: {0} and {1}: {1} divides by what the hidden clients claim, not by a fixed number, "
         "and the server would see the sum without noise; use distributed-dp, whose noise is in the "
-        "sum before anybody sees it",
+        "sum before it is opened",
     ),
     Refusal(
         (T.PROTECTS_CLIENTS, T.SETS_LENGTH),
@@ -191,8 +191,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         (T.OVERLAPS_VERSIONS, T.SHARES_NOISE),
-        "stages: {1} sizes the noise for a round in which everybody counts once and alike; use a "
-        "synchronous strategy, or record_dp",
+        "stages: {1} sizes the noise for a round in which every client counts once and alike; use "
+        "a synchronous strategy, or record_dp",
     ),
     Refusal(
         (T.HIDES_UPDATES, T.READS_REPLIES),
@@ -216,8 +216,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         (T.CHOOSES_CLIENTS, T.DRAWS_CLIENTS),
-        "{0}: {1} draws the clients itself, independently at random, so that {0} would choose "
-        "nobody; leave it out, or set the sampling_rate to 1",
+        "{0}: {1} samples the clients itself, independently at random, so that {0} would select "
+        "none; leave it out, or set the sampling_rate to 1",
     ),
     Refusal(
         (T.ASKS_ABOUT_DATA, T.HIDES_UPDATES),
@@ -237,8 +237,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         (T.OVERLAPS_VERSIONS, T.DRAWS_CLIENTS),
-        "stages: {1} counts on clients drawn independently at random, and who arrives first is "
-        "not; set its sampling_rate to 1, so that every update is accounted for in full",
+        "stages: {1} needs clients that are sampled independently at random, and who arrives first "
+        "is not; set its sampling_rate to 1, so that every update is accounted for in full",
     ),
     Refusal(
         (T.OVERLAPS_VERSIONS, T.ROUND_SUPPORT),
@@ -248,8 +248,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         (T.CUTS_OFF, T.DRAWS_CLIENTS),
-        "{0}: {1} counts on clients drawn independently at random, and who is cut off is not "
-        "random; set over_selection to 0 or its sampling_rate to 1",
+        "{0}: {1} needs clients that are sampled independently at random, and who is cut off is "
+        "not random; set over_selection to 0 or its sampling_rate to 1",
     ),
 )
 """In the order in which they are checked."""

@@ -67,9 +67,9 @@ class Topic(StrEnum):
     SERVER = "The server learns"
     MEMBER = "A member of the committee learns"
     CLIENT = "A client learns"
-    NETWORK = "Whoever records the network learns"
+    NETWORK = "An eavesdropper on the network learns"
     PRIVACY = "Differential privacy"
-    LIARS = "Against liars"
+    LIARS = "Against malicious clients"
     GAPS = "Not covered"
 
 

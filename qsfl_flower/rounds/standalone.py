@@ -84,6 +84,6 @@ def refuse_alone(hook: str, needing: Sequence[str], client_api: str, asks: str) 
         parts.append("client_api='legacy'")
     if parts:
         raise ConfigError(
-            f"{hook}: nobody was asked, and {', '.join(parts)} must know what the round began "
+            f"{hook}: no client was asked, and {', '.join(parts)} must know what the round began "
             f"with; call {asks} first, or test whole rounds with qsfl_flower.testing.LocalGrid"
         )

@@ -123,5 +123,5 @@ class Rounds(ABC):
     def skip(self, server_round: int, why: str) -> Trained:
         """Leave the model as it is without asking anybody to train."""
         self.engine.outcome = Outcome(Cohort((), ()), self.engine.states, skipped=why)
-        log.warning("round %d: nobody is asked to train: %s", server_round, why)
+        log.warning("round %d: no client is asked to train: %s", server_round, why)
         return Trained((), (), outcome=self.engine.outcome)

@@ -81,7 +81,7 @@ def authority(
         _wrote(secret, public)
         _say(f"fingerprint  {made.public.fingerprint}")
         if not is_encrypted(secret):
-            _say(f"note: {secret} has no passphrase (--encrypt): who copies it can enrol anybody")
+            _say(f"note: {secret} has no passphrase (--encrypt): who copies it can enrol any party")
 
 
 @keys_app.command()

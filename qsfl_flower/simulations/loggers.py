@@ -124,7 +124,7 @@ class MlflowLogger:
             self._client.log_batch(self._run, metrics=metrics[:1000])
         except Exception as error:
             self._broken = True
-            _LOG.warning("MLflow is not told about round %d and later ones: %s", step, error)
+            _LOG.warning("rounds from %d on are not logged to MLflow: %s", step, error)
 
     def close(self) -> None:
         """Mark the MLflow run as ended."""
@@ -133,7 +133,7 @@ class MlflowLogger:
         try:
             self._client.set_terminated(self._run)
         except Exception as error:
-            _LOG.warning("MLflow could not be told that the run ended: %s", error)
+            _LOG.warning("the end of the run could not be logged to MLflow: %s", error)
 
     def _opened(self, experiment: str, run: str, config: Mapping[str, Any]) -> str:
         found = self._client.get_experiment_by_name(experiment)

@@ -148,7 +148,7 @@ def _picture(rows: list[dict[str, float]], clients: int, title: str) -> bytes:
 @app.command()
 def status(
     ledger: LedgerFile,
-    account: Annotated[str | None, typer.Argument(help="One account; all if left out.")] = None,
+    account: Annotated[str | None, typer.Argument(help="One account; by default all.")] = None,
 ) -> None:
     """Show what accounts have spent."""
     from qsfl_flower.privacy.ledger import Ledger

@@ -170,7 +170,7 @@ class Run:
                     continue  # a quiet run has no events
                 notes.append(f"{path.name} is absent: nothing was recorded in it.")
             elif _is_cut_off(path):
-                notes.append(f"The last line of {path.name} is cut off and was left out.")
+                notes.append(f"The last line of {path.name} is cut off and was ignored.")
         return tuple(notes)
 
 

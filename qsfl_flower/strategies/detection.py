@@ -72,7 +72,7 @@ class Detect(CohortStage):
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what happens to unusual clients."""
-        then = "are rejected, and their clients quarantined" if self.quarantine else "are told"
+        then = "are rejected, and their clients quarantined" if self.quarantine else "are logged"
         return {Topic.LIARS: [f"unusual updates {then}, with reasons"]}
 
     def init(self, layout: Layout) -> State:

@@ -126,7 +126,7 @@ class DistributedDP(VectorStage):
         name, opened = _sum_of(stages)
         if opened is None:
             raise CompositionError(
-                "distributed-dp: a share of the noise protects nobody by itself, only the sum of "
+                "distributed-dp: a share of the noise alone protects no client, only the sum of "
                 "the shares does; add secure_sum or masked_sum, which show nothing but the sum, or "
                 "use central_dp"
             )

@@ -338,7 +338,7 @@ class _Run:
     def agreed(self) -> Terms:
         """The terms, once they are fixed."""
         if self.terms is None:
-            raise server.SumAbandoned("no-terms", "nobody has dealt shares")
+            raise server.SumAbandoned("no-terms", "no client has dealt shares")
         return self.terms
 
     def dealt_enough(self, terms: Terms, updates: Mapping[str, Update]) -> bool:
@@ -481,7 +481,7 @@ class _Run:
 
     def _leave_out(self, name: str) -> None:
         others = sum(name in pair for pair in self.apart)
-        detail = f"it is kept apart from {others} others; nothing proves who lied, nobody is blamed"
+        detail = f"it is kept apart from {others} others; nothing proves which of them is malicious"
         self.lost[name] = Rejection(self.senders[name], "apart", detail)
 
     def _read_deal(self, name: str, data: bytes) -> None:

@@ -141,7 +141,11 @@ class Robust(CombineStage):
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say whom the rule withstands."""
         given = getattr(self.rule, "num_byzantine", None)
-        liars = "as many liars as it is made for" if given is None else f"{given} liars in a round"
+        liars = (
+            "as many attackers as it is made for"
+            if given is None
+            else f"{given} attackers in a round"
+        )
         return {
             Topic.LIARS: [
                 f"the rule {type(self.rule).__name__} withstands {liars}, up to its bound: best "
@@ -166,8 +170,8 @@ class Robust(CombineStage):
             left = replace(rule, num_byzantine=max(0, rule.num_byzantine - known))
             found = aggregate(updates, left, before)
             log.warning(
-                "%s: %d replies were no updates and count among the %d liars; the rule withstands "
-                "%d among the other %d updates",
+                "%s: %d replies were no updates and count among the %d attackers; the rule "
+                "withstands %d among the other %d updates",
                 rule.name,
                 known,
                 rule.num_byzantine,

@@ -211,7 +211,7 @@ class SecureSum(CombineStage):
         if self.distances:
             opened.append(
                 "how far apart every two updates are, which determines them up to rotation and "
-                "shift, and whom the rule selects"
+                "shift, and which clients the rule selects"
             )
         if self.enforce_norm:
             opened.append("the norm of every update")
@@ -382,7 +382,7 @@ class SecureSum(CombineStage):
         for member, why in session.lost.items():
             log.warning("committee: member %s is lost: %s", terms.members[member - 1], why)
         for member in session.liars:
-            log.warning("committee: member %s lies", terms.members[member - 1])
+            log.warning("committee: member %s answered wrongly", terms.members[member - 1])
         lost = session.lost.keys() | session.liars | suspects
         out = {seats.nodes[member - 1] for member in lost}
         gone = (set(seats.gone) - set(seats.nodes)) | out
@@ -528,8 +528,8 @@ class SecureKrum(SecureSum):
     def _liars(self) -> list[str]:
         return [
             *super()._liars(),
-            f"Multi-Krum on exact distances leaves out what lies far from the rest: it withstands "
-            f"{self.num_byzantine} liars among at least {2 * self.num_byzantine + 3} clients",
+            f"Multi-Krum on exact distances selects updates near to one another: it withstands "
+            f"{self.num_byzantine} attackers among at least {2 * self.num_byzantine + 3} clients",
         ]
 
     def choose(self, distances: Elements, count: int) -> tuple[int, ...]:

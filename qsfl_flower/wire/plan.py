@@ -97,7 +97,7 @@ class Plan:
         if version < 2 and (old := _SINCE_2.intersection(i.name for i in items)):
             raise QSFLError(
                 f"plan: version 1 of {', '.join(sorted(old))} is no longer carried out: nothing in "
-                "it tells whether all clients train the same model; update the server to this "
+                "it shows whether all clients train the same model; update the server to this "
                 "release of qsfl-flower"
             )
         return cls(items)

@@ -108,7 +108,7 @@ def test_light_commands_load_nothing_heavy():
 def test_explain_says_who_learns_what_and_what_it_costs(name):
     result = runner.invoke(app, ["explain", name])
     assert result.exit_code == 0, result.output
-    for heading in ("The server learns", "Against liars", "Not covered", "Costs"):
+    for heading in ("The server learns", "Against malicious clients", "Not covered", "Costs"):
         assert heading in result.output
     assert "time: about" in result.output
 

@@ -442,7 +442,7 @@ class Hidden(CombineStage):
         (ConfigError, "maximum", {"max_staleness": -1}),
         (
             ConfigError,
-            "buffer_size is 5: krum withstands at most 1 liars among 5",
+            "buffer_size is 5: krum withstands at most 1 malicious ones among 5",
             {"buffer_size": 5, "stages": [Robust("krum", 3)]},
         ),
         (CompositionError, "hidden hides single updates", {"stages": [Hidden()]}),

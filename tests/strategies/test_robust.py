@@ -158,7 +158,7 @@ def test_too_few_updates_leave_the_model_and_say_so(fake_grid, trained, caplog):
     )
     with pytest.raises(TooFewReplies):
         strategy.start(grid, model(), num_rounds=3, timeout=60.0)
-    assert "krum withstands at most 3 liars among 10 updates" in rows.rounds[-1].skipped
+    assert "krum withstands at most 3 malicious ones among 10 updates" in rows.rounds[-1].skipped
     assert "model unchanged: krum withstands" in caplog.text
 
 

@@ -81,7 +81,9 @@ def test_replies_with_errors_are_rejected_and_a_round_of_errors_changes_nothing(
     ],
 )
 def test_stages_that_need_the_start_say_so(stages, named):
-    with pytest.raises(ConfigError, match=rf"nobody was asked, and the stage {named}.*LocalGrid"):
+    with pytest.raises(
+        ConfigError, match=rf"no client was asked, and the stage {named}.*LocalGrid"
+    ):
         StableFedAvg(stages=stages).aggregate_train(1, replies())
     with pytest.raises(ConfigError, match="client_api='legacy'"):
         StableFedAvg(client_api="legacy").aggregate_train(1, replies())

@@ -33,7 +33,7 @@ class MonitorSpec(Section):
         default=(),
         strict=False,
         description="What to do at the first alarm, the second and so on; the last one repeats. "
-        "Empty: alarms are only told.",
+        "Empty: alarms are only logged.",
     )
 
 

@@ -30,7 +30,7 @@ class CommitteeSpec(Section):
         le=16,
         description="So many members must answer alike before a sum opens: more than "
         "(members + threshold - 1) / 2, so that a server with threshold - 1 of them on its side "
-        "opens one sum only; null: no more than that.",
+        "opens one sum only; null: the least such number.",
     )
     min_clients: int = Field(
         default=3, ge=2, le=100_000, description="The members release no sum of fewer clients."

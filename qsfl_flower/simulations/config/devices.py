@@ -37,7 +37,7 @@ class DevicesSpec(Section):
         default=0.15, ge=0, le=1, description="Charge at which training stops, 0 to 1."
     )
     unmetered: bool = Field(default=True, description="Train only on networks that cost nothing.")
-    idle: bool = Field(default=True, description="Train only while nobody uses the device.")
+    idle: bool = Field(default=True, description="Train only while the device is not in use.")
     throttle: bool = Field(
         default=False,
         description="Do less instead of nothing while the device is in use, or its charge is "

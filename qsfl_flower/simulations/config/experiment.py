@@ -159,7 +159,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
         yield Contradiction(
             ("simulation.supernodes", "clients.count"),
             f"simulation.supernodes {hosts} is more than clients.count {exp.clients.count}, so "
-            "that some would host nobody; lower the first or raise the second",
+            "that some would host no client; lower the first or raise the second",
         )
     if exp.timing is not None and exp.devices.simulate:
         yield Contradiction(
@@ -302,7 +302,7 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
     if shares is not None and not {"secure_sum", "masked_sum"} & set(where):
         yield Contradiction(
             (f"{where['distributed_dp']}.stage",),
-            "a share of the noise protects nobody by itself; add stage secure_sum or masked_sum, "
+            "a share of the noise alone protects no client; add stage secure_sum or masked_sum, "
             "or use stage central_dp",
         )
     for stage in exp.strategy.stages:

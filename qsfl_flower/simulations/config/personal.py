@@ -14,7 +14,7 @@ class PersonalizationSpec(Section):
 
     method: Literal[
         "none", "fine-tune", "maml", "per-fedavg", "reptile", "fedper", "fedrep", "ditto"
-    ] = Field(default="none", description="Method; none: everybody uses the common model.")
+    ] = Field(default="none", description="Method; none: every client uses the common model.")
     inner_rate: float = Field(default=0.05, gt=0, description="Learning rate of adaptation.")
     inner_steps: int = Field(default=5, ge=1, le=1000, description="Steps of adaptation.")
     meta_rate: float = Field(default=0.05, gt=0, description="Learning rate of meta-gradients.")

@@ -50,7 +50,7 @@ class CentralDPSpec(PrivacyKeys):
     poisson: bool = Field(
         default=True,
         description="Draw each client independently with probability clients.fraction_train, which "
-        "lowers the noise; otherwise every round counts in full for everybody.",
+        "lowers the noise; otherwise every round counts in full for every client.",
     )
     last_over_first: float = Field(
         default=1.0,
@@ -148,7 +148,7 @@ class DistributedDPSpec(PrivacyKeys):
         default=0,
         ge=0,
         le=100_000,
-        description="Clients of a sum that may leave their noise out or tell it to the server; the "
+        description="Clients of a sum that may omit their noise or show it to the server; the "
         "others add more for them.",
     )
     records: RecordBatchSpec | None = Field(

@@ -242,7 +242,7 @@ class ClientsSpec(Section):
         default=0,
         ge=0,
         le=100_000,
-        description="First rounds in which the learning rate grows to its value.",
+        description="First rounds in which the learning rate increases to its value.",
     )
     cosine_rounds: int | None = Field(
         default=None,
@@ -262,7 +262,7 @@ class ClientsSpec(Section):
         default=False, description="Compute in bfloat16 where that is safe."
     )
     selection: Literal["random", "fair", "fast", "diverse", "power-of-choice", "available"] = Field(
-        default="random", description="Policy by which the server chooses whom to ask."
+        default="random", description="Policy by which the server selects clients."
     )
     selection_options: OptionValues = options_of("selection", "the policy")
     algorithm: Literal["fit"] = Field(
@@ -273,7 +273,7 @@ class ClientsSpec(Section):
     algorithm_options: OptionValues = options_of("algorithm", "the algorithm")
     declare_labels: bool = Field(
         default=False,
-        description="Clients tell the server their share of each label, which 'diverse' needs.",
+        description="Clients report their share of each label, which 'diverse' needs.",
     )
     augment: bool = Field(
         default=False,

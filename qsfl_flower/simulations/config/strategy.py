@@ -86,7 +86,7 @@ class MaskedSumSpec(Section):
     )
     sparse: bool = Field(
         default=False,
-        description="Mask with few neighbours instead of everybody; holds only against a server "
+        description="Mask with few neighbours instead of all clients; holds only against a server "
         "that follows the protocol.",
     )
     dropouts: float = Field(
@@ -122,8 +122,8 @@ class RobustSpec(Section):
         default=None,
         ge=0,
         le=100_000,
-        description="How many updates of a round may lie; null: a third, or as many as the rule "
-        "withstands.",
+        description="How many updates of a round may be malicious; null: a third, or as many as "
+        "the rule withstands.",
     )
     num_selected: int | None = Field(
         default=None,

@@ -281,7 +281,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write a line per federation."""
     lost = points_lost(rows)
     lines = [
-        "| data | federation | accuracy | points lost | epsilon | liars selected | stale |",
+        "| data | federation | accuracy | points lost | epsilon | attackers selected | stale |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -95,7 +95,7 @@ class TestHeadline:
     @pytest.mark.parametrize(
         ("summary", "expected"),
         [
-            (None, "unfinished There is no summary after 1 round: the run still goes on, or it"),
+            (None, "unfinished There is no summary after 1 round: the run is not over, or it"),
             ({"status": "failed", "error": "Disk full"}, "failed after 1 round: Disk full ."),
             ({"status": "failed", "error": None}, "failed after 1 round: no error was recorded ."),
             ({"status": "interrupted"}, "interrupted after 1 round. It continues with qsfl run"),

@@ -47,7 +47,7 @@ def _sentence(run: Run, result: Outcome) -> Html:
             ".",
         ]
     elif result.status == UNFINISHED:
-        parts = [f"There is no summary {done}: the run still goes on, or it was killed. "]
+        parts = [f"There is no summary {done}: the run is not over, or it was killed. "]
         parts += ["A killed run continues with ", resume, "."]
     else:
         parts = [f"The run was {result.status} {done}. It continues with ", resume, "."]

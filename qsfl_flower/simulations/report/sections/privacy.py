@@ -63,7 +63,7 @@ def _explain(stage: Mapping[str, Any], epsilon: float) -> Html:
     against = _ADVERSARY[str(stage["stage"])].format(f=stage.get("non_contributors", 0))
     return element(
         "p",
-        f"Protected is {_unit(stage)}: whether it was used can hardly be told. "
+        f"Protected is {_unit(stage)}: whether it was used can hardly be found out. "
         f"Neighbours: {_relation(stage)}. Protected against {against}. "
         f"Spent: epsilon = {text.decimal(epsilon)} of "
         f"{text.decimal(number(stage.get('epsilon')) or math.nan)}, at delta = {delta:g}.",
@@ -90,7 +90,7 @@ def _meaning(epsilon: float, stage: Mapping[str, Any]) -> Html:
     chance = 1 / (1 + math.exp(-epsilon))
     return element(
         "p",
-        "Imagine somebody who knows everything except whether one particular "
+        "Imagine an attacker who knows everything except whether one particular "
         f"{'record' if _unit(stage) == _RECORD else 'client'} took part, and who guesses it "
         f"from all models of this run. Without them the guess is right half of the time; with them "
         f"at most {text.percent(min(1.0, chance + delta))} of the time. Who accepts one false "
