@@ -129,6 +129,8 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     if REFUSED_KEY in refused:
         told |= {k: str(v) for k, v in refused.items()}
     elif layout is not None:
+        for key, record in reply.content.array_records.items():
+            reply.content[key] = ArrayRecord({**layout.renamed(record)})
         keep_local(reply.content, layout, context.state)
         if steps:
             told |= _transform(reply.content, model, layout, steps, context, content)

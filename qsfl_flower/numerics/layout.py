@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,13 @@ from qsfl_flower.numerics.roles import (
     LOCAL,
     TIED,
     TRAINED,
+    bare_name,
     check_names,
     check_roles,
     usual_role,
 )
+
+T = TypeVar("T")
 
 DTYPES = (
     "float16",
@@ -295,6 +298,21 @@ class Layout:
                     f"array {name!r} has a value beyond {limit:g}, the largest {flat.dtype}"
                 ) from None
         return {name: arrays[self.tied.get(name, name)] for name in self.names}
+
+    def renamed(self, arrays: Mapping[str, T]) -> Mapping[str, T]:
+        """Return arrays under the model's names, where they differ by prefixes of wrappers only.
+
+        ``torch.compile``, Opacus and data parallelism put ``_orig_mod.``, ``_module.`` and
+        ``module.`` before each name. Arrays that differ in more are returned as they are, so that
+        `check` names what is missing.
+        """
+        if all(name in self._specs for name in arrays):
+            return arrays
+        own = {bare_name(name): name for name in self.names}
+        bare = {bare_name(name): array for name, array in arrays.items()}
+        if len(own) < len(self.names) or len(bare) < len(arrays) or not bare.keys() <= own.keys():
+            return arrays
+        return {own[name]: array for name, array in bare.items()}
 
     def check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Check that arrays fit the layout exactly.

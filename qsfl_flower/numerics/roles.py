@@ -99,9 +99,9 @@ def check_names(roles: Mapping[str, str], names: Sequence[str]) -> None:
     first, meant = unknown[0], None
     if len(first) <= _LONGEST:
         short = [name for name in names if len(name) <= _LONGEST][:_MOST]
-        bare = {_bare(name): name for name in short}
+        bare = {bare_name(name): name for name in short}
         close = difflib.get_close_matches(first, short, 1)
-        meant = bare.get(_bare(first)) or next(iter(close), None)
+        meant = bare.get(bare_name(first)) or next(iter(close), None)
     hint = f"; did you mean {meant!r}?" if meant else ""
     raise ConfigError(
         f"roles: {len(unknown)} of {len(roles)} names are not in the model, the first is "
@@ -109,7 +109,8 @@ def check_names(roles: Mapping[str, str], names: Sequence[str]) -> None:
     )
 
 
-def _bare(name: str) -> str:
-    for prefix in _WRAPPERS:
+def bare_name(name: str) -> str:
+    """Return a name without the prefixes that wrappers of torch put before it."""
+    while (prefix := next((p for p in _WRAPPERS if name.startswith(p)), None)) is not None:
         name = name.removeprefix(prefix)
     return name

@@ -120,9 +120,10 @@ class ReplyReader:
         if self.decode is not None:
             vector, carried = self._encoded(content)
         else:
-            arrays = from_record(
+            found = from_record(
                 single(records_of(content, ArrayRecord), "ArrayRecord", self.arrayrecord_key)
             )
+            arrays = self.layout.renamed(found)
             self.layout.check(arrays)
             vector = Vector.of(arrays, self.layout)
             carried = {name: arrays[name] for name in self.layout.carried}
