@@ -360,7 +360,7 @@ def test_nothing_usable_is_an_error():
 def test_too_few_updates_for_the_liars(rng, name, needed):
     one = rule(name, 3)
     aggregate(Updates.of(rng.standard_normal((needed, 2))), one)
-    with pytest.raises(TooFewUpdates, match=f"{name} withstands at most 2 liars among"):
+    with pytest.raises(TooFewUpdates, match=f"{name} withstands at most 2 malicious ones among"):
         aggregate(Updates.of(rng.standard_normal((needed - 1, 2))), one)
 
 
