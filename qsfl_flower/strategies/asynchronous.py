@@ -150,6 +150,11 @@ class BufferedAsync(StableFedAvg):
         """The number K of updates that make a new model."""
         return self._buffering.size
 
+    @property
+    def concurrency(self) -> int | None:
+        """How many clients are kept at work, if that was given."""
+        return self._buffering.concurrency
+
 
 FedBuff = BufferedAsync
 """The name by which the method is known."""

@@ -235,6 +235,11 @@ class StableFedAvg(FedAvg):
         return self.engine.weighting
 
     @property
+    def observer(self) -> RunObserver:
+        """Who is told about the run."""
+        return self.engine.observer
+
+    @property
     def checkpoints(self) -> CheckpointStore | None:
         """Where the run's checkpoints are."""
         return self.engine.checkpoints

@@ -77,14 +77,14 @@ def test_the_strategy_is_built_as_it_is_described(tmp_path):
     store, observer = CheckpointStore(tmp_path), RunObserver()
     built = strategy_of(load_experiment("async"), store, observer)
     assert isinstance(built, BufferedAsync)
-    assert (built.buffer_size, built.concurrency, built.deadline) == (10, 16, 3600.0)
+    assert (built.buffer_size, built.concurrency, built.engine.deadline) == (10, 16, 3600.0)
     one = strategy_of(experiment(strategy={"name": "fedasync", "mixing": 0.3}), store, observer)
     assert isinstance(one, FedAsync)
-    assert one.min_replies == 1
+    assert one.engine.fewest == 1
     over = strategy_of(
         experiment(strategy={"name": "fedavg", "over_selection": 0.5}), store, observer
     )
-    assert over.over_selection == 0.5
+    assert over.engine.over_selection == 0.5
 
 
 def test_reactions_to_divergence():
