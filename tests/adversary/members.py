@@ -136,12 +136,14 @@ def scripts(draw: st.DrawFn, window: int = 1) -> Script:
     usual = Variant(
         min_clients=draw(st.sampled_from([3, 3, 4])),
         distances=draw(st.sampled_from([False, False, True])),
-        weights=(1,) * window,
+        weights=(draw(st.sampled_from([1, 2])) if window > 1 else 1, *(1,) * (window - 1)),
     )
     rounds = draw(
         st.sampled_from([(1,), (1, 2), (1, 2), (2, 3)] if window == 1 else [(2,), (2, 3)])
     )
     ages = [draw(st.integers(0, window - 1)) for _ in EVERYBODY]
+    if usual.weights[0] > 1:  # as many with each weight as a sum needs
+        ages = [0] * LEAST + [draw(st.integers(0, 1))] * LEAST
     script = honest(usual, rounds, ages)
     dealt = dict(script.dealt)
     # Behind a window each round of dealing has a model of its own, which remains trust.

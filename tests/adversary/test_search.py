@@ -89,7 +89,7 @@ def committees(tmp_path_factory):
     """Return a committee for each window, in rounds, of the nodes' policy."""
     made = {1: members.Members()}
     path = tmp_path_factory.mktemp("node") / "policy.toml"
-    path.write_text(f"window = {members.ROUNDS}\n")
+    path.write_text(f"window = {members.ROUNDS}\nweights = true\n")
     return {**made, members.ROUNDS: members.Members({"qsfl-policy": str(path)})}
 
 
