@@ -74,6 +74,9 @@ _STEP_OF = {
     "distributed": DISTRIBUTED_DP,
     "distributed-record": DISTRIBUTED_DP,
 }
+PROTECTING = _HIDING | {PROTECTION, *_STEP_OF.values()}
+"""Steps of plans under which nothing but the mechanism may tell about a device's data."""
+
 _UNSAFE = {
     "local": frozenset({CHOOSE_STEP}),
     "distributed": frozenset({CHOOSE_STEP}),

@@ -12,7 +12,8 @@ was sent, and takes the steps that the strategy's plan asks for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ import qsfl_flower.clients.compression  # registers its steps
 import qsfl_flower.clients.masked_sum  # registers its step and tasks
 import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
 from qsfl_flower.clients.broadcast import layout_told, receive
-from qsfl_flower.clients.instructions import check_instruction
+from qsfl_flower.clients.instructions import PROTECTING, check_instruction
 from qsfl_flower.clients.kept_state import begin_run
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.policy import insisted, policy_of
@@ -40,7 +41,7 @@ from qsfl_flower.clients.steps import (
     client_name,
     refuse,
 )
-from qsfl_flower.errors import ConfigError, Refusal, RejectedUpdate
+from qsfl_flower.errors import ConfigError, DataError, QSFLError, Refusal, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector, not_finite
 from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.wire import (
@@ -108,8 +109,10 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if TASK_KEY in asked:
         task = _known(TASKS, asked[TASK_KEY], "task")
-        return Message(task(StepContext(context, content, Vector(()))), reply_to=message)
-    steps = _steps(Plan.decode(asked[PLAN_KEY])) if PLAN_KEY in asked else ()
+        with _unspoken(True):
+            return Message(task(StepContext(context, content, Vector(()))), reply_to=message)
+    plan = Plan.decode(asked[PLAN_KEY]) if PLAN_KEY in asked else Plan()
+    steps, secret = _steps(plan), any(item.name in PROTECTING for item in plan.items)
     model, layout = {}, None
     if steps or ROLES_KEY in asked:
         model = from_record(_only(content.array_records, "instruction"))
@@ -118,7 +121,7 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     if layout is not None:
         message.content = put_local(message.content, layout, context.state)
     try:
-        with saying(layout):
+        with saying(layout), _unspoken(secret):
             reply = call_next(message, context)
     finally:
         message.content = content
@@ -133,7 +136,8 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
             reply.content[key] = ArrayRecord({**layout.renamed(record)})
         keep_local(reply.content, layout, context.state)
         if steps:
-            told |= _transform(reply.content, model, layout, steps, context, content)
+            with _unspoken(secret):
+                told |= _transform(reply.content, model, layout, steps, context, content)
         else:
             _leave_out(reply.content, layout)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
@@ -188,6 +192,23 @@ def legacy_mod(message: Message, context: Context, call_next: ClientAppCallable)
     if not reply.has_error():
         reply.content = from_legacy_reply(kind, reply.content, from_record(arrays), key)
     return reply
+
+
+@contextmanager
+def _unspoken(secret: bool) -> Iterator[None]:
+    """Keep on the device what errors say, where its update is hidden or noisy.
+
+    Flower sends the text of an exception to the server, and it may quote records or metrics.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not secret or (isinstance(error, QSFLError) and not isinstance(error, DataError)):
+            raise
+        raise QSFLError(
+            f"{type(error).__name__} on the device; what it says stays in the device's log, since "
+            "the strategy hides single updates or adds noise to them"
+        ) from error
 
 
 @dataclass(frozen=True)

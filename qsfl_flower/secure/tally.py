@@ -65,15 +65,18 @@ class Tally:
         Raises
         ------
         RejectedUpdate
-            ``bad-num-examples`` if the client has no examples.
+            ``bad-num-examples`` if the client has no examples. How many it has is not said: the
+            text reaches the server, which chooses the metric and the limit.
         """
-        examples = example_count(metrics.get(self.weighted_by))
-        weight = round(min(examples / self.max_examples, 1.0) * _UNIT)
-        if weight == 0:
+        try:
+            examples = example_count(metrics.get(self.weighted_by))
+        except RejectedUpdate:
+            examples = 0.0
+        if examples == 0:
             raise RejectedUpdate(
-                "bad-num-examples",
-                f"{examples:g} examples of {self.max_examples} are too few to count",
+                "bad-num-examples", f"{self.weighted_by!r:.40} is no number of examples above 0"
             )
+        weight = max(1, round(min(examples / self.max_examples, 1.0) * _UNIT))
         integers = [weight]
         for name in self.metrics:
             value = metrics.get(name, math.nan)

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
-from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.errors import DataError, QSFLError, RejectedUpdate
 from qsfl_flower.strategies import Clip, StableFedAvg
 from qsfl_flower.wire import (
     DETAIL_KEY,
@@ -171,3 +171,44 @@ def test_a_client_that_returns_too_few_arrays_is_told_so(inside_run):
     legacy = ClientApp(client_fn=lambda c: Short().to_client(), mods=[legacy_mod])
     with pytest.raises(RejectedUpdate, match="the reply has 1 arrays, the model has 2"):
         legacy(instruction(), context())
+
+
+@pytest.mark.parametrize(
+    ("steps", "quoted"),
+    [
+        ([], True),
+        ([PlanItem("clip", {"clip_norm": 1.0})], True),
+        ([PlanItem("masked_sum", {"bound": 4.0, "clients": 6})], False),
+        ([PlanItem("local-dp", {"clip_norm": 1.0, "noise_multiplier": 1.0})], False),
+    ],
+)
+@pytest.mark.parametrize("error", [ValueError, DataError])
+def test_what_a_failing_app_says_stays_on_a_device_that_hides_its_update(
+    inside_run, steps, quoted, error
+):
+    """Flower sends the text of an exception to the server."""
+    client = ClientApp(mods=[qsfl_mod])
+
+    @client.train()
+    def train(message, context):
+        raise error("row 17 of patient 7919 has no label")
+
+    with pytest.raises((QSFLError, ValueError)) as caught:
+        client(instruction(plan=Plan(tuple(steps))), context())
+    assert ("7919" in str(caught.value)) is quoted
+    assert quoted or error.__name__ in str(caught.value)
+
+
+def test_a_step_that_cannot_read_its_parameters_says_nothing_of_the_update(inside_run):
+    client = ClientApp(mods=[qsfl_mod])
+
+    @client.train()
+    def train(message, context):
+        return Message(RecordDict({"arrays": message.content["arrays"],
+                                   "metrics": MetricRecord({"num-examples": 7919})}),
+                       reply_to=message)  # fmt: skip
+
+    plan = Plan((PlanItem("clip", {}), PlanItem("masked_sum", {"bound": 4.0, "clients": 6})))
+    with pytest.raises(QSFLError, match="TypeError on the device") as caught:
+        client(instruction(plan=plan), context())
+    assert "7919" not in str(caught.value)

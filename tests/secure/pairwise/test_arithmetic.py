@@ -180,6 +180,20 @@ def test_a_tally_without_examples_is_refused(examples):
         Tally().take({"num-examples": examples})
 
 
+@pytest.mark.parametrize("loss", [-7.919, 7.919e20])
+def test_a_refusal_says_nothing_of_the_metric_that_the_server_has_chosen(loss):
+    """What a client's error says reaches the server."""
+    with pytest.raises(RejectedUpdate, match="bad-num-examples") as refused:
+        Tally(metrics=(), weighted_by="train-loss").take({"train-loss": loss})
+    assert "7.9" not in str(refused.value)
+
+
+def test_a_limit_of_the_servers_choice_tells_nothing_of_a_clients_examples():
+    """A client below a hidden resolution would be refused, and so tell where it is."""
+    weight, integers = Tally(1 << 50, ()).take({"num-examples": 1})
+    assert (weight, integers) == (2.0**-20, [1])
+
+
 @pytest.mark.parametrize("total", [0, -5, (3 << 20) + 1])
 def test_an_impossible_tally_is_refused(total):
     with pytest.raises(RejectedUpdate, match="implausible-sum"):
