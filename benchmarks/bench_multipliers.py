@@ -14,6 +14,7 @@ from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.rdp import epsilon_of, rdp_of
 from qsfl_flower.simulations.config import load_experiment
+from qsfl_flower.simulations.config.privacy import PrivacyKeys
 from qsfl_flower.simulations.privacy import size_of
 from qsfl_flower.simulations.stages import planned_events
 
@@ -30,24 +31,34 @@ def run(quick: bool) -> list[Row]:
     return [_row(name, 2e-3 if quick else 2e-4) for name in SHIPPED]
 
 
-def _row(name: str, interval: float) -> Row:
-    """`before`: the Renyi bound, and a grid of 2^25 steps whose distance grew with the size."""
+def before_and_now(name: str) -> tuple[float, Event, PrivacyKeys]:
+    """Return the earlier multiplier, what the rounds cost now, and the stage's keys.
+
+    Earlier was the Renyi bound, and a grid of 2^25 steps whose distance grew with the size.
+    """
     experiment = load_experiment(name)
-    spec = next(s for s in experiment.strategy.stages if hasattr(s, "epsilon"))
+    spec = next(s for s in experiment.strategy.stages if isinstance(s, PrivacyKeys))
     (events,) = planned_events(experiment).values()  # all of them have the same noise
     event = replace(events[0], count=sum(one.count for one in events))
     delta, slack = spec.delta, event.count * size_of(experiment) / (40.0 * 2.0**50)
 
-    def before(multiplier: float) -> float:
+    def excess(multiplier: float) -> float:
         rdp = event.count * rdp_of(replace(event, noise_multiplier=multiplier))
         lost = (1 + math.exp(epsilon_of(rdp, delta / 2))) * slack * (event.sampling_rate < 1)
         return epsilon_of(rdp, max(delta - lost, 1e-30)) - spec.epsilon
+
+    now = event.noise_multiplier
+    return float(brentq(excess, 0.9 * now, 1.5 * now, xtol=1e-4)), event, spec
+
+
+def _row(name: str, interval: float) -> Row:
+    old, event, spec = before_and_now(name)
+    delta = spec.delta
 
     def theirs(multiplier: float) -> float:
         return _dp_accounting(replace(event, noise_multiplier=multiplier), delta, interval)
 
     now = event.noise_multiplier
-    old = float(brentq(before, 0.9 * now, 1.5 * now, xtol=1e-4))
     best = float(brentq(lambda z: theirs(z) - spec.epsilon, 0.97 * now, 1.03 * now, xtol=1e-4))
     spent, known = epsilon_of_events([event], delta), theirs(now)
     return {

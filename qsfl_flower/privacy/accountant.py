@@ -53,7 +53,6 @@ class Accountant:
         self._slack = self._sampled_slack = 0.0
         self._losses: dict[float, tuple[LossDistribution, int]] = {}
         self._spent: dict[float, float] = {}
-        self._after: tuple[AnyEvent, Accountant] | None = None
         for event in events:
             self.add(event)
 
@@ -66,7 +65,6 @@ class Accountant:
         """Account for an event."""
         self._events.append(event)
         self._spent.clear()
-        self._after = None
         self._rdp = self._rdp + event.count * rdp_of(event)
         if isinstance(event, Event):
             slack = math.sqrt(event.count) * event.slack
@@ -96,19 +94,13 @@ class Accountant:
         return min(bound, _with_slack(self._composed(delta).epsilon, delta, self._slack))
 
     def with_event(self, event: AnyEvent) -> Accountant:
-        """Return an accountant that has also seen `event`; this one stays as it is.
-
-        The last one is remembered, so that a release that was asked about is not composed again.
-        """
-        if self._after is not None and self._after[0] == event:
-            return self._after[1]
+        """Return an accountant that has also seen `event`; this one stays as it is."""
         after = Accountant((), self.planned)
         after._events = [*self._events]
         after._rdp = self._rdp
         after._slack, after._sampled_slack = self._slack, self._sampled_slack
         after._losses = {d: (copy(losses), seen) for d, (losses, seen) in self._losses.items()}
         after.add(event)
-        self._after = event, after
         return after
 
     def _composed(self, delta: float) -> LossDistribution:

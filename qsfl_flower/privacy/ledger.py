@@ -24,10 +24,10 @@ from typing import Any
 
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import BudgetExceeded, ConfigError, QSFLError
-from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.calibration import repeats_within
 from qsfl_flower.privacy.events import AnyEvent, event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
+from qsfl_flower.privacy.histories import Histories, History
 
 _FORECAST = 10_000
 
@@ -56,7 +56,9 @@ _TABLES = (
     "CREATE INDEX IF NOT EXISTS ix_charges_path ON charges (path)",
     "CREATE INDEX IF NOT EXISTS ix_charges_release ON charges (release)",
 )
-_COUNTED = "SELECT id, event FROM charges WHERE path = ? AND status != 'cancelled'"
+_COUNTED = (
+    "SELECT id, event FROM charges WHERE path = ? AND status NOT IN ('cancelled', 'excluded')"
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._lock = Lock()  # between threads; SQLite's own is between connections
-        self._totals: dict[str, tuple[int, Accountant]] = {}
+        self._histories = Histories()
+        self._totals: dict[str, tuple[int, History]] = {}
+        self._ahead: list[History] = []  # what the last reservation leads to is needed next
+        self._forecasts: dict[tuple[bytes, Budget, str], int] = {}
         with self._readable():
             self._connection = sqlite3.connect(
                 path, timeout=60, isolation_level=None, check_same_thread=False
@@ -152,12 +157,29 @@ class Ledger:
         self._totals.clear()
 
     def reserve(
-        self, paths: Iterable[str], events: Sequence[AnyEvent], *, run: str, server_round: int
+        self,
+        paths: Iterable[str],
+        events: Sequence[AnyEvent],
+        *,
+        run: str,
+        server_round: int,
+        planned: Sequence[AnyEvent] = (),
     ) -> int:
         """Reserve a release for accounts and everything above them, all or nothing.
 
         An account is charged once per release, however many of its members take part: the unit of
         protection is one member.
+
+        Parameters
+        ----------
+        paths : iterable of str
+            The accounts.
+        events : sequence of Event or PureEvent
+            What the release costs each of them.
+        run, server_round : str, int
+            What it belongs to.
+        planned : sequence of Event or PureEvent
+            What the run is still going to charge, so that adding up is prepared for it.
 
         Returns
         -------
@@ -169,22 +191,87 @@ class Ledger:
         BudgetExceeded
             If an account would overspend; nothing is reserved then.
         """
+        return self._reserve(paths, events, run, server_round, planned, exclude=False)[0]
+
+    def reserve_within(
+        self,
+        paths: Iterable[str],
+        events: Sequence[AnyEvent],
+        *,
+        run: str,
+        server_round: int,
+        planned: Sequence[AnyEvent] = (),
+    ) -> tuple[int, dict[str, BudgetExceeded]]:
+        """Reserve a release for the accounts that have a budget for it, without the others.
+
+        Which ones have none follows from budgets, charges and the time, never from data. An account
+        is excluded if one above it has no budget; what is above excluded accounts alone is not
+        charged. The history of an excluded account shows the release as ``excluded``.
+
+        Parameters
+        ----------
+        paths, events, run, server_round, planned
+            As in `reserve`.
+
+        Returns
+        -------
+        int
+            Number of the release, for `commit` or `cancel`.
+        dict of str to BudgetExceeded
+            The excluded accounts, and why.
+
+        Raises
+        ------
+        BudgetExceeded
+            If no account has a budget for it; nothing is reserved then.
+        """
+        return self._reserve(paths, events, run, server_round, planned, exclude=True)
+
+    def _reserve(
+        self,
+        paths: Iterable[str],
+        events: Sequence[AnyEvent],
+        run: str,
+        server_round: int,
+        planned: Sequence[AnyEvent],
+        *,
+        exclude: bool,
+    ) -> tuple[int, dict[str, BudgetExceeded]]:
         now = unix_time()
         text = json.dumps([event.to_dict() for event in events])
-        charged = sorted({part for path in paths for part in _upwards(path)})
+        upwards = {path: _upwards(path) for path in paths}
         with self._transaction() as connection:
             budgets = self._budgets(connection)
-            for path in charged:
-                if (budget := budgets.get(path)) is not None:
-                    self._check(connection, path, budget, events, now)
+            over, ahead = {}, []
+            for path in sorted({part for parts in upwards.values() for part in parts}):
+                if (budget := budgets.get(path)) is None:
+                    continue
+                for history, limit, period in self._limits(connection, path, budget, now, planned):
+                    ahead.append(after := self._histories.after(history, [text]))
+                    epsilon = after.accountant.epsilon(budget.delta)
+                    if epsilon > limit * (1 + 1e-9):
+                        over[path] = BudgetExceeded(path, epsilon, limit, period)
+            self._ahead = ahead
+            excluded = {
+                path: over[first]
+                for path, parts in upwards.items()
+                if (first := next((part for part in parts if part in over), None)) is not None
+            }
+            if excluded and (not exclude or len(excluded) == len(upwards)):
+                raise over[min(over)]
+            charged = {p for path, parts in upwards.items() if path not in excluded for p in parts}
             (last,) = connection.execute("SELECT max(release) FROM charges").fetchone()
             release = int(last or 0) + 1
             connection.executemany(
                 "INSERT INTO charges (release, path, run, round, event, status, time)"
-                " VALUES (?, ?, ?, ?, ?, 'reserved', ?)",
-                [(release, path, run, server_round, text, now) for path in charged],
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (release, path, run, server_round, text, status, now)
+                    for status, group in (("reserved", charged), ("excluded", excluded))
+                    for path in sorted(group)
+                ],
             )
-        return release
+        return release, excluded
 
     def commit(self, release: int) -> None:
         """Say that a reserved release has happened."""
@@ -200,16 +287,33 @@ class Ledger:
         with self._transaction() as connection:
             budget = self._budgets(connection).get(_checked(path))
             used = budget or Budget(1.0)
-            spent = self._total(connection, path, used).epsilon(used.delta)
+            spent = self._total(connection, path).accountant.epsilon(used.delta)
             (reserved,) = connection.execute(
                 "SELECT count(*) FROM charges WHERE path = ? AND status = 'reserved'", (path,)
             ).fetchone()
-            period = None
-            if budget is not None and budget.period_seconds is not None:
-                since = unix_time() - budget.period_seconds
-                period = self._since(connection, path, budget, since).epsilon(budget.delta)
-            left = None if budget is None else self._left(connection, path, budget)
+            period = left = None
+            if budget is not None:
+                if budget.period_seconds is not None:
+                    since = unix_time() - budget.period_seconds
+                    recent = self._since(connection, path, since).accountant
+                    period = recent.epsilon(budget.delta)
+                latest = connection.execute(
+                    f"{_COUNTED} ORDER BY id DESC LIMIT 1", (path,)
+                ).fetchone()
+                left = latest and self._left(connection, path, budget, latest["event"])
             return Status(path, spent, reserved, budget, period, left)
+
+    def releases_left(self, path: str, events: Sequence[AnyEvent]) -> int | None:
+        """Return how often `events` fit into an account's budget and all budgets above it.
+
+        At most 10,000; None without any budget. Limits within a period are not looked at.
+        """
+        text = json.dumps([event.to_dict() for event in events])
+        with self._transaction() as connection:
+            budgets = self._budgets(connection)
+            limited = [part for part in _upwards(path) if part in budgets]
+            left = [self._left(connection, part, budgets[part], text) for part in limited]
+            return min(left, default=None)
 
     def paths(self) -> list[str]:
         """Return all accounts that have a budget or a charge."""
@@ -262,56 +366,48 @@ class Ledger:
         )
         return {path: Budget(*limits) for path, *limits in rows}
 
-    def _check(
+    def _limits(
         self,
         connection: sqlite3.Connection,
         path: str,
         budget: Budget,
-        events: Sequence[AnyEvent],
         now: float,
-    ) -> None:
-        total = self._total(connection, path, budget)
-        limits = [(total, budget.epsilon, False)]
+        planned: Sequence[AnyEvent],
+    ) -> Iterator[tuple[History, float, bool]]:
+        """Yield what an account has spent, what it may spend, and whether in a period only."""
+        yield self._total(connection, path, planned), budget.epsilon, False
         if budget.period_seconds is not None and budget.period_epsilon is not None:
-            recent = self._since(connection, path, budget, now - budget.period_seconds)
-            limits.append((recent, budget.period_epsilon, True))
-        for accountant, limit, period in limits:
-            after = accountant
-            for event in events:
-                after = after.with_event(event)
-            if (epsilon := after.epsilon(budget.delta)) > limit * (1 + 1e-9):
-                raise BudgetExceeded(path, epsilon, limit, period)
+            recent = self._since(connection, path, now - budget.period_seconds)
+            yield recent, budget.period_epsilon, True
 
-    def _total(self, connection: sqlite3.Connection, path: str, budget: Budget) -> Accountant:
-        """Return an account's accountant, brought up to date by the charges since last time."""
-        seen, accountant = self._totals.get(path, (0, Accountant()))
-        for row in connection.execute(f"{_COUNTED} AND id > ? ORDER BY id", (path, seen)):
-            seen = row["id"]
-            _add(accountant, row["event"])
-        self._totals[path] = seen, accountant
-        return accountant
+    def _total(
+        self, connection: sqlite3.Connection, path: str, planned: Sequence[AnyEvent] = ()
+    ) -> History:
+        """Return an account's history, brought up to date by the charges since last time."""
+        seen, history = self._totals.get(path, (0, None))
+        rows = connection.execute(f"{_COUNTED} AND id > ? ORDER BY id", (path, seen)).fetchall()
+        history = self._histories.after(history, [row["event"] for row in rows], planned)
+        self._totals[path] = (rows[-1]["id"] if rows else seen), history
+        return history
 
-    def _left(self, connection: sqlite3.Connection, path: str, budget: Budget) -> int | None:
-        """Return how many more releases like the last one fit."""
-        latest = connection.execute(f"{_COUNTED} ORDER BY id DESC LIMIT 1", (path,)).fetchone()
-        if latest is None:
-            return None
-        events = [event_from_dict(values) for values in json.loads(latest["event"])]
-        seen = self._total(connection, path, budget).events
-        return repeats_within(budget.epsilon, budget.delta, events, after=seen, most=_FORECAST)
+    def _left(self, connection: sqlite3.Connection, path: str, budget: Budget, event: str) -> int:
+        """Return how many more releases with these events fit into an account's budget."""
+        history = self._total(connection, path)
+        key = history.digest, budget, event
+        if key not in self._forecasts:
+            events = [event_from_dict(values) for values in json.loads(event)]
+            self._forecasts[key] = repeats_within(
+                budget.epsilon,
+                budget.delta,
+                events,
+                after=history.accountant.events,
+                most=_FORECAST,
+            )
+        return self._forecasts[key]
 
-    def _since(
-        self, connection: sqlite3.Connection, path: str, budget: Budget, start: float
-    ) -> Accountant:
-        accountant = Accountant()
-        for row in connection.execute(f"{_COUNTED} AND time > ? ORDER BY id", (path, start)):
-            _add(accountant, row["event"])
-        return accountant
-
-
-def _add(accountant: Accountant, text: str) -> None:
-    for values in json.loads(text):
-        accountant.add(event_from_dict(values))
+    def _since(self, connection: sqlite3.Connection, path: str, start: float) -> History:
+        rows = connection.execute(f"{_COUNTED} AND time > ? ORDER BY id", (path, start))
+        return self._histories.after(None, [row["event"] for row in rows])
 
 
 def _upwards(path: str) -> list[str]:

@@ -81,6 +81,7 @@ class Spending:
         self.budget, self._planned = budget, planned
         self._accountant = Accountant()
         self._known: list[dict[str, Any]] | None = None
+        self._ahead: tuple[Accountant, Event, Accountant] | None = None
         self._warned = False
 
     def anew(self) -> Spending:
@@ -97,7 +98,7 @@ class Spending:
         """
         budget = self.budget
         if budget.epsilon is not None:
-            epsilon = self._of(state).with_event(event).epsilon(budget.delta)
+            epsilon = self._after(state, event).epsilon(budget.delta)
             if epsilon > budget.epsilon * (1 + 1e-9):
                 raise BudgetExceeded("this run", epsilon, budget.epsilon, period=False)
         state = {**state, "pending": event.to_dict()}
@@ -112,7 +113,7 @@ class Spending:
 
     def commit(self, state: State, event: Event) -> State:
         """Return the state after the release."""
-        self._accountant = self._of(state).with_event(event)
+        self._accountant = self._after(state, event)
         if self.budget.ledger is not None and state.get("release") is not None:
             self.budget.ledger.commit(state["release"])
         events = self._known = merged(state.get("events", []), event.to_dict())
@@ -174,6 +175,13 @@ class Spending:
             self._warned = True
             log.warning("privacy: epsilon = %.3g of %g is spent", spent, limit)
         return spent
+
+    def _after(self, state: State, event: Event) -> Accountant:
+        """Return the accountant after an event; the last one is kept, to be composed once."""
+        before = self._of(state)
+        if self._ahead is None or self._ahead[:2] != (before, event):
+            self._ahead = before, event, before.with_event(event)
+        return self._ahead[2]
 
     def _of(self, state: State) -> Accountant:
         events = [*state.get("events", [])]
