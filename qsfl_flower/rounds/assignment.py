@@ -86,6 +86,8 @@ class Opened:
         When a rank was asked and when it answered, in seconds of the clock.
     cut : bool
         Whether the exchange ended because enough had answered.
+    withheld : Sequence[Rejection]
+        The nodes that were sampled but not asked, and why.
     """
 
     assignment: Assignment
@@ -93,6 +95,7 @@ class Opened:
     enough: int
     spans: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     cut: bool = False
+    withheld: Sequence[Rejection] = ()
 
     def asked(self, ranks: Mapping[int, int]) -> Asked:
         """Return who was asked, given the canonical order of all nodes."""

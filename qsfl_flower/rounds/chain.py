@@ -18,6 +18,7 @@ from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.rounds.charges import Charge
 from qsfl_flower.rounds.composition import Argument, Trait, refuse
 from qsfl_flower.rounds.context import Exchange, Measurements, Phase, RoundContext, State
+from qsfl_flower.rounds.spending import NO_BUDGET, Spending
 from qsfl_flower.rounds.stages import (
     CohortStage,
     CombineStage,
@@ -27,7 +28,7 @@ from qsfl_flower.rounds.stages import (
     VectorStage,
 )
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Weighting, catch
-from qsfl_flower.wire import Plan
+from qsfl_flower.wire import Plan, content_bytes
 
 
 class Chain:
@@ -239,10 +240,34 @@ class Chain:
                 else:
                     sender, content, states[gate.name] = found
                     entries[index] = sender, content
+        for stage, spending in self._excluding:
+            for index, (sender, content) in enumerate(entries):
+                if isinstance(content, Rejection):
+                    continue
+                states[stage.name], why = spending.meet(states[stage.name], sender)
+                if why is not None:
+                    size = content_bytes(content)
+                    entries[index] = sender, Rejection(sender, NO_BUDGET, why, size)
         answered = {sender.node_id: isinstance(c, RecordDict) for sender, c in entries}
         for stage in self.stages:
             states[stage.name] = stage.heard(answered, states[stage.name])
         return entries, states, {gate.name: gate.measure(states[gate.name]) for gate in self.gates}
+
+    def withheld(
+        self, senders: Sequence[Sender], states: Mapping[str, State]
+    ) -> tuple[Rejection, ...]:
+        """Return which of the sampled nodes are not asked, since their clients have no budget."""
+        found = (
+            spending.withheld(states[stage.name], sender)
+            for stage, spending in self._excluding
+            for sender in senders
+        )
+        return tuple(rejection for rejection in found if rejection is not None)
+
+    @property
+    def _excluding(self) -> list[tuple[Stage, Spending]]:
+        pairs = [(s, s.spending) for s in self.stages if s.spending is not None]
+        return [(stage, spending) for stage, spending in pairs if spending.budget.excludes]
 
     def epsilon(self, states: Mapping[str, State]) -> float | None:
         """Return the largest loss of privacy that a stage has accounted for, if any does."""

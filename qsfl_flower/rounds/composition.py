@@ -37,6 +37,7 @@ class Trait(StrEnum):
     SPENDS_ON_CLIENTS = "releases something about the clients' norms"
     PROTECTS_CLIENTS = "adds noise on the server that hides a single client"
     DRAWS_CLIENTS = "needs clients that are sampled independently at random"
+    EXCLUDES = "goes on without the clients that have no budget"
     NOISES_UPDATES = "adds noise to every update, to hide all of it"
     SHARES_NOISE = "has clients add shares of the noise that their sum needs"
     OPENS_DISTANCES = "opens distances between hidden updates, and selects by them"
@@ -245,6 +246,18 @@ REFUSALS: tuple[Refusal, ...] = (
         "stages: {1} has other coordinates in every round, so that updates from different versions "
         "of the model have little in common; set its epoch to more than max_staleness, or use "
         "compress",
+    ),
+    Refusal(
+        (T.EXCLUDES,),
+        "stages: {0} excludes clients without a budget, and nothing but authenticate proves whose "
+        "account a reply belongs to; add Authenticate(credentials), or set exhausted to 'stop'",
+        unless=T.PROVES_NAMES,
+    ),
+    Refusal(
+        (T.OVERLAPS_VERSIONS, T.EXCLUDES),
+        "stages: {1} excludes clients without a budget, while their updates of earlier rounds may "
+        "still arrive and count in rounds that nobody has charged to them; use a synchronous "
+        "strategy, or set exhausted to 'stop'",
     ),
     Refusal(
         (T.CUTS_OFF, T.DRAWS_CLIENTS),

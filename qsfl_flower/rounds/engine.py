@@ -28,6 +28,7 @@ from qsfl_flower.rounds.post import Post, collect
 from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.rounds.roles import fit_roles
 from qsfl_flower.rounds.sampling import Sampling
+from qsfl_flower.rounds.spending import NO_BUDGET
 from qsfl_flower.rounds.standalone import assignment_alone, refuse_alone, replies_alone
 from qsfl_flower.rounds.update import (
     Cohort,
@@ -235,8 +236,11 @@ class Engine:
             self.sampling.history = self.sampling.history.ask(server_round, ranks.values())
         assignment = self.assign(kind, server_round, arrays, config, grid, ranks)
         ready = kind != "train" or self.chain.unready(self.states) is None
-        messages = self.address(assignment, ranks) if ready else []
-        self.opened[kind] = Opened(assignment, messages, enough)
+        withheld = self.chain.withheld(assignment.context.senders, self.states)
+        left_out = {rejection.sender.node_id for rejection in withheld}
+        asked = [node for node in ranks if node not in left_out]
+        messages = self.address(assignment, asked) if ready else []
+        self.opened[kind] = Opened(assignment, messages, enough, withheld=withheld)
         return self.opened[kind]
 
     def close_training(self, server_round: int, replies: Iterable[Message]) -> Combination:
@@ -251,6 +255,9 @@ class Engine:
         else:
             matched, training = match(replies, opened.asked(self.sampling.ranks)), opened.assignment
         entries, self.states, admitted = self.chain.admit(matched, self.states, training.exchange)
+        withheld = () if opened is None else opened.withheld
+        entries += [(rejection.sender, rejection) for rejection in withheld]
+        entries.sort(key=lambda entry: entry[0].rank)
         contents: dict[int, RecordDict] = {}
 
         def read(sender: Sender, content: RecordDict) -> Update:
@@ -421,6 +428,8 @@ class Engine:
         self.states = chain.after(outcome.states, inquiry.states)
         self.sampling.history = self.sampling.history.hear(self.outcome.cohort)
         for rejection in self.outcome.cohort.rejections:
+            if rejection.reason == NO_BUDGET and not rejection.bytes_up:
+                continue  # it was not asked, which was logged when its budget ended
             log.warning(
                 "round %d: %s from %s: %s",
                 server_round,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from qsfl_flower.errors import BudgetExceeded, ConfigError
+from qsfl_flower.errors import BudgetExceeded, CompositionError, ConfigError
 from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event, event_from_dict
@@ -15,6 +15,7 @@ from qsfl_flower.privacy.gaussian import check_delta
 from qsfl_flower.rounds.charges import Charge, merged
 from qsfl_flower.rounds.context import RoundContext, State
 from qsfl_flower.rounds.facts import Sentences, Topic
+from qsfl_flower.rounds.update import Rejection, Sender
 
 if TYPE_CHECKING:
     import qsfl_flower.privacy.ledger
@@ -23,6 +24,12 @@ log = logging.getLogger("qsfl_flower")
 
 WARN_AT = 0.9
 """Share of the budget from which the log warns."""
+
+NO_BUDGET = "no-budget"
+"""The reason for which a client without a budget is not asked, and its reply not used."""
+
+_NAMED = 5
+"""So many accounts are named in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +44,13 @@ class PrivacyBudget:
         The run ends before the round that would go beyond, > 0; None tells epsilon only.
     ledger : qsfl_flower.privacy.ledger.Ledger or None
         Charged as well, and asked first.
-    accounts : sequence of str
-        The ledger's accounts whose data the run may use: every client that may take part.
+    accounts : sequence of str, or mapping of str to str
+        The ledger's accounts whose data the run may use: every client that may take part. Or the
+        account of each client, by the name that `Authenticate` proves.
+    exhausted : str
+        What becomes of an account without a budget for the next round: ``"stop"`` ends the run;
+        ``"exclude"`` goes on without its client, for `CentralDP` with `Authenticate` only. The
+        client is sampled as before, so that sampling stays as accounted, but not asked.
 
     Examples
     --------
@@ -49,7 +61,8 @@ class PrivacyBudget:
     delta: float = 1e-5
     epsilon: float | None = None
     ledger: qsfl_flower.privacy.ledger.Ledger | None = None
-    accounts: Sequence[str] = ()
+    accounts: Sequence[str] | Mapping[str, str] = ()
+    exhausted: Literal["stop", "exclude"] = "stop"
 
     def __post_init__(self) -> None:
         check_delta(self.delta)
@@ -57,6 +70,42 @@ class PrivacyBudget:
             raise ConfigError(f"epsilon must be greater than 0, found {self.epsilon!r}")
         if self.ledger is not None and not self.accounts:
             raise ConfigError("a ledger needs the accounts that are charged")
+        if self.exhausted not in ("stop", "exclude"):
+            raise ConfigError(f"exhausted must be 'stop' or 'exclude', found {self.exhausted!r}")
+        if self.excludes and (self.ledger is None or not isinstance(self.accounts, Mapping)):
+            raise ConfigError(
+                "exhausted='exclude' needs a ledger, and as accounts a mapping from the clients' "
+                "names to their accounts"
+            )
+
+    @property
+    def excludes(self) -> bool:
+        """Whether the run goes on without the clients whose accounts have no budget."""
+        return self.exhausted == "exclude"
+
+    @property
+    def paths(self) -> list[str]:
+        """All accounts."""
+        accounts = self.accounts
+        return list(accounts.values() if isinstance(accounts, Mapping) else accounts)
+
+
+def on_devices(name: str, budget: PrivacyBudget | None) -> PrivacyBudget:
+    """Return the budget of a stage whose noise is added on the devices.
+
+    Raises
+    ------
+    CompositionError
+        If it is to exclude clients.
+    """
+    budget = budget or PrivacyBudget()
+    if budget.excludes:
+        raise CompositionError(
+            f"{name}: exhausted='exclude' is for central-dp only: here a release has happened when "
+            "it leaves the device, before the server knows whose it is; set exhausted to 'stop', "
+            "or a limit on the node (privacy.epsilon in its policy), which then refuses alone"
+        )
+    return budget
 
 
 def _most(state: State) -> int:
@@ -106,10 +155,69 @@ class Spending:
             return state
         if (unused := state.get("release")) is not None:
             budget.ledger.cancel(unused)
-        release = budget.ledger.reserve(
-            budget.accounts, [event], run=str(context.run_id), server_round=context.server_round
+        ledger, run, at = budget.ledger, str(context.run_id), context.server_round
+        planned = self._planned()
+        if not budget.excludes:
+            release = ledger.reserve(
+                budget.paths, [event], run=run, server_round=at, planned=planned
+            )
+            return {**state, "release": release}
+        release, without = ledger.reserve_within(
+            budget.paths, [event], run=run, server_round=at, planned=planned
         )
-        return {**state, "release": release}
+        return {**self._excluding(state, without, at), "release": release}
+
+    def _excluding(
+        self, state: State, without: Mapping[str, BudgetExceeded], server_round: int
+    ) -> State:
+        """Return the state with the clients whose accounts have no budget, and log the changes."""
+        before = state.get("excluded", {})
+        after = {name: str(without[path]) for name, path in self._accounts if path in without}
+        for name, why in after.items():
+            if name not in before:
+                log.warning(
+                    "privacy: client %s is excluded from round %d on: %s; to include it, raise its "
+                    "budget (qsfl privacy grant)",
+                    name,
+                    server_round,
+                    why,
+                )
+        for name in before:
+            if name not in after:
+                log.info("privacy: client %s takes part again from round %d", name, server_round)
+        return {**state, "excluded": after}
+
+    @property
+    def _accounts(self) -> Iterable[tuple[str, str]]:
+        accounts = self.budget.accounts
+        return accounts.items() if isinstance(accounts, Mapping) else ()
+
+    def meet(self, state: State, sender: Sender) -> tuple[State, str | None]:
+        """Note which client is at a node, and say why its reply cannot count, if so.
+
+        Parameters
+        ----------
+        state : State
+            The stage's state.
+        sender : Sender
+            Who has signed the reply.
+        """
+        nodes = {**state.get("nodes", {}), str(sender.node_id): sender.identity}
+        return {**state, "nodes": nodes}, self._why(state, sender.identity)
+
+    def withheld(self, state: State, sender: Sender) -> Rejection | None:
+        """Return why a sampled node is not asked: if its client, as far as known, is excluded."""
+        name = state.get("nodes", {}).get(str(sender.node_id))
+        why = None if name is None else self._why(state, name)
+        if why is None:
+            return None
+        return Rejection(replace(sender, name=name, identity=name), NO_BUDGET, why)
+
+    def _why(self, state: State, name: str | None) -> str | None:
+        if name not in dict(self._accounts):
+            return f"{name!r} has no account in the ledger"
+        why: str | None = state.get("excluded", {}).get(name)
+        return why
 
     def commit(self, state: State, event: Event) -> State:
         """Return the state after the release."""
@@ -165,7 +273,25 @@ class Spending:
             f"({epsilon:.3g}, {budget.delta:g})-DP for {unit} ({events[0].relation}), after all "
             f"rounds, against {against}: {how}{end}"
         )
-        return {Topic.PRIVACY: [sentence]}
+        return {Topic.PRIVACY: [sentence, *self._forecast(events)]}
+
+    def _forecast(self, events: Sequence[Event]) -> list[str]:
+        """Say which accounts have no budget for all rounds, if some have not."""
+        budget, rounds = self.budget, sum(event.count for event in events)
+        if budget.ledger is None:
+            return []
+        once = [replace(events[0], count=1)]
+        left = {path: budget.ledger.releases_left(path, once) for path in budget.paths}
+        short = {path: n for path, n in left.items() if n is not None and n < rounds}
+        if not short:
+            return []
+        some = [f"{path} for {n}" for path, n in sorted(short.items(), key=lambda x: x[1])]
+        more = f" and {len(some) - _NAMED} more accounts" if len(some) > _NAMED else ""
+        then = "is excluded then" if budget.excludes else "ends the run then"
+        return [
+            f"the ledger has no budget for all {rounds} releases, but: "
+            f"{', '.join(some[:_NAMED])}{more}; whoever has none {then}"
+        ]
 
     def epsilon(self, state: State) -> float:
         """Return what has been spent."""

@@ -232,11 +232,11 @@ def policy_of(experiment: Experiment) -> NodePolicy:
 
 
 def _budget(spec: PrivacyKeys, experiment: Experiment) -> PrivacyBudget:
-    if spec.ledger is None:
-        return PrivacyBudget(delta=spec.delta, epsilon=spec.epsilon)
+    clients = map(str, range(experiment.clients.count))  # the names that they prove
     return PrivacyBudget(
         delta=spec.delta,
         epsilon=spec.epsilon,
-        ledger=Ledger(Path(spec.ledger).expanduser()),
-        accounts=[f"{spec.account}/{client}" for client in range(experiment.clients.count)],
+        ledger=None if spec.ledger is None else Ledger(Path(spec.ledger).expanduser()),
+        accounts={client: f"{spec.account}/{client}" for client in clients},
+        exhausted=spec.exhausted,
     )

@@ -19,7 +19,7 @@ from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State, Steps
 from qsfl_flower.rounds.facts import HiddenSum, Sentences
-from qsfl_flower.rounds.spending import PrivacyBudget, Spending
+from qsfl_flower.rounds.spending import PrivacyBudget, Spending, on_devices
 from qsfl_flower.rounds.stages import Stage, VectorStage
 from qsfl_flower.wire import ClientPhase, PlanItem
 from qsfl_flower.wire.keys import DISTRIBUTED_DP, PROTECTION
@@ -114,7 +114,7 @@ class DistributedDP(VectorStage):
         self.non_contributors, self.rounds = non_contributors, rounds
         rate = 1.0 if batch is None else batch.sampling_rate
         self.spending = Spending(
-            budget or PrivacyBudget(), lambda: [Event(noise_multiplier, rate, rounds)]
+            on_devices(self.name, budget), lambda: [Event(noise_multiplier, rate, rounds)]
         )
         self._sum: HiddenSum | None = None
         self._summed_by = ""

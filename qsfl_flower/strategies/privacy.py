@@ -26,7 +26,7 @@ from qsfl_flower.privacy.sensitivity import Release, Sensitivity, sensitivity
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State, Steps
 from qsfl_flower.rounds.facts import Facts, Sentences
-from qsfl_flower.rounds.spending import PrivacyBudget, Spending
+from qsfl_flower.rounds.spending import PrivacyBudget, Spending, on_devices
 from qsfl_flower.rounds.stages import CohortStage, CombineStage, DecodeStage, Stage, VectorStage
 from qsfl_flower.rounds.update import Cohort, Update
 from qsfl_flower.wire import ClientPhase, PlanItem
@@ -179,6 +179,12 @@ class CentralDP(VectorStage):
         self._bound = Facts()
         self._release = Release(clip_norm=None, denominator=expected_cohort)
 
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """Whether clients without a budget are excluded is a choice."""
+        excludes = self.spending.budget.excludes
+        return super().traits | ({Trait.EXCLUDES} if excludes else frozenset())
+
     def bind(self, stages: Sequence[Stage]) -> Self:
         """Find the sensitivity of this chain, or refuse it."""
         known = (stage.facts for stage in stages)
@@ -267,6 +273,8 @@ class CentralDP(VectorStage):
             "expected_noise_norm": std * math.sqrt(part.size),
             "sensitivity": bound.l2,
         }
+        if self.spending.budget.excludes:
+            told["excluded_clients"] = len(state["excluded"])
         return noisy, state, told
 
     def _worst_case(self, bound: Sensitivity, clip_norm: float) -> bool:
@@ -301,7 +309,7 @@ class ClientSideDP(CohortStage):
 
     def __init__(self, budget: PrivacyBudget | None, rounds: int) -> None:
         self.rounds = rounds
-        self.spending = Spending(budget or PrivacyBudget(), partial(self._planned, rounds, 1))
+        self.spending = Spending(on_devices(self.name, budget), partial(self._planned, rounds, 1))
 
     @abstractmethod
     def event(self, size: int) -> Event:

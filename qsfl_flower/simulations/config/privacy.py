@@ -41,6 +41,11 @@ class PrivacyKeys(Section):
         default="federation",
         description="The ledger's account that holds the clients' accounts.",
     )
+    exhausted: Literal["stop", "exclude"] = Field(
+        default="stop",
+        description="What becomes of a client whose account has no budget for the next round: the "
+        "run stops; or, for central_dp with authenticate, goes on without asking the client.",
+    )
 
 
 class CentralDPSpec(PrivacyKeys):

@@ -42,6 +42,7 @@ _REASONS = {
     "not-encrypted": "came in the clear although encryption was asked for",
     "no-session": "came without a session to encrypt under",
     "second-place": "came from a client that had a place in the buffer already",
+    "no-budget": "were not asked for, or not used, since the client's account has no budget left",
     "internal": "could not be read by a fault of the suite; the log has its traceback",
 }
 

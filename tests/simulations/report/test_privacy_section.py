@@ -74,6 +74,17 @@ def test_a_spent_budget_that_ended_the_run_is_told(tmp_path):
     assert "Training ended before round 4" in words(section(tmp_path, "central_dp", [None, 1.0]))
 
 
+def test_clients_without_a_budget_are_named(tmp_path):
+    rows = [
+        {"round": r, "client": name, "status": "no-budget" if name == "7" else "accepted"}
+        for r in (1, 2)
+        for name in ("7", "8")
+    ]
+    (tmp_path / "clients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = words(section(tmp_path, "central_dp", [None, 0.5, 1.0]))
+    assert "Excluded, since their accounts have no budget left: client 7." in told
+
+
 @pytest.mark.parametrize(("status", "expected"), [(None, 2), ("interrupted", 2), ("finished", 1)])
 def test_a_round_that_was_begun_counts_unless_the_run_finished(tmp_path, status, expected):
     event = {"noise_multiplier": 5.0, "sampling_rate": 1.0, "count": 2, "slack": 0.0}

@@ -45,11 +45,27 @@ def privacy(run: Run) -> Section | None:
         for event in run.events
         if event.get("kind") == "budget spent"
     ]
+    parts += _excluded(run)
     plots = [plot for plot in (_over_rounds(points, kept), _against(points)) if plot is not None]
     if plots:
         parts.append(Row(tuple(plots)))
     parts.append(details("What epsilon and delta mean", _meaning(epsilon, kept[0])))
     return Section("privacy", "Privacy", tuple(parts))
+
+
+def _excluded(run: Run) -> list[Html]:
+    """Name the clients without a budget, if a budget's end excludes clients."""
+    names = {str(row.get("client")) for row in run.clients() if row.get("status") == "no-budget"}
+    if not names:
+        return []
+    return [
+        element(
+            "p",
+            f"Excluded, since their accounts have no budget left: {text.some_clients(names)}. They "
+            "are sampled as before, so that what is spent stays right, but nothing of theirs is "
+            "used; the table of clients has the rounds.",
+        )
+    ]
 
 
 def _stages(run: Run) -> list[Mapping[str, Any]]:
