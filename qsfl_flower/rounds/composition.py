@@ -38,6 +38,7 @@ class Trait(StrEnum):
     PROTECTS_CLIENTS = "adds noise on the server that hides a single client"
     DRAWS_CLIENTS = "needs clients that are sampled independently at random"
     EXCLUDES = "goes on without the clients that have no budget"
+    CHARGES_ROUNDS = "charges an update to the round in which it was asked for"
     NOISES_UPDATES = "adds noise to every update, to hide all of it"
     SHARES_NOISE = "has clients add shares of the noise that their sum needs"
     OPENS_DISTANCES = "opens distances between hidden updates, and selects by them"
@@ -254,7 +255,7 @@ REFUSALS: tuple[Refusal, ...] = (
         unless=T.PROVES_NAMES,
     ),
     Refusal(
-        (T.OVERLAPS_VERSIONS, T.EXCLUDES),
+        (T.OVERLAPS_VERSIONS, T.CHARGES_ROUNDS),
         "stages: {1} excludes clients without a budget, while their updates of earlier rounds may "
         "still arrive and count in rounds that nobody has charged to them; use a synchronous "
         "strategy, or set exhausted to 'stop'",

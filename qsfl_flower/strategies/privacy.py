@@ -182,8 +182,9 @@ class CentralDP(VectorStage):
     @property
     def traits(self) -> frozenset[Trait]:
         """Whether clients without a budget are excluded is a choice."""
-        excludes = self.spending.budget.excludes
-        return super().traits | ({Trait.EXCLUDES} if excludes else frozenset())
+        if not self.spending.budget.excludes:
+            return super().traits
+        return super().traits | {Trait.EXCLUDES, Trait.CHARGES_ROUNDS}
 
     def bind(self, stages: Sequence[Stage]) -> Self:
         """Find the sensitivity of this chain, or refuse it."""

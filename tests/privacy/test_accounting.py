@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,6 +191,17 @@ def test_planned_rounds_are_composed_once_each_on_one_grid(ratio, monkeypatch):
         spending.epsilon(state)
     assert len(made) == 1
     assert len(composed) == 200
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 5, 12])
+def test_the_least_noise_for_a_plan_lasts_for_all_of_its_rounds(rounds):
+    """The grid of the rounds is that of the plan, or rounding ends a run one round early."""
+    event = Event(noise_multiplier_for(4.0, DELTA, 5 * rounds, 0.3), 0.3, 5)
+    planned = [replace(event, count=5 * rounds)]
+    spending, state = Spending(PrivacyBudget(epsilon=4.0), lambda: planned), {}
+    for _ in range(rounds):
+        state = spending.commit(spending.reserve(state, event, None), event)
+    assert 3.999 < spending.epsilon(state) <= 4.0
 
 
 def test_asking_what_a_round_would_cost_changes_nothing():
