@@ -190,8 +190,8 @@ def test_the_plan_says_whose_budget_ends_when(ledger):
     allow(ledger, 1, 3)
 
     def forecast_of(stage):
-        stage.check([Clip(1.0), stage])
-        return stage.explain(Layout.of({"w": np.zeros(SIZE)}), 8)[Topic.PRIVACY][1]
+        bound = stage.bind([Clip(1.0), stage])
+        return bound.explain(Layout.of({"w": np.zeros(SIZE)}), 8)[Topic.PRIVACY][1]
 
     forecast = forecast_of(central(ledger))
     assert (
