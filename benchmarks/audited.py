@@ -3,6 +3,7 @@
 Every canary changes one coordinate of the model, and is in by a coin; the auditor guesses from the
 released model alone (Steinke, Nasr, Jagielski 2023). Noise comes from a fixed seed here, so that
 each audit always has the same result; with fresh noise a true claim would fail once in twenty.
+Under local noise the auditor is the server, which sees every reply.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ class Placement:
         Whether single records are protected.
     proven : bool
         Whether clients have keys.
+    by_reply : bool
+        Whether the auditor is the server and guesses from each client's reply, not from the model.
     """
 
     words: str
@@ -149,6 +152,7 @@ class Placement:
     client: Callable[[float, float], Client]
     by_record: bool = False
     proven: bool = False
+    by_reply: bool = False
 
 
 def _privacy(noise: float, clip: float) -> RecordPrivacy:
@@ -182,6 +186,7 @@ PLACEMENTS = {
         CANARIES,
         lambda z, c: [LocalDP(c, z)],
         lambda z, c: Canary,
+        by_reply=True,
     ),
     "distributed": Placement(
         "DistributedDP, whole clients",
@@ -223,7 +228,7 @@ def audited(name: str, noise: float, clip: float = 1.0) -> AuditResult:
     stages = list(placement.stages(noise, clip))
     if placement.proven:
         stages.append(Authenticate(Credentials(made.server, roster), clock=lambda: NOW))
-    secret = itertools.count()
+    secret, replied = itertools.count(), np.zeros(CANARIES)
 
     def device(number: int) -> Callable[[Message], Message]:
         context = Context(1, 1000 + number, {"partition-id": number}, RecordDict(), {})
@@ -236,9 +241,13 @@ def audited(name: str, noise: float, clip: float = 1.0) -> AuditResult:
 
         def answer(message: Message) -> Message:
             try:
-                return app(message, context)
+                reply = app(message, context)
             except Exception as error:
                 return Message(Error(2, str(error)), reply_to=message)
+            if placement.by_reply:
+                (record,) = reply.content.array_records.values()
+                replied[number] = next(iter(record.values())).numpy()[number]
+            return reply
 
         return answer
 
@@ -256,5 +265,5 @@ def audited(name: str, noise: float, clip: float = 1.0) -> AuditResult:
         grid = NodeGrid({1000 + n: device(n) for n in range(placement.clients)}, seed=0)
         result = strategy.start(grid, start, 1, timeout=60)
     model = result.arrays["weight"].numpy().astype(np.float64)
-    scores = model[0] if placement.by_record else model
+    scores = replied if placement.by_reply else model[0] if placement.by_record else model
     return audit(scores, INCLUDED, delta=DELTA, guesses=GUESSES, confidence=CONFIDENCE)
