@@ -17,7 +17,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message
 
 from qsfl_flower.clients.memory import Facts, facts_of
-from qsfl_flower.clients.policy import NodePolicy
+from qsfl_flower.clients.policy import NodePolicy, counted
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, QSFLError, Refusal
 from qsfl_flower.privacy.calibration import epsilon_of_events
@@ -280,13 +280,14 @@ def _readable(step: str) -> Iterator[None]:
 
 
 def _count_release(facts: Facts, most: int, days: float, now: float) -> None:
-    """Refuse a release beyond the number of a period, or count it."""
+    """Refuse a release beyond the number of a period, or count it, once for all mods."""
     times = [t for t in json.loads(facts.get(_RELEASES, b"[]")) if t > now - days * _DAY]
-    if len(times) >= most:
-        raise Refusal(
-            "policy-releases", f"this node has answered {len(times)} times in {days:g} days"
-        )
-    facts[_RELEASES] = json.dumps([*times, now]).encode()
+    before = len(times) - (_RELEASES in counted())
+    if before >= most:
+        raise Refusal("policy-releases", f"this node has answered {before} times in {days:g} days")
+    if before == len(times):
+        facts[_RELEASES] = json.dumps([*times, now]).encode()
+        counted().add(_RELEASES)
 
 
 def _charge(
@@ -304,7 +305,9 @@ def _charge(
     ]
     others = [entry for entry in kept if entry[0] != key]
     _, promised, used, _ = next((e for e in kept if e[0] == key), (key, 0, 0, when.now))
-    promised, used = max(promised, offer.releases), used + releases
+    already = f"{_PROMISES} {key}"  # an outer mod has charged this reply
+    promised = max(promised, offer.releases)
+    used += 0 if already in counted() else releases
     if used > offer.releases:
         raise Refusal(
             "privacy-too-many-releases",
@@ -320,3 +323,4 @@ def _charge(
             f"{least.epsilon:g}",
         )
     facts[_PROMISES] = json.dumps(entries).encode()
+    counted().add(already)

@@ -265,12 +265,12 @@ def _transform(
         if error.reason != "not-finite":
             raise
         raise not_finite(Vector.dense(delta), layout) from error
-    if update.hidden:
-        for name in [k for k in reply if k != key]:
-            del reply[name]
-    elif update.metrics is not metrics:
-        (name,) = reply.metric_records
-        reply[name] = MetricRecord({**update.metrics})
+    if update.hidden or update.metrics is not metrics:  # nothing of the app's beside the mechanism
+        name = next(iter(reply.metric_records), "metrics")
+        for other in [k for k in reply if k != key]:
+            del reply[other]
+        if not update.hidden:
+            reply[name] = MetricRecord({**update.metrics})
     if update.payload is None:
         reply[key] = to_record(layout.sent.unpack(update.vector, update.carried))
         return {FORM_KEY: Form.DELTA.value}

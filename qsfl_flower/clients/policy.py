@@ -37,6 +37,7 @@ POLICY_FILE = "qsfl-policy"
 OPENINGS = ("sum", "norms", "distances")
 """What a committee may open of hidden updates."""
 
+_COHORT = 3
 _MAX_FILE = 64 * 1024
 _NODE_CONFIG = {
     "qsfl-min-cohort": ("least_cohort", int),
@@ -54,9 +55,10 @@ class NodePolicy:
     ----------
     privacy : MinimumPolicy, optional
         The least differential privacy; without it none is demanded.
-    hidden_only : bool
+    hidden_only : bool, optional
         Whether updates may leave under a secure sum only. Evaluation and queries, whose answers
-        nothing hides, are refused then. A node that sets `least_cohort` itself means this too.
+        nothing hides, are refused then. Default: true with another `least_cohort` than 3, since
+        who asks for a cohort would not get one for an update in the clear.
     openings : tuple of str
         What a committee may open besides nothing, out of `OPENINGS`.
     least_cohort : int
@@ -95,9 +97,9 @@ class NodePolicy:
     """
 
     privacy: MinimumPolicy | None = None
-    hidden_only: bool = False
+    hidden_only: bool | None = None
     openings: tuple[str, ...] = OPENINGS
-    least_cohort: int = 3
+    least_cohort: int = _COHORT
     least_threshold: int = 2
     least_bits: int = 16
     weights: bool = False
@@ -123,6 +125,8 @@ class NodePolicy:
             ("days", self.days is None or self.days > 0, "a number > 0"),
             ("days", self.releases is None or self.days is not None, "given with releases"),
         )
+        if self.hidden_only is None:
+            object.__setattr__(self, "hidden_only", self.least_cohort != _COHORT)
         for name, valid, allowed in rules:
             if not valid:
                 raise ConfigError(
@@ -149,8 +153,8 @@ class NodePolicy:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(f"node policy {path} is not TOML: {error}") from None
         try:
-            # A node that asks for a cohort would not get one for an update in the clear.
-            values.setdefault("hidden_only", "least_cohort" in values)
+            if "least_cohort" in values:  # even the default, once it is written down
+                values.setdefault("hidden_only", True)
             privacy = values.pop("privacy", None)
             if privacy is not None:
                 read = _typed(MinimumPolicy, privacy, "privacy.")
@@ -160,6 +164,35 @@ class NodePolicy:
             return cls(privacy=privacy, **_typed(cls, values, ""))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+
+    def and_also(self, other: NodePolicy) -> NodePolicy:
+        """Return the policy that allows what both allow.
+
+        Raises
+        ------
+        ConfigError
+            If no server, or no member, is accepted by both.
+        """
+        days = [d for d in (self.days, other.days) if d is not None]
+        releases = [r for r in (self.releases, other.releases) if r is not None]
+        least = self.privacy or other.privacy
+        return NodePolicy(
+            privacy=None if least is None else least.and_also(other.privacy),
+            hidden_only=bool(self.hidden_only or other.hidden_only),
+            openings=tuple(o for o in self.openings if o in other.openings),
+            least_cohort=max(self.least_cohort, other.least_cohort),
+            least_threshold=max(self.least_threshold, other.least_threshold),
+            least_bits=max(self.least_bits, other.least_bits),
+            weights=self.weights and other.weights,
+            window=min(self.window, other.window),
+            colluding=max(self.colluding, other.colluding),
+            servers=_both("servers", self.servers, other.servers),
+            members=_both("members", self.members, other.members),
+            metrics=tuple(m for m in self.metrics if m in other.metrics),
+            releases=min(releases, default=None),
+            days=max(days, default=None),  # fewer releases in a longer time
+            code=_both("code", self.code, other.code),
+        )
 
     def sentences(self) -> list[str]:
         """Return what this policy means, one sentence each, for ``qsfl explain --node``."""
@@ -264,13 +297,21 @@ class NodePolicy:
             )
 
 
-_ACTING: ContextVar[NodePolicy | None] = ContextVar("qsfl_policy", default=None)
+@dataclass(frozen=True)
+class _Acting:
+    """A policy in force, and what of the message in hand is counted already."""
+
+    policy: NodePolicy
+    counted: set[str]
+
+
+_ACTING: ContextVar[_Acting | None] = ContextVar("qsfl_policy", default=None)
 
 
 @contextmanager
 def insisting(policy: NodePolicy) -> Iterator[None]:
     """Let a policy count for the message that is handled, instead of the node's file."""
-    before = _ACTING.set(policy)
+    before = _ACTING.set(_Acting(policy, counted()))
     try:
         yield
     finally:
@@ -278,24 +319,41 @@ def insisting(policy: NodePolicy) -> Iterator[None]:
 
 
 def insisted() -> bool:
-    """Tell whether an outer mod has a policy in force and has checked the message."""
+    """Return whether an outer mod has a policy in force and has checked the message."""
     return _ACTING.get() is not None
 
 
-def policy_of(context: Context) -> NodePolicy:
-    """Return what counts for a node now: the policy in force, its file, or the defaults.
+def counted() -> set[str]:
+    """Return what outer mods have counted of the message that is handled; to be added to."""
+    acting = _ACTING.get()
+    return set() if acting is None else acting.counted
+
+
+def policy_of(context: Context, own: NodePolicy | None = None) -> NodePolicy:
+    """Return what counts for a node now: the policy in force, or its file, or the defaults.
+
+    Parameters
+    ----------
+    context : Context
+        Of the node.
+    own : NodePolicy, optional
+        What the app asks for; beside a policy in force or a file, what both allow.
 
     Raises
     ------
     ConfigError
         If the file or a setting of the node's configuration is not usable.
     """
-    config, policy = context.node_config, _ACTING.get()
-    if policy is None:
-        path = config.get(POLICY_FILE)
-        if path is not None and not (isinstance(path, str) and Path(path).is_absolute()):
+    config, acting = context.node_config, _ACTING.get()
+    policy = None if acting is None else acting.policy
+    if policy is None and (path := config.get(POLICY_FILE)) is not None:
+        if not (isinstance(path, str) and Path(path).is_absolute()):
             raise ConfigError(f"node config: {POLICY_FILE} is {path!r}; give an absolute path")
-        policy = NodePolicy() if path is None else NodePolicy.load(Path(path))
+        policy = NodePolicy.load(Path(path))
+    if policy is None:
+        policy = own or NodePolicy()
+    elif own is not None:
+        policy = policy.and_also(own)
     single: dict[str, Any] = {}
     for key, (name, kind) in _NODE_CONFIG.items():
         if key not in config:
@@ -307,6 +365,15 @@ def policy_of(context: Context) -> NodePolicy:
         if name == "least_cohort":
             single["hidden_only"] = True
     return replace(policy, **single) if single else policy
+
+
+def _both(name: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in both lists, where an empty list names everybody."""
+    if not (ours and theirs):
+        return ours or theirs
+    if not (both := tuple(n for n in ours if n in theirs)):
+        raise ConfigError(f"node policy: {name} of the app and of the node have no name in common")
+    return both
 
 
 def _typed(kind: type, values: object, prefix: str) -> dict[str, Any]:

@@ -40,12 +40,15 @@ from qsfl_flower.wire.keys import (
     MASKED_SUM,
     PROTECTION,
     RECORD_DP,
+    SECURE_RECORD,
     SHARES,
 )
 
 
 class policy_mod:
-    """Insist on a policy that is written in the app, instead of the node's file.
+    """Insist on a policy that is written in the app, beside the node's file.
+
+    Where the node has a policy file too, only what both allow happens.
 
     Put it before `qsfl_mod`: ``mods=[policy_mod(NodePolicy(hidden_only=True)), qsfl_mod]``.
 
@@ -78,8 +81,8 @@ class policy_mod:
         """Check an instruction, and that `qsfl_mod` has carried its plan out."""
         policy = self._policy(context)
         try:
-            check_instruction(message, context, policy)
             with insisting(policy):
+                check_instruction(message, context, policy)
                 reply = call_next(message, context)
             if policy.privacy is not None or policy.hidden_only:
                 _check_transformed(message, reply)
@@ -88,8 +91,7 @@ class policy_mod:
         return reply
 
     def _policy(self, context: Context) -> NodePolicy:
-        del context
-        return self._own
+        return policy_of(context, self._own)
 
 
 class privacy_mod(policy_mod):
@@ -135,13 +137,13 @@ def _check_transformed(message: Message, reply: Message) -> None:
         return
     told = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
     raw = told.get(FORM_KEY, Form.PARAMETERS.value) == Form.PARAMETERS.value
-    if raw and reply.content.array_records and REFUSED_KEY not in told:
-        tasked = message.content.config_records.get(QSFL_RECORD) or ConfigRecord()
-        if TASK_KEY not in tasked:
-            raise Refusal(
-                "privacy-not-carried-out",
-                "no mod carried out the plan's steps: put qsfl_mod after this",
-            )
+    asked = message.content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    answer = {SECURE_RECORD} if TASK_KEY in asked else set()  # what members open for the committee
+    if raw and set(reply.content.array_records) - answer and REFUSED_KEY not in told:
+        raise Refusal(
+            "privacy-not-carried-out",
+            "no mod carried out the plan's steps: put qsfl_mod after this",
+        )
 
 
 def protection_step(

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.clients.privacy import privacy_mod
+from qsfl_flower.clients.policy import NodePolicy
+from qsfl_flower.clients.privacy import policy_mod, privacy_mod
 from qsfl_flower.errors import REFUSALS
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.distributed import NoiseShare
@@ -22,6 +23,7 @@ from qsfl_flower.wire import (
     PLAN_KEY,
     QSFL_RECORD,
     REFUSED_KEY,
+    TASK_KEY,
     Plan,
     PlanItem,
     from_record,
@@ -62,6 +64,7 @@ class Device:
         content = {
             "arrays": to_record({"w": model["w"] + UPDATE}),
             "metrics": MetricRecord(told),
+            "confusion": ConfigRecord({"counts": [777, 3, 4], "note": "777"}),
         }
         return Message(RecordDict(content), reply_to=message)
 
@@ -69,11 +72,13 @@ class Device:
         told = MetricRecord({"num-examples": 9, "loss": float(UPDATE[0])})
         return Message(RecordDict({"metrics": told}), reply_to=message)
 
-    def ask(self, plan=None, kind="train", run=1):
+    def ask(self, plan=None, kind="train", run=1, task=None):
         self.context.run_id = run
         content = RecordDict({"arrays": to_record({"w": np.zeros(D)}), "config": ConfigRecord()})
         if plan is not None:
             content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
+        if task is not None:
+            content[QSFL_RECORD] = ConfigRecord({TASK_KEY: task})
         message = Message(content, 5, kind)
         message.metadata.__dict__["_message_id"] = "m"
         return self.app(message, self.context).content
@@ -333,3 +338,38 @@ def test_no_plan_makes_a_device_send_its_update_without_noise(items, kind):
         # A record-level promise is kept by the app's own training, which is not noisy here.
         assert any(i.name == "record-dp" for i in items) or leaked(content) < 0.6
         assert "train-loss" not in dict(content.metric_records.get("metrics") or {})
+
+
+@pytest.mark.parametrize("mod", [policy_mod(NodePolicy(hidden_only=True)), privacy_mod(DEMANDS)])
+def test_a_task_gets_no_update_where_no_mod_carries_tasks_out(mod):
+    device = Device(mods=[mod])
+    assert reason(device.ask(task="secure.hello")) == "privacy-not-carried-out"
+
+
+def test_apps_and_stacked_mods_loosen_nothing_and_count_once(tmp_path):
+    file = tmp_path / "policy.toml"
+    file.write_text("hidden_only = true")
+    lax = policy_mod(NodePolicy(weights=True))
+    device = Device(mods=[lax, qsfl_mod], **{"qsfl-policy": str(file)})
+    assert reason(device.ask()) == "policy-in-the-clear"
+    file.write_text("releases = 3\ndays = 1")
+    for mods in ([lax, lax], [policy_mod(NodePolicy(releases=9, days=1.0)), lax], []):
+        device = Device(mods=[*mods, qsfl_mod], **{"qsfl-policy": str(file)})
+        reasons = [reason(device.ask()) for _ in range(5)]
+        assert reasons == [None] * 3 + ["policy-releases"] * 2, mods
+
+
+def test_stacked_mods_charge_a_promise_once():
+    mods = [privacy_mod(DEMANDS), privacy_mod(replace(DEMANDS, epsilon=0.9)), qsfl_mod]
+    device, asked = Device(mods=mods), plan(promise(releases=2), local())
+    reasons = [reason(device.ask(asked)) for _ in range(3)]
+    assert reasons == [None, None, "privacy-too-many-releases"]
+
+
+@pytest.mark.parametrize("name", ["local", "record"])
+def test_nothing_of_the_app_leaves_beside_the_noise(name):
+    made = {"local": plan(promise(), local()), "record": plan(promise("record"), record())}
+    content = Device().ask(made[name])
+    assert reason(content) is None
+    assert set(content) == {"arrays", "metrics", QSFL_RECORD}
+    assert "train-loss" not in content["metrics"]

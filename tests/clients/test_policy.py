@@ -168,3 +168,27 @@ def test_experiments_say_it_in_yaml():
     changes = ["clients.policy.weights=true", "clients.policy.openings=[sum]"]
     told = policy_of_experiment(load_experiment("plain", changes))
     assert told == NodePolicy(weights=True, openings=("sum",))
+
+
+def test_a_cohort_is_no_cohort_in_the_clear():
+    assert NodePolicy(least_cohort=5).hidden_only
+    assert not NodePolicy().hidden_only
+    assert not NodePolicy(least_cohort=5, hidden_only=False).hidden_only
+    told = policy_of_experiment(load_experiment("plain", ["clients.policy.least_cohort=4"]))
+    assert told.hidden_only
+
+
+def test_two_policies_allow_what_both_allow(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text(FILE)
+    own = NodePolicy(
+        openings=("norms", "sum"), window=3, weights=True, releases=7, days=2.0,
+        servers=("head-office", "branch"), privacy=MinimumPolicy(epsilon=3.0),
+    )  # fmt: skip
+    both = policy_of(node(**{"qsfl-policy": str(path)}), own)
+    file = NodePolicy.load(path)
+    assert both == replace(file, releases=7, metrics=("num-examples",))
+    assert both == own.and_also(file)
+    assert policy_of(node(), own) == own
+    with pytest.raises(ConfigError, match="no name in common"):
+        own.and_also(NodePolicy(servers=("other",)))

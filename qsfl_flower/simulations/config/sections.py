@@ -165,8 +165,10 @@ class ModelSpec(Section):
 class PolicySpec(Section):
     """What every simulated node insists on, as a policy file on a real node does."""
 
-    hidden_only: bool = Field(
-        default=False, description="Send updates under a secure sum only, and evaluate nothing."
+    hidden_only: bool | None = Field(
+        default=None,
+        description="Send updates under a secure sum only, and evaluate nothing; without a value "
+        "true where least_cohort is not 3.",
     )
     openings: tuple[Literal["sum", "norms", "distances"], ...] = Field(
         default=("sum", "norms", "distances"),
