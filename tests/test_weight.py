@@ -1,8 +1,10 @@
 """What an import loads: a ClientApp's process lives for one message."""
 
+import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,15 @@ def f(x):  # a comment at code counts once
     (tmp_path / "a.py").write_text(source)
     code_lines = runpy.run_path(str(ROOT / "tools" / "weight"))["code_lines"]
     assert code_lines(tmp_path / "a.py") == 3 + 1 + 3
+
+
+def test_every_dependency_has_a_use():
+    """Ray runs Flower's simulations; nothing in the package has to name it."""
+    names = {"pyyaml": "yaml", "scikit-learn": "sklearn", "ray": "flwr.simulation"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    sources = [file.read_text() for file in (ROOT / "qsfl_flower").rglob("*.py")]
+    for dependency in project["dependencies"]:
+        package = re.match(r"[a-z-]+", dependency)[0]
+        module = names.get(package, package.replace("-", "_"))
+        use = re.compile(rf"^\s*(import|from) {re.escape(module)}\b", re.MULTILINE)
+        assert any(use.search(text) for text in sources), package

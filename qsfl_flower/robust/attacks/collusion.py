@@ -91,7 +91,7 @@ class InnerProduct(Collusion):
         check_knowledge(self.knowledge)
 
     def craft(self, view: View) -> Floats:
-        """Return the mean turned round."""
+        """Return the negated mean."""
         sent: Floats = -self.epsilon * view.known.mean(axis=0)
         return sent
 

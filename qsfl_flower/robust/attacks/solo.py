@@ -26,7 +26,7 @@ class SignFlip(Attack):
         positive("scale", self.scale)
 
     def craft(self, view: View) -> Floats:
-        """Return the update turned round."""
+        """Return the negated update."""
         return -self.scale * view.own
 
 

@@ -37,7 +37,7 @@ class AttackKeys(Section):
 
 
 class SignFlipSpec(AttackKeys):
-    """Send the update turned round."""
+    """Send the negated update."""
 
     attack: Literal["sign-flip"] = Field(description="Name of the attack.")
     scale: float = Field(default=1.0, gt=0, description="Factor on the turned update.")
@@ -94,7 +94,7 @@ class AlieSpec(AttackKeys):
 
 
 class InnerProductSpec(AttackKeys):
-    """Inner-product manipulation (Xie et al. 2020): the honest mean turned round."""
+    """Inner-product manipulation (Xie et al. 2020): the negated honest mean."""
 
     attack: Literal["inner-product"] = Field(description="Name of the attack.")
     epsilon: float = Field(default=0.5, gt=0, description="Factor on the turned mean.")
