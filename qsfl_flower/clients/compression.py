@@ -56,7 +56,7 @@ def choose_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
     """Add what earlier rounds have left, and set all but the chosen coordinates to zero."""
-    scheme, server_round = Scheme(**parameters["scheme"]), int(parameters["round"])
+    scheme, server_round = Scheme.from_dict(parameters["scheme"]), int(parameters["round"])
     seed = derive_seed(int(parameters["seed"]), server_round, client_name(context.context))
     memory = None
     values = update.vector
@@ -139,9 +139,7 @@ def remember(state: RecordDict, memory: Memory) -> None:
     state[MEMORY_RECORD] = to_record(arrays)
 
 
-STEPS |= {
-    CHOOSE_STEP: choose_step,
-    COMPRESS_STEP: compress_step,
-    MASK_STEP: mask_step,
-    MASK_ENCODE_STEP: mask_encode_step,
-}
+COMPRESS_STEPS = {CHOOSE_STEP: choose_step, COMPRESS_STEP: compress_step}
+"""The client's half of `qsfl_flower.mechanisms.COMPRESS`."""
+
+STEPS |= {**COMPRESS_STEPS, MASK_STEP: mask_step, MASK_ENCODE_STEP: mask_encode_step}

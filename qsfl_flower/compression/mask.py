@@ -20,6 +20,7 @@ from qsfl_flower.compression.indices import decode_indices, encode_indices
 from qsfl_flower.compression.select import Indices, keep_count, random_k, top_k
 from qsfl_flower.compression.values import FORMATS, Floats
 from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.mechanisms.compress import Values
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Mask:
 
     select: str = "randomk"
     ratio: float = 0.01
-    values: str = "int8"
+    values: Values = "int8"
     feedback: bool = True
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 
 from qsfl_flower.compression.record import encode_record
 from qsfl_flower.compression.select import Indices, above, keep_count, random_k, top_k
-from qsfl_flower.compression.values import FORMATS, Floats, Singles
-from qsfl_flower.errors import ConfigError
-
-SELECTIONS = ("topk", "randomk", "threshold", "all")
+from qsfl_flower.compression.values import Floats, Singles
+from qsfl_flower.mechanisms import CompressOptions
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Scheme(CompressOptions):
     """Which coordinates are sent, in which format, and what happens to the rest.
 
     Parameters
@@ -56,38 +54,6 @@ class Scheme:
     Y. Lin, S. Han, H. Mao, Y. Wang, W. J. Dally, "Deep gradient compression: reducing the
     communication bandwidth for distributed training", 2018. arXiv:1712.01887.
     """
-
-    select: str = "topk"
-    ratio: float = 0.01
-    threshold: float = 0.0
-    values: str = "int8"
-    zstd: bool = False
-    feedback: bool = True
-    momentum: float = 0.0
-    warmup_rounds: int = 0
-
-    def __post_init__(self) -> None:
-        if self.select not in SELECTIONS:
-            raise _error("select", self.select, ", ".join(SELECTIONS))
-        if not 0 < self.ratio <= 1:
-            raise _error("ratio", self.ratio, "0 < ratio <= 1")
-        if (self.select == "threshold") != (0 < self.threshold < float("inf")):
-            raise _error("threshold", self.threshold, "> 0 with select: threshold, else not given")
-        if self.values not in FORMATS:
-            raise _error("values", self.values, ", ".join(FORMATS))
-        if self.feedback and FORMATS[self.values].l2:
-            raise ConfigError(
-                f"compression: {self.values} with error feedback can enlarge the residual from "
-                "round to round; use int8, int4, int2 or int1, or feedback: false"
-            )
-        if not 0 <= self.momentum < 1 or (self.momentum and not self.feedback):
-            raise _error("momentum", self.momentum, "0 <= momentum < 1, and 0 without feedback")
-        if self.warmup_rounds < 0 or (self.warmup_rounds and self.select not in SELECTIONS[:2]):
-            raise _error("warmup_rounds", self.warmup_rounds, ">= 0, with topk and randomk only")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the parameters as JSON values."""
-        return asdict(self)
 
     def count(self, size: int, server_round: int) -> int:
         """Return how many of `size` coordinates are sent in a round, from 1; at most, if fewer."""
@@ -135,7 +101,3 @@ class Scheme:
 def derive_seed(*parts: str | int) -> int:
     """Return 64 bits that depend on all parts: run, round and client, say."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8])
-
-
-def _error(name: str, value: object, allowed: str) -> ConfigError:
-    return ConfigError(f"compression: {name} is {value!r}; allowed: {allowed}")

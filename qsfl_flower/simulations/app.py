@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid, ServerApp
 
-from qsfl_flower import plugins
+from qsfl_flower import mechanisms
 from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
@@ -66,8 +66,7 @@ def make_client_app(experiment: Experiment, owners: Owners) -> ClientApp:
 def mods_of(experiment: Experiment, owners: Owners) -> list[Mod]:
     """Return the mods of an experiment's clients, the outermost first."""
     for stage in experiment.strategy.stages:
-        mechanism = plugins.added("mechanism").get(stage.stage)
-        if isinstance(mechanism, plugins.Mechanism):
+        if (mechanism := mechanisms.find(stage.stage)) is not None:
             add_steps(mechanism)
     mods: list[Mod] = [policy_mod(policy_of(experiment)), qsfl_mod]
     if experiment.attacks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from qsfl_flower import plugins
+from qsfl_flower import mechanisms, plugins
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.compression import Mask
 from qsfl_flower.numerics import Layout
@@ -33,7 +33,7 @@ from qsfl_flower.simulations.config import (
     SecureSumSpec,
     ValidateSpec,
 )
-from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
+from qsfl_flower.simulations.config.compression import BroadcastSpec, SharedMaskSpec
 from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.root import root_update_of
@@ -42,7 +42,6 @@ from qsfl_flower.strategies import (
     Broadcast,
     Clip,
     Committee,
-    Compress,
     Detect,
     FedAdam,
     FedAvgM,
@@ -66,8 +65,7 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
 
 def _stage(spec: Any, experiment: Experiment) -> Stage:
-    mechanism = plugins.added("mechanism").get(spec.stage)
-    if isinstance(mechanism, plugins.Mechanism):
+    if (mechanism := mechanisms.find(spec.stage)) is not None:
         options = mechanism.options(**spec.model_dump(exclude={"stage"}))
         return cast(Stage, mechanism.stage(options, experiment.seed))
     # With plugins, a section may be a subclass of the suite's.
@@ -130,7 +128,6 @@ STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     MaskedSumSpec: _masked_sum,
     SecureKrumSpec: _secure_krum,
     SecureSumSpec: _secure_sum,
-    CompressSpec: lambda spec, experiment: Compress(spec.scheme(), seed=experiment.seed),
     SharedMaskSpec: _shared_mask,
     BroadcastSpec: lambda spec, _: Broadcast(spec.ratio, spec.values, spec.zstd),
     RobustSpec: _robust,

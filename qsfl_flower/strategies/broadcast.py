@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.compression import Memory, Scheme
 from qsfl_flower.compression.released import Released, model_digest
+from qsfl_flower.mechanisms.compress import Values
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.context import Exchange, Measurements, Phase, RoundContext, State
 from qsfl_flower.rounds.stages import VectorStage
@@ -61,7 +62,7 @@ class Broadcast(VectorStage):
     name = "broadcast"
     phase = Phase.RELEASE
 
-    def __init__(self, ratio: float = 0.05, values: str = "int8", zstd: bool = False) -> None:
+    def __init__(self, ratio: float = 0.05, values: Values = "int8", zstd: bool = False) -> None:
         self.scheme = Scheme("topk", ratio, values=values, zstd=zstd)
 
     def init(self, layout: Layout) -> State:

@@ -13,6 +13,7 @@ from qsfl_flower.compression import Mask, Scheme, decode_record, derive_seed
 from qsfl_flower.compression.mask import pack_leading
 from qsfl_flower.compression.select import keep_count
 from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
+from qsfl_flower.mechanisms import CompressOptions
 from qsfl_flower.numerics import SparseVector, Vector
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Exchange, RoundContext, State, Steps
@@ -39,8 +40,8 @@ class Compress(DecodeStage):
 
     Parameters
     ----------
-    scheme : Scheme
-        What is sent of an update, and what happens to the rest.
+    scheme : CompressOptions
+        What is sent of an update (a `Scheme` is one), and what happens to the rest.
     seed : int
         Of random coordinates and stochastic rounding, together with the round and the client.
 
@@ -61,8 +62,8 @@ class Compress(DecodeStage):
     name = "compress"
     encoding = COMPRESS_STEP
 
-    def __init__(self, scheme: Scheme | None = None, *, seed: int = 0) -> None:
-        self.scheme = Scheme() if scheme is None else scheme
+    def __init__(self, scheme: CompressOptions | None = None, *, seed: int = 0) -> None:
+        self.scheme = Scheme() if scheme is None else Scheme.from_dict(scheme.to_dict())
         self.seed = seed
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:

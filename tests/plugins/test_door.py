@@ -5,7 +5,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -84,9 +84,10 @@ class Lowest(Policy):
     """Ask the lowest ranks."""
 
     name = "lowest"
+    made: ClassVar[list[int]] = []
 
     def __init__(self, first: int = 0):
-        self.first = first
+        self.made.append(first)
 
     def pick(self, draw, history):
         raise NotImplementedError
@@ -142,7 +143,8 @@ def test_attack_detector_model_data_set_selection_and_algorithm(add, tmp_path):
     assert sum(isinstance(one, nn.Linear) for one in model_of(exp)) == 4
     (stage,) = stages_of(exp)
     assert stage.detection.detector.score == 0.75
-    assert strategy_of(exp, CheckpointStore(tmp_path), RunObserver()).sampling.selection.first == 1
+    strategy_of(exp, CheckpointStore(tmp_path), RunObserver())
+    assert Lowest.made == [1]
     assert client_of(exp, owners_of(exp), 1).factor == 3.0
     assert ATTACKS[exp.attacks[0].attack](**exp.attacks[0].parameters) == Ones(2.0)
     assert asked_imports(exp) == ["my_plugin (plugins)"]

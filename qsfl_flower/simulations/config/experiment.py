@@ -15,8 +15,9 @@ from qsfl_flower.simulations.config.asynchronous import ConstantSpec
 from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import MODULE, Contradiction, Section, refuse
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
+from qsfl_flower.simulations.config.described import option_problems
 from qsfl_flower.simulations.config.devices import DevicesSpec
-from qsfl_flower.simulations.config.extended import built_in, extend, option_problems
+from qsfl_flower.simulations.config.extended import built_in, extend
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec, RecordDPSpec
 from qsfl_flower.simulations.config.sections import (

@@ -1,0 +1,18 @@
+"""Mechanisms of the suite as records: options, and where the two halves are.
+
+Nothing here needs NumPy, Flower or torch: reading a configuration imports it.
+"""
+
+from qsfl_flower.mechanisms.compress import COMPRESS, CompressOptions
+from qsfl_flower.plugins import Mechanism, added
+
+BUILT_IN: dict[str, Mechanism] = {COMPRESS.name: COMPRESS}
+
+
+def find(name: str) -> Mechanism | None:
+    """Return the mechanism of this name, of the suite or of a plugin; None if there is none."""
+    found = BUILT_IN.get(name) or added("mechanism").get(name)
+    return found if isinstance(found, Mechanism) else None
+
+
+__all__ = ["BUILT_IN", "COMPRESS", "CompressOptions", "find"]

@@ -1,0 +1,130 @@
+"""Sections and options of an experiment from the one description of each parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import Field, ValidationError, create_model, model_validator
+
+from qsfl_flower import plugins
+from qsfl_flower.errors import ConfigError
+from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.tree import shown
+
+Fields = dict[str, Any]
+
+_GIVEN = {
+    "rule": ("num_byzantine", "num_selected"),
+    "model": ("input_shape", "num_classes"),
+    "algorithm": ("model", "data", "config", "seed", "client_id", "declare_labels", "state"),
+}
+"""What the suite hands over itself."""
+
+_model: Any = create_model  # whose types do not know of fields in a mapping
+
+
+def section_of(plugin: plugins.Plugin, tag: str, base: type[Section]) -> type[Section]:
+    """Return the section of a stage or an attack: the options of a plugin, beside `tag`."""
+    about = _described(plugin)
+    make: Callable[..., Any] = plugin.options or plugin.make  # type: ignore[union-attr]
+    known = set(base.model_fields) - {tag}
+
+    def sensible(self: Any) -> Any:
+        try:
+            make(**{k: v for k, v in self if k != tag and k not in known})
+        except ConfigError as error:
+            place = "attacks" if tag == "attack" else "strategy.stages"
+            refuse([Contradiction((place,), str(error))])
+        return self
+
+    own: type[Section] = _model(
+        "".join(part.title() for part in plugin.name.replace("_", "-").split("-")) + "Spec",
+        __base__=base,
+        __doc__=about,
+        __validators__={"sensible": model_validator(mode="after")(sensible)},
+        **{tag: (Literal[plugin.name], Field(description="Name of the " + tag + "."))},
+        **fields_of(plugin),
+    )
+    return own
+
+
+def _described(plugin: plugins.Plugin) -> str:
+    """Return the first sentence of what the author says about a plugin."""
+    make = getattr(plugin, "make", None)
+    text = inspect.getdoc(plugin.options or make) or inspect.getdoc(make) or plugin.name
+    return text.partition("\n")[0]
+
+
+def fields_of(plugin: plugins.Plugin) -> Fields:
+    """Return the options of a plugin as pydantic's fields."""
+    make: Any = plugin.options or plugin.make  # type: ignore[union-attr]
+    return _fields(make, _GIVEN.get(plugin.kind, ()))
+
+
+def _fields(make: Any, given: Iterable[str]) -> Fields:
+    try:
+        hints = get_type_hints(make if isinstance(make, type) else inspect.unwrap(make))
+    except (NameError, TypeError):
+        hints = {}
+    found: Fields = {}
+    if dataclasses.is_dataclass(make):
+        for one in dataclasses.fields(make):
+            if not one.init or one.name in given:
+                continue
+            about = one.metadata.get("about", plugins.About(f"Option {one.name}.", {}))
+            default: Any = one.default if one.default is not dataclasses.MISSING else ...
+            if one.default_factory is not dataclasses.MISSING:
+                default = one.default_factory()
+            found[one.name] = _field(hints.get(one.name, Any), default, about.text, about.limits)
+        return found
+    for name, parameter in inspect.signature(make).parameters.items():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and name not in given:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            found[name] = _field(hints.get(name, Any), default, f"Option {name}.", {})
+    return found
+
+
+def _field(hint: Any, default: Any, text: str, limits: Mapping[str, float]) -> Any:
+    kwargs: Any = dict(limits)
+    inner = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if any(getattr(one, "__origin__", one) is tuple for one in inner):
+        kwargs["strict"] = False
+    return (hint, Field(default=default, description=text, **kwargs))
+
+
+def option_problems(plugin: plugins.Plugin, options: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with options, a sentence each."""
+    fields = fields_of(plugin)
+    section = _model("Options", __base__=Section, **fields)
+    try:
+        section.model_validate(dict(options))
+    except ValidationError as error:
+        return [_sentence(one, fields, plugin) for one in error.errors(include_url=False)]
+    return []
+
+
+def _sentence(error: Any, fields: Fields, plugin: plugins.Plugin) -> str:
+    key = str(error["loc"][0])
+    if key not in fields:
+        close = difflib.get_close_matches(key, fields, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{plugin.kind} {plugin.name!r} has no option {key!r:.60}{meant}; it has " + (
+            ", ".join(fields) or "none"
+        )
+    hint, field = fields[key]
+    limits = {
+        name: getattr(one, name)
+        for one in field.metadata
+        for name in plugins.LIMITS
+        if hasattr(one, name)
+    }
+    wanted = plugins.allowed(hint, limits)
+    if error["type"] == "missing":
+        return f"{plugin.kind} {plugin.name!r} needs the option {key!r}: {wanted}"
+    return f"option {key!r} must be {wanted}, got {shown(error['input'])}"
