@@ -71,6 +71,15 @@ class ClientTally:
         """Count what was recorded under another name, before the client had said its own."""
         self.asked += other.asked
         self.statuses.update(other.statuses)
+        for mine, more in (
+            (self.weight, other.weight),
+            (self.norm, other.norm),
+            (self.seconds, other.seconds),
+        ):
+            mine.total += more.total
+            mine.amount += more.amount
+        self.loss = other.loss if self.loss is None else self.loss
+        self.claimed = other.claimed if self.claimed is None else self.claimed
 
     @property
     def accepted(self) -> int:
@@ -93,12 +102,15 @@ class ReasonTally:
         Number of updates.
     clients : set of str
         Whose they were.
+    nodes : set of str
+        Whose they were, while a node's name is not known.
     example : str or None
         What was found in the first of them.
     """
 
     amount: int = 0
     clients: set[str] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
     example: str | None = None
 
 
@@ -108,33 +120,38 @@ class Tally:
 
     clients: dict[str, ClientTally] = field(default_factory=dict)
     reasons: dict[str, ReasonTally] = field(default_factory=dict)
+    nodes: dict[str, ClientTally] = field(default_factory=dict)
+    """What was recorded under a node's number, before `name_nodes`."""
     names: dict[str, set[str]] = field(default_factory=dict)
     """The names that the replies of each node have given."""
 
     def add(self, record: Record) -> None:
         """Count the record of one client and round."""
         client, status = str(record.get("client")), str(record.get("status"))
-        if (node := record.get("node")) is not None and client != str(node):
+        node = record.get("node")
+        known = node is None or client != str(node)
+        if known and node is not None:
             self.names.setdefault(str(node), set()).add(client)
-        self.clients.setdefault(client, ClientTally()).add(record)
+        (self.clients if known else self.nodes).setdefault(client, ClientTally()).add(record)
         if status != ACCEPTED:
             reason = self.reasons.setdefault(status, ReasonTally())
             reason.amount += 1
-            reason.clients.add(client)
+            (reason.clients if known else reason.nodes).add(client)
             if reason.example is None and record.get("detail"):
                 reason.example = f"round {record.get('round')}, client {client}: {record['detail']}"
 
     def name_nodes(self) -> None:
         """Count a node that was silent, and known by its number alone, under its only name."""
-        for node in self.clients.keys() & self.names.keys():
-            if len(self.names[node]) == 1:
-                (name,) = self.names[node]
-                self.clients[name].include(self.clients.pop(node))
-                for found in self.reasons.values():
-                    if node in found.clients:
-                        found.clients = found.clients - {node} | {name}
+        for node, recorded in self.nodes.items():
+            names = self.names.get(node, set())
+            name = next(iter(names)) if len(names) == 1 else node
+            self.clients.setdefault(name, ClientTally()).include(recorded)
+            for found in self.reasons.values():
+                if node in found.nodes:
+                    found.clients.add(name)
                     if found.example is not None:
                         found.example = found.example.replace(f"client {node}:", f"client {name}:")
+        self.nodes = {}
 
 
 def tally(records: Iterable[Record]) -> Tally:

@@ -81,3 +81,15 @@ def test_the_log_says_what_became_of_committee_members():
         "clients 8, committee members: answered client-0, c; lost b; lied d"
     )
     assert describe_measured({}) == ""
+
+
+def test_numbers_of_nodes_and_names_of_clients_may_be_alike():
+    """In one process nodes are 1, 2, ... and clients 0, 1, ...: node 2 is client 1."""
+    rows = [
+        {"client": str(n - 1), "node": str(n), "round": 1, "status": "accepted"} for n in (1, 2, 3)
+    ]
+    rows += [{"client": "2", "node": "2", "round": 2, "status": "no-reply"}]
+    counted = tally(rows)
+    asked = {name: (c.asked, c.accepted) for name, c in counted.clients.items()}
+    assert asked == {"0": (1, 1), "1": (2, 1), "2": (1, 1)}
+    assert counted.reasons["no-reply"].clients == {"1"}

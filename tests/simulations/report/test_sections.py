@@ -17,6 +17,7 @@ from qsfl_flower.simulations.report.figures import Plot
 from qsfl_flower.simulations.report.outcome import outcome
 from qsfl_flower.simulations.report.section import Section
 from qsfl_flower.simulations.report.sections import SECTIONS
+from qsfl_flower.simulations.report.sections.attack import attack
 from qsfl_flower.simulations.report.sections.clients import clients
 from qsfl_flower.simulations.report.sections.committee import committee
 from qsfl_flower.simulations.report.sections.curves import curves
@@ -448,3 +449,42 @@ def test_selection_shows_who_counted(run: Writer) -> None:
     assert "in 3 cases an update was not selected" in section.plots[0].alt
     plain = [{"round": 1, "client": "0", "status": "accepted"}]
     assert selection(run(clients=plain)) is None
+
+
+class TestAttack:
+    def rows(self) -> list[dict[str, Any]]:
+        """Two of four clients attack; one of their four updates gets a third of one mean."""
+        used = {(1, "3"): 1 / 3}
+        return [
+            {
+                "round": r,
+                "client": c,
+                "status": "accepted" if c in "01" or (r, c) in used else "not-selected",
+                "weight": used.get((r, c), 1 / 3 if c in "01" else 0.0),
+            }
+            for r in (1, 2)
+            for c in "0123"
+        ]
+
+    def test_says_how_much_came_through_and_what_a_mean_would_get(self, run: Writer) -> None:
+        config = "attacks: [{attack: sign-flip, clients: [2, 3], scale: 5.0}]\n"
+        section = attack(run(config, metrics=[{"round": 1}, {"round": 2}], clients=self.rows()))
+        text = words(section)
+        assert (
+            "Clients 2, 3 attack by sign-flip. 1 of their 4 updates got into the model (25.0 %)"
+            in text
+        )
+        assert "in a plain mean, 50.0 % of the weight would be theirs" in text
+        # half of the weight goes one honest step ahead, the other half five steps back
+        assert "its step would go the other way, 2 times as far as an honest one" in text
+        assert alts(section) == [
+            "Share of the model's step that attackers made: 16.7 % on average, "
+            "50.0 % in a plain mean."
+        ]
+
+    @pytest.mark.parametrize("listed", ["", "attacks: []\n", "attacks: [{clients: x}]\n"])
+    def test_is_left_out_without_attackers(self, run: Writer, listed: str) -> None:
+        assert (
+            attack(run("name: trial\n" + listed, metrics=[{"round": 1}], clients=self.rows()))
+            is None
+        )

@@ -8,6 +8,7 @@ in a module of its own and put it into `SECTIONS`.
 from __future__ import annotations
 
 from qsfl_flower.simulations.report.section import SectionFunction
+from qsfl_flower.simulations.report.sections.attack import attack
 from qsfl_flower.simulations.report.sections.clients import clients
 from qsfl_flower.simulations.report.sections.committee import committee
 from qsfl_flower.simulations.report.sections.curves import curves
@@ -26,6 +27,7 @@ from qsfl_flower.simulations.report.sections.traffic import traffic
 
 SECTIONS: tuple[SectionFunction, ...] = (
     headline,
+    attack,
     curves,
     privacy,
     traffic,
