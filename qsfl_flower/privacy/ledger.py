@@ -60,6 +60,11 @@ _COUNTED = (
     "SELECT id, event FROM charges WHERE path = ? AND status NOT IN ('cancelled', 'excluded')"
 )
 
+_IMPOSSIBLE = (
+    "SELECT id FROM charges WHERE id < 1 OR typeof(release) <> 'integer'"
+    " OR release NOT BETWEEN 1 AND id OR event NOT LIKE '[{%}]' LIMIT 1"
+)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -144,6 +149,8 @@ class Ledger:
         with self._transaction() as connection:
             for statement in _TABLES:
                 connection.execute(statement)
+            if (row := connection.execute(_IMPOSSIBLE).fetchone()) is not None:
+                raise ValueError(f"charge {row['id']}")
 
     def grant(self, path: str, budget: Budget) -> None:
         """Set the budget of an account; what was spent stays spent."""
@@ -345,7 +352,14 @@ class Ledger:
         """Say that the file is damaged if it cannot be understood."""
         try:
             yield
-        except (sqlite3.Error, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (
+            sqlite3.Error,
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+        ) as error:
             raise QSFLError(
                 f"the ledger {self._path} cannot be used ({type(error).__name__}); it is damaged "
                 "or no ledger: restore it from a copy, since a new one would forget what was spent"

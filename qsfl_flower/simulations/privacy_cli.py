@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +20,7 @@ from qsfl_flower.errors import ConfigError, QSFLError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from qsfl_flower.privacy.ledger import Ledger
     from qsfl_flower.privacy.optimizer import Proxy
 
 app = typer.Typer(no_args_is_help=True, help="Plan privacy budgets and look into a ledger.")
@@ -84,10 +87,8 @@ def choose(
         clients=clients, parameters=parameters, epsilon=epsilon, delta=delta, rounds=rounds,
         sampling_rate=rate,
     )  # fmt: skip
-    try:
+    with _in_one_line():
         found = choose(_proxy(run), limits)
-    except QSFLError as error:
-        raise typer.BadParameter(str(error)) from None
     plan = {
         "clip_norm": found.clip_norm,
         "sampling_rate": found.sampling_rate,
@@ -151,42 +152,39 @@ def status(
     account: Annotated[str | None, typer.Argument(help="One account; by default all.")] = None,
 ) -> None:
     """Show what accounts have spent."""
-    from qsfl_flower.privacy.ledger import Ledger
-
-    book = Ledger(ledger)
-    known = book.paths()
-    if account is not None and account not in known:
-        raise typer.BadParameter(
-            f"{ledger} has no account {account!r}: nothing was granted to it or spent from it; "
-            "`qsfl privacy status` without an account lists all"
-        )
-    table = Table(
-        "account", "spent", "budget", "left", "releases left", "this period",
-        "reserved, not committed",
-    )  # fmt: skip
-    for path in known if account is None else [account]:
-        one = book.status(path)
-        limit = one.budget.epsilon if one.budget else None
-        table.add_row(
-            path,
-            f"{one.spent:.4g}" + (" (!)" if one.warning else ""),
-            "-" if limit is None else f"{limit:g}",
-            "-" if limit is None else f"{max(0.0, limit - one.spent):.4g}",
-            "-" if one.releases_left is None else str(one.releases_left),
-            "-" if one.period_spent is None else f"{one.period_spent:.4g}",
-            str(one.reserved),
-        )
+    with _opened(ledger) as book:
+        known = book.paths()
+        if account is not None and account not in known:
+            raise typer.BadParameter(
+                f"{ledger} has no account {account!r}: nothing was granted to it or spent from it; "
+                "`qsfl privacy status` without an account lists all"
+            )
+        table = Table(
+            "account", "spent", "budget", "left", "releases left", "this period",
+            "reserved, not committed",
+        )  # fmt: skip
+        for path in known if account is None else [account]:
+            one = book.status(path)
+            limit = one.budget.epsilon if one.budget else None
+            table.add_row(
+                path,
+                f"{one.spent:.4g}" + (" (!)" if one.warning else ""),
+                "-" if limit is None else f"{limit:g}",
+                "-" if limit is None else f"{max(0.0, limit - one.spent):.4g}",
+                "-" if one.releases_left is None else str(one.releases_left),
+                "-" if one.period_spent is None else f"{one.period_spent:.4g}",
+                str(one.reserved),
+            )
     _out.print(table)
 
 
 @app.command()
 def history(ledger: LedgerFile, account: Annotated[str, typer.Argument(help="Account.")]) -> None:
     """List every charge of an account, as JSON lines."""
-    from qsfl_flower.privacy.ledger import Ledger
-
-    for row in Ledger(ledger).history(account):
-        row["time"] = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
-        sys.stdout.write(json.dumps(row) + "\n")
+    with _opened(ledger) as book:
+        for row in book.history(account):
+            row["time"] = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
+            sys.stdout.write(json.dumps(row) + "\n")
 
 
 @app.command()
@@ -199,11 +197,26 @@ def grant(
     period_days: Annotated[float | None, typer.Option(help="Length of the period.")] = None,
 ) -> None:
     """Set the budget of an account; a limit within a period refunds nothing."""
-    from qsfl_flower.privacy.ledger import Budget, Ledger
+    from qsfl_flower.privacy.ledger import Budget
 
     seconds = None if period_days is None else 86_400 * period_days
-    try:
+    with _in_one_line():  # before the file is made
         budget = Budget(epsilon, delta, period_epsilon=period_epsilon, period_seconds=seconds)
-        Ledger(ledger).grant(account, budget)
-    except ConfigError as error:
+    with _opened(ledger) as book:
+        book.grant(account, budget)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Ledger]:
+    from qsfl_flower.privacy.ledger import Ledger
+
+    with _in_one_line(), closing(Ledger(path)) as book:
+        yield book
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except QSFLError as error:
         raise typer.BadParameter(str(error)) from None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,18 @@ def test_accounts_and_budgets_are_checked(ledger):
     ):
         with pytest.raises(ConfigError):
             Budget(**bad)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["event = '[]'", "event = '5'", "id = -5", "release = 9223372036854775807", "release = 'x'"],
+)
+def test_a_charge_that_the_ledger_cannot_have_written_is_never_counted_as_nothing(tmp_path, change):
+    path = tmp_path / "budgets.db"
+    first = Ledger(path)
+    first.reserve(["x"], [Event(5.0, 1.0, 1)], run="r", server_round=1)
+    first.close()
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute(f"UPDATE charges SET {change}")
+    with pytest.raises(QSFLError, match="damaged or no ledger"):
+        Ledger(path).status("x")

@@ -90,3 +90,13 @@ def test_a_grant_that_makes_no_sense_is_refused_in_one_line(tmp_path, arguments,
     result = qsfl("grant", tmp_path / "ledger.db", *arguments)
     assert result.exit_code == 2
     assert why in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["status", "history", "grant"])
+def test_what_is_no_ledger_is_named_in_one_line(tmp_path, command):
+    path = tmp_path / "garbage"
+    path.write_text("garbage, and no database")
+    more = {"status": [], "history": ["a"], "grant": ["a", "1.0"]}[command]
+    shown = qsfl(command, path, *more)
+    assert shown.exit_code == 2
+    assert "cannot be used" in shown.output
