@@ -86,7 +86,7 @@ def _plot(shares: dict[int, tuple[float, int, int]], plain: dict[int, float]) ->
         axes.plot(rounds, held, color=figures.BLUE, linewidth=2, marker="o", label="in this run")
         axes.yaxis.set_major_formatter(lambda value, _: text.percent(value))
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("attackers' share of the model")
+        axes.set_ylabel("share of each step")
         figures.rounds_axis(axes, rounds)
         figures.legend(axes)
 
@@ -94,4 +94,4 @@ def _plot(shares: dict[int, tuple[float, int, int]], plain: dict[int, float]) ->
         f"Share of the model's step that attackers made: {text.percent(sum(held) / len(held))} on "
         f"average, {text.percent(sum(mean) / len(mean))} in a plain mean."
     )
-    return figures.draw("attack", "What the attackers had to say", alt, paint)
+    return figures.draw("attack", "The attackers' share of the model", alt, paint)
