@@ -83,7 +83,7 @@ def valid_steps(server_round: int, noise: float, releases: int) -> dict[str, dic
     )  # fmt: skip
     terms = Terms(
         run=1, round=server_round, members=MEMBERS, seats=("s", "t", "u"), threshold=2, quorum=3,
-        min_clients=4, max_clients=8, bits=24, bound=4.0, clip_norm=4.0,
+        min_clients=4, max_clients=8, bits=24, bound=4.0, clip_norm=4.0, extras=1,
     )  # fmt: skip
     share = NoiseShare(clip_norm=1.0, noise_multiplier=noise, fewest=4, size=256)
     return {
