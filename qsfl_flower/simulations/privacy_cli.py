@@ -153,17 +153,12 @@ def status(
 ) -> None:
     """Show what accounts have spent."""
     with _opened(ledger) as book:
-        known = book.paths()
-        if account is not None and account not in known:
-            raise typer.BadParameter(
-                f"{ledger} has no account {account!r}: nothing was granted to it or spent from it; "
-                "`qsfl privacy status` without an account lists all"
-            )
+        known = _known(book, ledger, account)
         table = Table(
             "account", "spent", "budget", "left", "releases left", "this period",
             "reserved, not committed",
         )  # fmt: skip
-        for path in known if account is None else [account]:
+        for path in known:
             one = book.status(path)
             limit = one.budget.epsilon if one.budget else None
             table.add_row(
@@ -182,7 +177,8 @@ def status(
 def history(ledger: LedgerFile, account: Annotated[str, typer.Argument(help="Account.")]) -> None:
     """List every charge of an account, as JSON lines."""
     with _opened(ledger) as book:
-        for row in book.history(account):
+        (path,) = _known(book, ledger, account)
+        for row in book.history(path):
             row["time"] = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
             sys.stdout.write(json.dumps(row) + "\n")
 
@@ -204,6 +200,19 @@ def grant(
         budget = Budget(epsilon, delta, period_epsilon=period_epsilon, period_seconds=seconds)
     with _opened(ledger) as book:
         book.grant(account, budget)
+
+
+def _known(book: Ledger, file: Path, account: str | None) -> list[str]:
+    """Return an account that is in the ledger, or all of them."""
+    known = book.paths()
+    if account is None:
+        return known
+    if account not in known:
+        raise typer.BadParameter(
+            f"{file} has no account {account!r}: nothing was granted to it or spent from it; "
+            "`qsfl privacy status` without an account lists all"
+        )
+    return [account]
 
 
 @contextmanager

@@ -44,6 +44,14 @@ def test_budgets_are_granted_spent_and_listed(tmp_path):
     assert row["event"][0]["noise_multiplier"] == 5.0
 
 
+@pytest.mark.parametrize("command", ["status", "history"])
+def test_an_account_that_the_ledger_does_not_know_is_named(tmp_path, command):
+    assert qsfl("grant", tmp_path / "ledger.db", "fed", 1.0).exit_code == 0
+    result = qsfl(command, tmp_path / "ledger.db", "nobody")
+    assert result.exit_code == 2
+    assert "has no account 'nobody'" in " ".join(result.output.replace("│", " ").split())
+
+
 def test_a_choice_is_made_from_a_released_run_and_explained(tmp_path):
     (tmp_path / "config.yaml").write_text("name: proxy\n")
     rounds = range(1, 11)
