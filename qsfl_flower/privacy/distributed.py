@@ -187,8 +187,8 @@ class NoiseShare:
         norm = float(np.linalg.norm(values))
         if values.shape != (self.size,) or not norm <= bound * (1 + TOLERANCE):
             raise ConfigError(
-                f"a vector of shape {values.shape} and norm {norm:.6g} was to be privatized; "
-                f"allowed are shape ({self.size},) and norms up to {bound:.6g}"
+                f"a vector of shape {values.shape} was to be privatized whose shape is not "
+                f"({self.size},), or whose norm is not up to {bound:.6g}"
             )
         noise = discrete_gaussian(self.steps, self.size, source)
         while np.abs(noise).max() > 40 * self.steps:

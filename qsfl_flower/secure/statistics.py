@@ -76,7 +76,7 @@ class Statistics:
             if not largest <= LARGEST:
                 raise RejectedUpdate(
                     "out-of-range",
-                    f"buffer {name!r} holds {largest:g}; a hidden sum has room for {LARGEST:g}: "
+                    f"buffer {name!r} holds more than a hidden sum has room for, {LARGEST:g}: "
                     f"scale the data, or give the strategy roles={{{name!r}: 'local', ...}}",
                 )
             parts.append(np.rint(found * _UNIT).astype(np.int64))

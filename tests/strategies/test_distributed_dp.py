@@ -518,7 +518,7 @@ def test_numbers_out_of_range_are_refused(bad):
 def test_everybody_adds_nothing_is_refused(keys):
     credentials = Credentials(keys.server, open_roster(keys.roster, keys.authority))
     stages = [Authenticate(credentials), *committee_sum(credentials)]
-    with pytest.raises(ConfigError, match="somebody has to add the noise"):
+    with pytest.raises(ConfigError, match="some clients have to add the noise"):
         StableFedAvg(fraction_evaluate=0.0, stages=[*stages, stage(non_contributors=FEWEST)])
 
 
@@ -626,3 +626,10 @@ def test_two_clients_never_differ_by_more_than_the_noise_is_sized_for(one, other
     step = in_ball(other - one, clip)
     a, b = (np.rint(in_ball(v, 2.0) / share.grid) * share.grid for v in (one, one + step))
     assert share.std(1) >= share.noise_multiplier * np.linalg.norm(a - b)
+
+
+def test_an_update_that_is_too_long_is_refused_without_its_norm():
+    share = NoiseShare(clip_norm=1.0, noise_multiplier=1.0, fewest=4, size=2)
+    with pytest.raises(ConfigError, match="norm is not up to 1") as refused:
+        share.privatize(np.array([1234.5, 0.0]), 1.0, None)
+    assert "1234" not in str(refused.value)
