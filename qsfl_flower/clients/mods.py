@@ -109,8 +109,9 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if TASK_KEY in asked:
         task = _known(TASKS, asked[TASK_KEY], "task")
+        about = StepContext(context, content, message.metadata.message_type, Vector(()))
         with _unspoken(True):
-            return Message(task(StepContext(context, content, Vector(()))), reply_to=message)
+            return Message(task(about), reply_to=message)
     plan = Plan.decode(asked[PLAN_KEY]) if PLAN_KEY in asked else Plan()
     steps, secret = _steps(plan), any(item.name in PROTECTING for item in plan.items)
     model, layout = {}, None
@@ -137,7 +138,7 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
         keep_local(reply.content, layout, context.state)
         if steps:
             with _unspoken(secret):
-                told |= _transform(reply.content, model, layout, steps, context, content)
+                told |= _transform(reply.content, model, layout, steps, context, message)
         else:
             _leave_out(reply.content, layout)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
@@ -238,7 +239,7 @@ def _transform(
     layout: Layout,
     steps: tuple[_BoundStep, ...],
     context: Context,
-    instruction: RecordDict,
+    instruction: Message,
 ) -> dict[str, str]:
     """Replace a reply's arrays by what the steps make of them; return what to tell about them."""
     key = next(k for k, v in reply.items() if isinstance(v, ArrayRecord))
@@ -257,7 +258,7 @@ def _transform(
     carried = {name: trained[name] for name in layout.carried}
     update = ClientUpdate(delta, layout, metrics, carried)
     own = {name: model[name] for name in layout.carried}
-    about = StepContext(context, instruction, base, own)
+    about = StepContext(context, instruction.content, instruction.metadata.message_type, base, own)
     try:
         for bound in steps:
             update = bound.step(update, bound.parameters, about)

@@ -97,6 +97,8 @@ class StepContext:
         Flower's context; its ``state`` is the client's memory between messages.
     content : RecordDict
         The whole instruction.
+    message_type : str
+        Flower's type of its message, which says what the app was asked to do.
     model : Vector
         The model that was sent, shape (d,); empty in a task without a model.
     carried : Mapping[str, numpy.ndarray]
@@ -105,13 +107,14 @@ class StepContext:
 
     context: Context
     content: RecordDict
+    message_type: str
     model: Vector
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @cached_property
     def instruction(self) -> bytes:
-        """Return the digest of what this client was asked to do: model, configuration, plan."""
-        return instruction_digest(self.content)
+        """Return the digest of what this client was asked: action, model, configuration, plan."""
+        return instruction_digest(self.content, self.message_type)
 
     @property
     def policy(self) -> NodePolicy:

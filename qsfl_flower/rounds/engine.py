@@ -496,7 +496,7 @@ class Engine:
         """Keep the digest of what the clients of a round are asked, as long as it may be needed."""
         key, server_round = self.names.arrays, assignment.exchange.server_round
         whole = RecordDict({**addressed, key: assignment.content[key]})
-        self.instructions[server_round] = instruction_digest(whole)
+        self.instructions[server_round] = instruction_digest(whole, assignment.exchange.kind)
         for old in [r for r in self.instructions if r < server_round - self.window]:
             del self.instructions[old]
 

@@ -12,8 +12,9 @@ more, the *blind*: a uniformly random element, shared like the rest. It lets the
 each other that all shares lie on one polynomial without telling a thing about the update, and is
 part of no sum.
 
-The instruction is all that the client was asked to do: model, configuration, plan. Members add up
-only what was dealt on one instruction, so that a server cannot make up models for all but one.
+The instruction is all that the client was asked to do: action, model, configuration, plan. Members
+add up only what was dealt on one instruction, so that a server cannot make up models for all but
+one.
 
 Who sees what: the server relays ciphertext. Members verify the client's signature against the
 roster, so a server cannot invent clients whose updates it knows.

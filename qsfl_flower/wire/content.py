@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,26 @@ def digest_of(content: RecordDict) -> bytes:
     return content_digest(_items(content))
 
 
-def instruction_digest(content: RecordDict) -> bytes:
+def instruction_digest(content: RecordDict, message_type: str) -> bytes:
     """Return 32 bytes that stand for all that clients of a round are asked to do alike.
 
-    Model, configuration and plan are covered. What differs between clients that are asked for the
-    same is not: how the model travels (`Broadcast`), signatures and encryption. Arrays count by
-    values, names, shapes and dtypes, whatever bytes carried them.
+    Model, configuration, plan and the app's action are covered. What differs between clients that
+    are asked for the same is not: how the model travels (`Broadcast`), signatures and encryption.
+    Arrays count by values, names, shapes and dtypes, whatever bytes carried them.
 
     Parameters
     ----------
     content : RecordDict
         The instruction with the whole model.
+    message_type : str
+        Flower's type of the message, which picks the app's function: ``train.lora`` is another one
+        than ``train``.
     """
     shared = RecordDict({k: v for k, v in content.items() if k != QSFL_RECORD})
     if isinstance(told := content.get(QSFL_RECORD), ConfigRecord):
         shared[QSFL_RECORD] = ConfigRecord({k: v for k, v in told.items() if k not in _OWN})
-    return content_digest(_items(shared, by_value=True))
+    action = Item("message-type", message_type, "", (), b"")
+    return content_digest(chain([action], _items(shared, by_value=True)))
 
 
 _OWN = frozenset({BASE_KEY, BROADCAST_KEY, ENCRYPT_KEY, RELEASED_KEY})

@@ -299,9 +299,9 @@ CLAIMS = (
     ),
     Claim(
         "server",
-        "sends one client another model under masks",
+        "asks one client for another model or action under masks",
         "no masked vector",
-        "tests/strategies/test_masked_attackers.py::test_a_server_that_sends_one_client_another_model_gets_no_masked_vector",
+        "tests/strategies/test_masked_attackers.py::test_a_server_that_asks_one_client_for_something_else_gets_no_masked_vector",
         "secagg.md",
     ),
     Claim(

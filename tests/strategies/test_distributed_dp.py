@@ -549,7 +549,7 @@ def take_step(metrics=None, **options):
     told, content = instruction(**options)
     layout = Layout.of({"w": np.zeros(3)})
     update = ClientUpdate(np.array([0.5, 0.0, -0.5]), layout, metrics or {"num-examples": 7})
-    return STEPS[DISTRIBUTED_DP](update, told, StepContext(None, content, Vector(())))
+    return STEPS[DISTRIBUTED_DP](update, told, StepContext(None, content, "train", Vector(())))
 
 
 def test_what_a_client_sends_lies_on_the_grid_and_tells_no_counts():

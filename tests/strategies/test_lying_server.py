@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 
 from qsfl_flower.asynchrony import Device, Polynomial, VirtualClock
 from qsfl_flower.clients.memory import STATE_FOLDER
@@ -23,6 +23,7 @@ from qsfl_flower.strategies import (
     SecureKrum,
     SecureSum,
     StableFedAvg,
+    authentication,
     secure_round,
 )
 from qsfl_flower.strategies import committee as exchanges
@@ -77,6 +78,32 @@ class TwoModels(StableFedAvg):
         return [Message(c, node, "train") for node, c in contents.items()]
 
 
+class TwoActions(StableFedAvg):
+    """Asks all but one client for an action of the app that trains nothing, on the same content."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.engine.address = partial(self._two, self.engine.address)
+
+    def _two(self, address, assignment, nodes):
+        messages = []
+        for m in address(assignment, nodes):
+            node, action = m.metadata.dst_node_id, "train.dryrun"
+            asked = "train" if node == 100 + VICTIM else action
+            told, self.engine.states = self.chain.instruct(
+                {node: assignment.content}, self.states, replace(assignment.exchange, kind=asked)
+            )
+            messages.append(Message(told[node], node, asked))
+        return messages
+
+
+def dry(message, context):
+    """Answer with the model that came, as an action does that measures time and memory."""
+    del context
+    content = RecordDict({**message.content, "metrics": MetricRecord({"num-examples": 9})})
+    return Message(content, reply_to=message)
+
+
 def blind_to_instructions(statement, terms, roster, now):
     """Read a header as a server that does not look at what the client was asked."""
     return replace(real_header(statement, terms, roster, now), instruction=looked_for)
@@ -85,11 +112,14 @@ def blind_to_instructions(statement, terms, roster, now):
 real_header, looked_for = secure_round.read_header, bytes(32)
 
 
-def test_members_open_no_sum_of_updates_of_different_models(federation):
-    """The honest sum would be the victim's update: the others train on a model that is dead."""
-    grid, _ = federation(8)
+@pytest.mark.parametrize("lies", [TwoModels, TwoActions])
+def test_members_open_no_sum_of_updates_of_different_instructions(federation, lies):
+    """The honest sum would be the victim's update: the others train on a dead model, or nothing."""
+    grid, devices = federation(8)
+    for device in devices.values():
+        device.app.train("dryrun")(dry)
     seen = Recorder()
-    lying = TwoModels(stages=[federation.gate, stage_of()], fraction_evaluate=0.0, observer=seen)
+    lying = lies(stages=[federation.gate, stage_of()], fraction_evaluate=0.0, observer=seen)
 
     class Anything(dict):
         def get(self, key, default=None):
@@ -99,6 +129,7 @@ def test_members_open_no_sum_of_updates_of_different_models(federation):
     with (
         patch.object(secure_round, "read_header", blind_to_instructions),
         patch.object(Engine, "_remember_instruction", lambda *_: None),
+        patch.object(authentication, "_lane", lambda node, exchange: (node, exchange.inside)),
     ):
         assert run(grid, lying) is None
     assert len([m for m in grid.pushed if task_of(m) == TAKE_TASK]) == 5

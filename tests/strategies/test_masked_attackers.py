@@ -3,12 +3,13 @@
 import copy
 import random
 import secrets
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from qsfl_flower.clients import steps
 from qsfl_flower.crypto.federation import create_federation
@@ -16,12 +17,12 @@ from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import RejectedUpdate, TooFewReplies
 from qsfl_flower.secure.pairwise import client as protocol
-from qsfl_flower.strategies import StableFedAvg
+from qsfl_flower.strategies import StableFedAvg, authentication
 from qsfl_flower.strategies import masked_sum as stage
 from qsfl_flower.wire.content import instruction_digest
 from qsfl_flower.wire.keys import MASKED_SUM
 
-from .masked import NAMES, NOW, refusal, run_federation, task_of
+from .masked import NAMES, NOW, Device, refusal, run_federation, task_of
 
 STATE = "qsfl-masked-sum"
 
@@ -65,7 +66,7 @@ class OneOther(StableFedAvg):
         real = assignment.content
         arrays = {k: Array(a.numpy() + np.float32(1)) for k, a in real["arrays"].items()}
         false = RecordDict({**real, "arrays": ArrayRecord(arrays)})
-        OneOther.digests = [instruction_digest(real), instruction_digest(false)]
+        OneOther.digests = [instruction_digest(c, "train") for c in (real, false)]
         messages = []
         for content, among in ((real, [102]), (false, [n for n in nodes if n != 102])):
             part = type(assignment)(
@@ -75,8 +76,30 @@ class OneOther(StableFedAvg):
         return messages
 
 
-def test_a_server_that_sends_one_client_another_model_gets_no_masked_vector(
-    federation, monkeypatch
+class OneOtherAction(OneOther):
+    """Asks everybody but node 102 for an action of the app that trains nothing."""
+
+    def _two(self, address, assignment, nodes):
+        OneOther.digests = [
+            instruction_digest(assignment.content, asked) for asked in ("train", "train.dryrun")
+        ]
+        messages = []
+        for asked, among in (("train", [102]), ("train.dryrun", [n for n in nodes if n != 102])):
+            exchange = replace(assignment.exchange, kind=asked)
+            messages += address(replace(assignment, exchange=exchange), among)
+        return messages
+
+
+def dry(message, context):
+    """Answer with the model that came, as an action does that measures time and memory."""
+    del context
+    content = RecordDict({**message.content, "metrics": MetricRecord({"num-examples": 100})})
+    return Message(content, reply_to=message)
+
+
+@pytest.mark.parametrize("lies", [OneOther, OneOtherAction])
+def test_a_server_that_asks_one_client_for_something_else_gets_no_masked_vector(
+    federation, keys, roster, monkeypatch, lies
 ):
     """Its own code takes any digest; the neighbours see that theirs differ and mask nothing."""
     honest = stage.server.read_deal
@@ -90,9 +113,13 @@ def test_a_server_that_sends_one_client_another_model_gets_no_masked_vector(
         raise refused
 
     monkeypatch.setattr(stage.server, "read_deal", gullible)
-    sent = []
+    monkeypatch.setattr(authentication, "_lane", lambda node, exchange: (node, exchange.inside))
+    attacks = watch(sent := [])
+    devices = {100 + n: Device(str(n), keys.clients[str(n)], roster, attacks[n]) for n in attacks}
+    for device in devices.values():
+        device.app.train("dryrun")(dry)
     with pytest.raises(TooFewReplies, match="policy-terms"):
-        federation(rounds=1, strategy=OneOther, attacks=watch(sent))
+        federation(rounds=1, strategy=lies, devices=devices)
     assert sorted(sent) == [(100 + n, "refused") for n in range(6)]
 
 

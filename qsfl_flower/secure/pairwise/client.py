@@ -371,8 +371,8 @@ def _open_packet(
     if promise.instruction != client.instruction:
         raise Refusal(
             "policy-terms",
-            f"{sender} was asked for something else: the digests of model, configuration and plan "
-            "differ",
+            f"{sender} was asked for something else: the digests of action, model, "
+            "configuration and plan differ",
         )
     at = terms.neighbours(place).index(client.place)
     if promise.digests[at] != packet_digest(packet, commitment):
