@@ -167,6 +167,11 @@ def _check_sum(plan: Plan, policy: NodePolicy) -> None:
             raise Refusal(
                 "policy-bits", f"the sum has {bits} fractional bits; least is {policy.least_bits}"
             )
+    if last.name in _HIDING:
+        with _readable(last.name):
+            policy.check_hidden_weights(
+                last.parameters["weighted_by"], last.parameters["max_examples"]
+            )
 
 
 def terms_of(parameters: Mapping[str, Any]) -> Terms:

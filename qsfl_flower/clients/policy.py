@@ -30,12 +30,16 @@ from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.secure.pairwise.terms import Policy as MaskPolicy
 from qsfl_flower.secure.terms import Terms
+from qsfl_flower.wire.legacy import NUM_EXAMPLES
 
 POLICY_FILE = "qsfl-policy"
 """Entry of the node's configuration that names the policy file."""
 
 OPENINGS = ("sum", "norms", "distances")
 """What a committee may open of hidden updates."""
+
+MOST_EXAMPLES = 1000
+"""How many examples a hidden sum may tell apart, unless the policy says `weights`."""
 
 _COHORT = 3
 _MAX_FILE = 64 * 1024
@@ -68,7 +72,8 @@ class NodePolicy:
     least_bits : int
         Fewest fractional bits of a sum, in [1, 61].
     weights : bool
-        Whether a sum may give public weights that differ, as asynchronous rounds do by staleness.
+        Whether a sum may give public weights that differ, as asynchronous rounds do by staleness,
+        and hidden weights that tell more than `MOST_EXAMPLES` examples apart.
     window : int
         Most rounds whose updates may come together in one sum, >= 1. Asynchronous federations need
         their largest staleness and one. A server may have asked for something else in each round.
@@ -78,8 +83,8 @@ class NodePolicy:
         Names that may give instructions, and that may serve on a committee; empty: every server,
         and every client, of the roster.
     metrics : tuple of str
-        Metrics that may be sent as they are beside record-level privacy: nothing that depends on
-        what is in a record.
+        Metrics that may be sent as they are beside record-level privacy, and that a hidden sum may
+        weigh by besides the number of examples: nothing that depends on what is in a record.
     releases : int, optional
         Most training replies in `days`, over all runs, >= 1.
     days : float, optional
@@ -241,6 +246,41 @@ class NodePolicy:
         if self.servers and name not in self.servers:
             raise Refusal(
                 "policy-server", f"{name} may not instruct this node; {', '.join(self.servers)} may"
+            )
+
+    def check_hidden_weights(self, weighted_by: object, max_examples: object) -> None:
+        """Refuse a hidden sum in which a weight of the server's choice could single out this node.
+
+        A model can be made so that a loss is large on one client's records alone; weighed by it,
+        the sum of many is the update of that client.
+
+        Parameters
+        ----------
+        weighted_by : object
+            Name of the metric that counts the examples, as the plan says it.
+        max_examples : object
+            The number from which on all clients count alike.
+
+        Raises
+        ------
+        Refusal
+            ``policy-weights``.
+        """
+        if weighted_by not in (allowed := (NUM_EXAMPLES, *self.metrics)):
+            raise Refusal(
+                "policy-weights",
+                f"the sum weighs updates by {weighted_by!r:.60}; this node allows "
+                f"{', '.join(dict.fromkeys(allowed))} (metrics in its policy file)",
+            )
+        if type(max_examples) is not int or max_examples < 1:
+            raise Refusal(
+                "policy-weights", f"max_examples is {max_examples!r:.60}; allowed is >= 1"
+            )
+        if max_examples > MOST_EXAMPLES and not self.weights:
+            raise Refusal(
+                "policy-weights",
+                f"max_examples is {max_examples}: one client could count as many others together; "
+                f"this node allows {MOST_EXAMPLES} (weights = true in its policy file allows more)",
             )
 
     def check_terms(self, terms: Terms, *, noisy: bool = False) -> None:

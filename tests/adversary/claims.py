@@ -299,6 +299,13 @@ CLAIMS = (
     ),
     Claim(
         "server",
+        "weighs a hidden sum by a loss that a made-up head has on one client's records alone",
+        "refused before training",
+        "tests/clients/test_instructions.py::test_a_server_does_not_choose_whose_update_a_hidden_sum_shows",
+        "node-policy.md",
+    ),
+    Claim(
+        "server",
         "asks one client for another model or action under masks",
         "no masked vector",
         "tests/strategies/test_masked_attackers.py::test_a_server_that_asks_one_client_for_something_else_gets_no_masked_vector",

@@ -9,8 +9,9 @@ from flwr.clientapp import ClientApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qsfl_flower.clients.instructions import check_instruction
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.clients.policy import NodePolicy
+from qsfl_flower.clients.policy import NodePolicy, policy_of
 from qsfl_flower.clients.privacy import policy_mod, privacy_mod
 from qsfl_flower.errors import REFUSALS
 from qsfl_flower.privacy.calibration import epsilon_of_events
@@ -29,7 +30,7 @@ from qsfl_flower.wire import (
     from_record,
     to_record,
 )
-from qsfl_flower.wire.keys import SHARES
+from qsfl_flower.wire.keys import MASKED_SUM, SHARES
 
 D = 64
 UPDATE = np.random.default_rng(5).normal(size=D)
@@ -255,6 +256,48 @@ def test_hidden_only_sends_nothing_in_the_clear():
         assert reason(device.ask(asked)) == "policy-in-the-clear"
     assert reason(device.ask(plan(CLIP, shares(min_clients=2)))) == "policy-cohort"
     assert device.trained == 0
+
+
+def masked(**changes):
+    told = {"round": 1, "terms": "", "clients": 6, "bound": 4.0, "min_clients": 4, "metrics": []}
+    return PlanItem(
+        MASKED_SUM, {**told, "max_examples": 9, "weighted_by": "num-examples", **changes}
+    )
+
+
+def weighed(**changes):
+    return PlanItem(SHARES, {**shares().parameters, **changes})
+
+
+@pytest.mark.parametrize("hidden", [masked, weighed])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"weighted_by": "train-loss"},
+        {"weighted_by": ["num-examples"]},
+        {"max_examples": 1001},
+        {"max_examples": 0},
+        {"max_examples": 0.5},
+        {"max_examples": True},
+    ],
+)
+def test_a_server_does_not_choose_whose_update_a_hidden_sum_shows(hidden, weights):
+    """A head that is made for it has a loss on one client's records alone; a sum by it is hers."""
+    device = Device(mods=[qsfl_mod])
+    assert reason(device.ask(plan(CLIP, hidden(**weights)))) == "policy-weights"
+    assert device.trained == 0
+
+
+@pytest.mark.parametrize("hidden", [masked, weighed])
+def test_the_file_of_a_node_allows_other_hidden_weights(hidden, tmp_path):
+    file = tmp_path / "policy.toml"
+    file.write_text('weights = true\nmetrics = ["patients"]')
+    context = Context(1, 1, {"qsfl-policy": str(file)}, RecordDict(), {})
+    for changes in ({}, {"weighted_by": "patients"}, {"max_examples": 10**6}):
+        content = RecordDict(
+            {QSFL_RECORD: ConfigRecord({PLAN_KEY: plan(hidden(**changes)).encode()})}
+        )
+        check_instruction(Message(content, 1, "train"), context, policy_of(context))
 
 
 def test_releases_are_counted_whatever_is_promised_anew():
