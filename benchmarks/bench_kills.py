@@ -54,7 +54,7 @@ CLIENTS = 3
 MOST = 4000  # updates that one device may send
 SIZE = CLIENTS * MOST
 DELTA = 1e-5
-GRID = 1e-5  # relative: bounds of one loss on different grids; one round more costs over 1e-3
+GRID = 1e-4  # relative: bounds of one loss on different grids; one round more costs over 1e-3
 RECORD = RecordPrivacy(clip_norm=1.0, noise_multiplier=4.0, sampling_rate=0.01, steps=2)
 NOISE = 50.0
 

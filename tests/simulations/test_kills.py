@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks.bench_kills import drill
+from benchmarks.bench_kills import GRID, drill
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
@@ -17,5 +17,6 @@ def test_a_killed_server_forgets_no_privacy_loss_and_counts_no_update_twice(tmp_
     row = drill(case, tmp_path, kills)
     assert row["ok"], row
     real = row["epsilon from the devices"]
-    assert row["epsilon reported"] >= real - 2e-6 > 0  # both are rounded in the table
+    # Both are upper bounds, on grids of their own, and rounded in the table.
+    assert row["epsilon reported"] >= real * (1 - GRID) - 2e-6 > 0
     assert row["kills"] == kills
