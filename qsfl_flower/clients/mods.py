@@ -120,7 +120,7 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
         layout = layout_told(model, asked)
     message.content = _for_the_app(content)
     if layout is not None:
-        message.content = put_local(message.content, layout, context.state)
+        message.content = put_local(message.content, layout, context.state, secret=secret)
     try:
         with saying(layout), _unspoken(secret):
             reply = call_next(message, context)
@@ -135,7 +135,7 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     elif layout is not None:
         for key, record in reply.content.array_records.items():
             reply.content[key] = ArrayRecord({**layout.renamed(record)})
-        keep_local(reply.content, layout, context.state)
+        keep_local(reply.content, layout, context.state, content, secret=secret)
         if steps:
             with _unspoken(secret):
                 told |= _transform(reply.content, model, layout, steps, context, message)

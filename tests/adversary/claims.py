@@ -299,6 +299,13 @@ CLAIMS = (
     ),
     Claim(
         "server",
+        "sends all but one client other local arrays, and an honest instruction in the next round",
+        "the devices begin with those of the honest one",
+        "tests/strategies/test_lying_server.py::test_local_arrays_carry_no_other_model_past_the_digest",
+        "threat-model.md",
+    ),
+    Claim(
+        "server",
         "weighs a hidden sum by a loss that a made-up head has on one client's records alone",
         "refused before training",
         "tests/clients/test_instructions.py::test_a_server_does_not_choose_whose_update_a_hidden_sum_shows",

@@ -37,7 +37,7 @@ from qsfl_flower.wire.keys import (
     TAKE_TASK,
 )
 
-from .conftest import MODEL, NOW, Recorder, refusal_of, task_of
+from .conftest import MODEL, NOW, Add, Recorder, refusal_of, task_of
 
 VICTIM, HELPER = 5, 7
 
@@ -135,6 +135,36 @@ def test_members_open_no_sum_of_updates_of_different_instructions(federation, li
     assert len([m for m in grid.pushed if task_of(m) == TAKE_TASK]) == 5
     assert not [m for m in grid.pushed if task_of(m) == RELEASE_TASK]
     assert "0 of 5 committee members answered" in seen.rounds[-1].skipped
+
+
+class OtherStart(TwoModels):
+    """Lies in the first round alone."""
+
+    def _two(self, address, assignment, nodes):
+        if assignment.exchange.server_round > 1:
+            return address(assignment, nodes)
+        return super()._two(address, assignment, nodes)
+
+
+def test_local_arrays_carry_no_other_model_past_the_digest(federation):
+    """The first sum is refused; what devices keep of it must not decide about the second one."""
+    grid, _ = federation(8)
+    seen, given, fit = Recorder(), [], Add.fit
+
+    def watched(self, parameters, config):
+        given.append(np.array(parameters[2]))
+        return fit(self, parameters, config)
+
+    options = {"fraction_evaluate": 0.0, "observer": seen, "max_failed_rounds": 9}
+    lying = OtherStart(roles={"b": "local"}, stages=[federation.gate, stage_of()], **options)
+    with patch.object(Add, "fit", watched):
+        run(grid, lying, rounds=3)
+    assert sorted(map(tuple, given[:8])) == [(-1.0, -1.0)] * 7 + [(0.0, 0.0)]
+    own = [b for b in given[8:16] if b.any()]  # the victim's, which began with the honest model
+    assert len(own) == 1
+    assert np.abs(own[0]).max() < 1
+    assert seen.rounds[-2].accepted == 8
+    assert all(b.any() and np.abs(b).max() < 1 for b in given[16:])
 
 
 def test_a_client_that_claims_another_instruction_stops_no_round(federation):
