@@ -173,12 +173,17 @@ def test_a_client_that_returns_too_few_arrays_is_told_so(inside_run):
         legacy(instruction(), context())
 
 
+MASKED = PlanItem(
+    "masked_sum", {"bound": 4.0, "clients": 6, "max_examples": 9, "weighted_by": "num-examples"}
+)
+
+
 @pytest.mark.parametrize(
     ("steps", "quoted"),
     [
         ([], True),
         ([PlanItem("clip", {"clip_norm": 1.0})], True),
-        ([PlanItem("masked_sum", {"bound": 4.0, "clients": 6})], False),
+        ([MASKED], False),
         ([PlanItem("local-dp", {"clip_norm": 1.0, "noise_multiplier": 1.0})], False),
     ],
 )
@@ -208,7 +213,7 @@ def test_a_step_that_cannot_read_its_parameters_says_nothing_of_the_update(insid
                                    "metrics": MetricRecord({"num-examples": 7919})}),
                        reply_to=message)  # fmt: skip
 
-    plan = Plan((PlanItem("clip", {}), PlanItem("masked_sum", {"bound": 4.0, "clients": 6})))
+    plan = Plan((PlanItem("clip", {}), MASKED))
     with pytest.raises(QSFLError, match="TypeError on the device") as caught:
         client(instruction(plan=plan), context())
     assert "7919" not in str(caught.value)
