@@ -102,12 +102,9 @@ class DividesByWhoCame(CentralDP):
 
     def __init__(self):
         super().__init__(SILENT, CLIENTS)
-        self.denominator = None
 
-    def check(self, stages):
-        self.denominator = CLIENTS
-        super().check(stages)
-        self.denominator = None
+    def bind(self, stages):
+        return super().bind(stages).knowing(denominator=None)
 
 
 class ClipsOnDevicesOnly(Clip):
