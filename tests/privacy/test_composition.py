@@ -172,7 +172,7 @@ def test_rounding_keeps_the_vector():
 def test_a_vector_that_was_not_clipped_is_not_sent():
     share = NoiseShare(**SHARE, size=4)
     for vector in (np.full(4, 0.6), np.zeros(3), np.full(4, math.nan)):
-        with pytest.raises(ConfigError, match="norms up to 1"):
+        with pytest.raises(ConfigError, match="norm is not up to 1"):
             share.privatize(vector, 1.0, Keystream.seeded(0))
 
 

@@ -219,7 +219,7 @@ def test_a_malformed_reply_is_one_of_the_liars_that_a_rule_withstands(fake_grid,
     strategy = Krum(num_malicious_nodes=1, fraction_evaluate=0.0, observer=watch, **ALONE)
     result = strategy.start(fake_grid(clients), model(), num_rounds=2, timeout=5)
     np.testing.assert_allclose(result.arrays["w"].numpy(), 2.0)
-    assert "1 replies were no updates and count among the 1 liars" in caplog.text
+    assert "1 replies were no updates and count among the 1 attackers" in caplog.text
     silent = {**clients, 3: lambda message: None}
     strategy = Krum(num_malicious_nodes=1, fraction_evaluate=0.0, observer=watch, **ALONE)
     with pytest.raises(TooFewReplies, match="withstands at most 0"):

@@ -170,7 +170,7 @@ def test_a_policy_beside_poisson_sampling_is_refused():
     class Drawing(Noise):
         poisson_rate = 0.5
 
-    with pytest.raises(CompositionError, match="noise draws the clients itself"):
+    with pytest.raises(CompositionError, match="noise samples the clients itself"):
         StableFedAvg(stages=[Drawing()], selection=POLICIES["fair"]())
 
 
