@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -39,8 +40,9 @@ class VirtualTime:
         return self.start + self.now
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
-        self.now += seconds
+        """Let time pass, be it the least that a float can show: who waits must come to an end."""
+        if seconds > 0:
+            self.now = max(self.now + seconds, math.nextafter(self.now, math.inf))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -119,3 +120,16 @@ def test_nobody_waits_for_a_silent_node(plain):
     plain.grid.taps = {}
     assert outcome.error is None
     assert plain.grid.time.now - before >= 60.0
+
+
+def test_virtual_time_moves_on_however_little_is_waited():
+    """Half of what a float can show at this time would be lost, and a loop would never end."""
+    clock = testing.VirtualTime()
+    clock.now = 120.905
+    left = 0.5 * math.ulp(clock.now)
+    assert clock.now + left == clock.now
+    before = clock.now
+    clock.sleep(left)
+    assert clock.now > before
+    clock.sleep(0.0)
+    assert clock.now == before + math.ulp(before)
