@@ -262,31 +262,34 @@ def evil(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"plugins": ["evil"]},
-        {"model": {"name": "evil:factory"}},
-        {
-            "strategy": {
-                "name": "fedavg",
-                "stages": [{"stage": "record_dp", "epsilon": 8.0, "loss": "evil:factory"}],
-            }
-        },
-    ],
-    ids=["plugin", "model", "loss"],
-)
-def test_run_folders_import_nothing(evil, qsfl, tmp_path, changes):
-    folder = evil(**changes)
-    for arguments in (
-        ("list",), ("report", folder), ("compare", folder, folder), ("run", "--resume", folder),
-    ):  # fmt: skip
-        done = qsfl(tmp_path, *arguments)
+ASKS = {
+    "plugin": {"plugins": ["evil"]},
+    "model": {"model": {"name": "evil:factory"}},
+    "loss": {
+        "strategy": {
+            "name": "fedavg",
+            "stages": [{"stage": "record_dp", "epsilon": 8.0, "loss": "evil:factory"}],
+        }
+    },
+}
+
+
+def test_run_folders_import_nothing(evil, qsfl, tmp_path):
+    folder = evil(**{key: value for changes in ASKS.values() for key, value in changes.items()})
+    for arguments in (("list",), ("report", folder), ("compare", folder, folder)):
+        qsfl(tmp_path, *arguments)
         assert not evil.mark.exists(), arguments
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_a_run_goes_on_with_no_code_that_its_user_has_not_named(evil, qsfl, tmp_path, name):
+    folder = evil(**ASKS[name])
+    done = qsfl(tmp_path, "run", "--resume", folder)
+    assert not evil.mark.exists()
     assert done.returncode == 2
     assert "asks for module 'evil', and a run folder imports nothing by itself" in done.stderr
-    qsfl(tmp_path, "run", "--resume", folder, "--plugin", "evil")
-    if "plugins" in changes:
+    if name == "plugin":
+        qsfl(tmp_path, "run", "--resume", folder, "--plugin", "evil")
         assert evil.mark.exists()  # the user has named it
 
 

@@ -462,7 +462,9 @@ def test_impossible_arguments_are_named(error, named, bad):
 
 def test_what_needs_a_common_start_is_refused():
     private = [Clip(1.0), CentralDP(1.0, expected_cohort=4, sampling_rate=0.5)]
-    with pytest.raises(CompositionError, match="central-dp needs clients that are sampled independently"):
+    with pytest.raises(
+        CompositionError, match="central-dp needs clients that are sampled independently"
+    ):
         BufferedAsync(fraction_evaluate=0.0, stages=private)
     with pytest.raises(CompositionError, match="who is cut off is not random"):
         StableFedAvg(fraction_evaluate=0.0, over_selection=0.5, stages=private)
