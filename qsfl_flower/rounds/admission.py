@@ -332,6 +332,6 @@ def _cause(text: str) -> str:
     """Return the exception's own kind and words out of the layers that Flower wraps around it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = re.sub(r"^<class '[^']*'>:<'", "", (lines or [text])[-1]).removesuffix("'>")
-    kind = re.search(r"Exception (\w+) occurred\. Message: ", last)
+    kind = re.search(r"Exception (?!ClientAppException)(\w+) occurred\. Message: ", last)
     words = last.rpartition("Message: ")[2]
     return plain(f"{kind[1]}: {words}" if kind else words)

@@ -156,6 +156,7 @@ def test_errors_silence_and_strange_bytes_have_reasons(fake_grid, trained):
         "<class 'ValueError'>:<'the disk is full'>",  # as a SuperNode words it
         "<class 'flwr.clientapp.ClientAppException'>:<'ray::run()\n  File \"x.py\"\n"
         "flwr.clientapp.ClientAppException: \nException occurred. Message: the disk is full'>",
+        "<class 'X'>:<'\nException ClientAppException occurred. Message: the disk is full'>",
     ],
 )
 def test_a_failure_is_told_in_the_clients_own_words_and_logged(fake_grid, trained, caplog, reason):
