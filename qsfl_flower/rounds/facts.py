@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,6 +52,8 @@ class Facts:
         From the size of the model to how many public coordinates a round is restricted to.
     roster : Roster, optional
         Who is enrolled.
+    metrics : Sequence[str], optional
+        The only metrics of the app that leave a device.
     """
 
     clip_norm: Callable[[Mapping[str, State]], float] | None = None
@@ -59,6 +61,13 @@ class Facts:
     sum: HiddenSum | None = None
     coordinates: Callable[[int], int] | None = None
     roster: Roster | None = None
+    metrics: Sequence[str] | None = None
+
+    @staticmethod
+    def left_of(metrics: Sequence[str], facts: Iterable[Facts]) -> tuple[str, ...]:
+        """Return which metrics leave the devices beside stages with these facts."""
+        allowed = [f.metrics for f in facts if f.metrics is not None]
+        return tuple(m for m in metrics if all(m in names for names in allowed))
 
 
 class Topic(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -21,7 +21,7 @@ from qsfl_flower.rounds.admission import check_encoding, check_willing, declined
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import RoundContext, State, Steps, task_content
 from qsfl_flower.rounds.facts import Facts, HiddenSum, Sentences, Topic
-from qsfl_flower.rounds.stages import Combined, CombineStage
+from qsfl_flower.rounds.stages import Combined, CombineStage, Stage
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.secure.pairwise import server
 from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
@@ -139,6 +139,7 @@ class MaskedSum(CombineStage):
         self.sparse = sparse
         self.dropouts = dropouts
         self._clock = clock
+        self._opened = tuple(self.tally.metrics)
         # These raise what would otherwise end the first round.
         RingCode(bound, 2)
         Policy(colluding, min_clients)
@@ -154,13 +155,17 @@ class MaskedSum(CombineStage):
         )
         return Facts(sum=opened)
 
+    def bind(self, stages: Sequence[Stage]) -> Self:
+        """Find which metrics the other stages let leave the devices."""
+        return self.knowing(_opened=Facts.left_of(self.tally.metrics, [s.facts for s in stages]))
+
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is opened, and who could open more."""
-        names = ", ".join(self.tally.metrics)
+        metrics = f" and {', '.join(self._opened)}" if self._opened else ""
         return {
             Topic.SERVER: [
-                f"one sum a round, of the updates{Statistics(layout).told}, numbers of examples "
-                f"and {names} of all clients that stayed to the end"
+                f"one sum a round, of the updates{Statistics(layout).told}, numbers of examples"
+                f"{metrics} of all clients that stayed to the end"
             ],
             Topic.CLIENT: [
                 f"who else takes part; {self.colluding:.0%} of the clients and the server together "

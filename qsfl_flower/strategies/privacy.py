@@ -419,6 +419,11 @@ class RecordDP(ClientSideDP):
         self.privacy, self.clip_norm = privacy, privacy.clip_norm
         self.public_metrics = tuple(public_metrics)
 
+    @property
+    def facts(self) -> Facts:
+        """Metrics of records stay on the device."""
+        return replace(super().facts, metrics=self.public_metrics)
+
     def event(self, size: int) -> Event:
         """Return what the steps of one round cost a record."""
         return self.privacy.event(size)

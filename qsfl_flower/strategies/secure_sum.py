@@ -175,6 +175,7 @@ class SecureSum(CombineStage):
         self.enforce_norm = enforce_norm
         self._clock = clock
         self._roster: Roster | None = None
+        self._opened = tuple(self.tally.metrics)
         # Raises what would otherwise end the first round.
         self._least(Weighting()).check_size(1)
 
@@ -197,13 +198,17 @@ class SecureSum(CombineStage):
 
     def bind(self, stages: Sequence[Stage]) -> Self:
         """Take the roster from the stage that proves who is who."""
-        return self.knowing(_roster=next(filter(None, (s.facts.roster for s in stages)), None))
+        facts = [s.facts for s in stages]
+        return self.knowing(
+            _roster=next(filter(None, (f.roster for f in facts)), None),
+            _opened=Facts.left_of(self.tally.metrics, facts),
+        )
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is opened, and who could open more."""
         m, t = self.committee.members, self.committee.threshold
         counted = ", of their numbers of examples" if self.weighted else ""
-        metrics = f" and of {', '.join(self.tally.metrics)}" if self.tally.metrics else ""
+        metrics = f" and of {', '.join(self._opened)}" if self._opened else ""
         opened = [
             f"one sum a round, of the updates{Statistics(layout).told}{counted}{metrics} of at "
             f"least {self.committee.min_clients} clients"

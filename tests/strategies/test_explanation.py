@@ -17,7 +17,14 @@ from qsfl_flower.privacy.events import Event
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.explanation import explain
 from qsfl_flower.rounds.facts import Topic
-from qsfl_flower.strategies import StableFedAvg, Validate
+from qsfl_flower.strategies import (
+    Authenticate,
+    MaskedSum,
+    SecureKrum,
+    SecureSum,
+    StableFedAvg,
+    Validate,
+)
 from qsfl_flower.strategies.checks import arguments_of
 from qsfl_flower.strategies.privacy import LocalDP
 from qsfl_flower.testing import LocalGrid
@@ -84,6 +91,24 @@ def test_hidden_updates_are_not_said_to_be_seen():
     assert apart
     assert not [s for s in server if "how far apart" in s]
     assert "how fast each client is" in explained(asynchronous=True).sentences[Topic.SERVER]
+
+
+SUMS = {
+    "secure_sum": lambda server: SecureSum(2.0),
+    "secure_krum": lambda server: SecureKrum(2.0, 1),
+    "masked_sum": lambda server: MaskedSum(server, bound=8.0),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_no_sum_is_announced_of_metrics_that_stay_on_the_devices(name):
+    made, roster = keys()
+    server = Credentials(made.server, roster)
+    for others, seen in (([], True), (stages_of(["record_dp"]), False)):
+        chain = Chain([Authenticate(server), *others, SUMS[name](server)])
+        told = " ".join(explain(chain, LAYOUT, 10, 7).sentences[Topic.SERVER])
+        assert ("train-loss" in told) == seen
+        assert "one sum a round" in told
 
 
 @pytest.mark.parametrize(
