@@ -9,7 +9,6 @@ from typing import Any
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.strategies.authentication import Authenticate
-from qsfl_flower.strategies.checks import refuse_of_hidden
 from qsfl_flower.strategies.stable import StableFedAvg
 
 
@@ -48,6 +47,5 @@ class AuthenticatedFedAvg(StableFedAvg):
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        refuse_of_hidden(self, options)
         gate = Authenticate(credentials, encrypt)
         super().__init__(*args, stages=[gate, *stages], **options)

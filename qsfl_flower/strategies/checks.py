@@ -110,16 +110,22 @@ def refuse_wrapper(strategy: object, caller: object) -> None:
         )
 
 
-def refuse_of_hidden(strategy: object, options: Mapping[str, object]) -> None:
-    """Refuse arguments of strategies that hide updates.
+def refuse_unknown(strategy: object, options: Mapping[str, object]) -> None:
+    """Refuse arguments that a strategy does not have.
 
     Raises
     ------
     ConfigError
-        With the reason why they mean nothing here.
+        For those of stages that hide updates, with where they belong.
+    TypeError
+        For the others, as Python does.
     """
-    for name in options.keys() & {"committee", "metrics", "sums"}:
-        raise ConfigError(
-            f"{name}: {type(strategy).__name__} hides nothing and averages every metric that "
-            "clients report; leave it out"
-        )
+    kind = type(strategy).__name__
+    for name in options:
+        if name in ("committee", "metrics", "sums"):
+            raise ConfigError(
+                f"{name}: {kind} hides nothing by itself and averages every metric that clients "
+                "report; leave it out, or give it to the stage that hides updates, such as "
+                "SecureSum(..., metrics=...)"
+            )
+        raise TypeError(f"{kind}.__init__() got an unexpected keyword argument {name!r}")

@@ -76,7 +76,7 @@ def appoint(seats: Seats, size: int, context: RoundContext) -> Seats:
     pool.sort(key=lambda node: node in seats.gone)
     names, drawn, gone = dict(seats.names), dict(seats.drawn), set(seats.gone)
     nodes: list[int] = []
-    silent: list[str] = []
+    silent: dict[str, list[str]] = {}
     while len(nodes) < size and pool:
         chosen, pool = pool[: size - len(nodes)], pool[size - len(nodes) :]
         unknown = [node for node in chosen if node not in drawn]
@@ -86,13 +86,16 @@ def appoint(seats: Seats, size: int, context: RoundContext) -> Seats:
             found = _seat_of(answers.get(node))
             if isinstance(found, tuple):
                 names[node], drawn[node] = found
-            else:
-                gone.add(node)
-                silent.append(found)
+                continue
+            gone.add(node)
+            if found is not None:  # one example of each reason
+                alike = silent.setdefault(found.reason, [])
+                alike.append(f"{found.sender.label}: {found.reason if alike else _why(found)}")
         nodes += [n for n in chosen if n in drawn and names[n] not in {names[k] for k in nodes}]
     empty = ""
     if len(nodes) < size:
-        why = f" ({', '.join(silent)})" if silent else ""
+        told = ", ".join(who for alike in silent.values() for who in alike)
+        why = f" ({told})" if told else ""
         empty = f"{len(nodes)} of {size} committee members could be appointed{why}"
     return Seats(tuple(nodes), names, tuple(sorted(gone)), drawn, empty)
 
@@ -254,17 +257,15 @@ def _willing(read: Callable[[RecordDict], T], content: RecordDict) -> T:
     return read(content)
 
 
-def _seat_of(answer: tuple[Sender, RecordDict] | Rejection | None) -> tuple[str, str] | str:
+def _seat_of(
+    answer: tuple[Sender, RecordDict] | Rejection | None,
+) -> tuple[str, str] | Rejection | None:
     """Return who has taken a seat and what it has drawn, or why it has not."""
-    if answer is None:
-        return "a node that could not be asked"
-    if isinstance(answer, Rejection):
-        return f"{answer.sender.label}: {answer.reason}"
+    if answer is None or isinstance(answer, Rejection):
+        return answer
     sender, content = answer
     seat = catch(sender, partial(_willing, _read_seat, content))
-    if isinstance(seat, Rejection):
-        return f"{sender.label}: {seat.reason}"
-    return sender.name, seat
+    return seat if isinstance(seat, Rejection) else (sender.name, seat)
 
 
 def _read_seat(content: RecordDict) -> str:

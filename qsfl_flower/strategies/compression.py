@@ -19,7 +19,6 @@ from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Exchange, RoundContext, State, Steps
 from qsfl_flower.rounds.facts import Facts
 from qsfl_flower.rounds.stages import DecodeStage, Stage
-from qsfl_flower.strategies.checks import refuse_of_hidden
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.wire import (
     CHOOSE_STEP,
@@ -262,6 +261,5 @@ class CompressedFedAvg(StableFedAvg):
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        refuse_of_hidden(self, options)
         seed = options.get("seed") or 0
         super().__init__(*args, stages=[Compress(scheme, seed=seed), *stages], **options)

@@ -17,7 +17,6 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.rounds.policies import Available
 from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.strategies.bounds import Clip
-from qsfl_flower.strategies.checks import refuse_of_hidden
 from qsfl_flower.strategies.compression import SharedMask
 from qsfl_flower.strategies.distributed_dp import DistributedDP
 from qsfl_flower.strategies.privacy import RecordDP
@@ -274,7 +273,6 @@ class Research(StableFedAvg):
         stages: Sequence[Stage] = (),
         **options: Any,
     ) -> None:
-        refuse_of_hidden(self, options)
         if "credentials" in options:
             raise ConfigError("credentials: Research hides nothing and knows no keys; leave it out")
         args, options = _enough(args, options, 2 * num_byzantine + 3)

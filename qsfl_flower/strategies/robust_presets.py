@@ -16,7 +16,6 @@ from typing import Any
 from qsfl_flower import robust
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.rounds.stages import Stage
-from qsfl_flower.strategies.checks import refuse_of_hidden
 from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.stable import StableFedAvg
 
@@ -61,7 +60,6 @@ class RobustFedAvg(StableFedAvg):
     ) -> None:
         if len(args) > 5:
             raise ConfigError("give arguments after min_available_nodes by name")
-        refuse_of_hidden(self, options)
         combine = Robust(rule, num_byzantine, before)
         super().__init__(*args, stages=[combine, *stages], **options)  # type: ignore[arg-type]
 

@@ -245,7 +245,11 @@ class Attempt:
 
     def _answered(self, members: Collection[int], needed: int) -> None:
         if len(members) < needed:
+            why = "".join(
+                f"; first {self.terms.members[member - 1]} did not: {reason}"
+                for member, reason in [*self.session.lost.items()][:1]
+            )
             raise Abandoned(
                 f"{len(members)} of {len(self.terms.members)} committee members answered, "
-                f"{needed} are needed"
+                f"{needed} are needed{why}"
             )

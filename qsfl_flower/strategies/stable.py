@@ -31,7 +31,12 @@ from qsfl_flower.rounds.synchronous import SynchronousRounds
 from qsfl_flower.rounds.training import Job, Rounds
 from qsfl_flower.rounds.update import Weighting
 from qsfl_flower.strategies.bounds import Validate
-from qsfl_flower.strategies.checks import arguments_of, check_numbers, refuse_wrapper
+from qsfl_flower.strategies.checks import (
+    arguments_of,
+    check_numbers,
+    refuse_unknown,
+    refuse_wrapper,
+)
 
 
 class StableFedAvg(FedAvg):
@@ -98,6 +103,8 @@ class StableFedAvg(FedAvg):
         ``"buffer"``, ``"local"`` or ``"tied:NAME"``; `qsfl_flower.clients.roles_of` finds them for
         a torch module. By default floats are trained and integers are buffers, and floats with
         the names of normalization statistics (``running_mean``, ``running_var``) are buffers too.
+    **unknown
+        Refused: with where it belongs, if it is an argument of a stage that hides updates.
 
     Raises
     ------
@@ -155,7 +162,9 @@ class StableFedAvg(FedAvg):
         deadline: float | None = None,
         clock: Clock | None = None,
         roles: Mapping[str, str] | None = None,
+        **unknown: object,
     ) -> None:
+        refuse_unknown(self, unknown)
         super().__init__(
             fraction_train,
             fraction_evaluate,

@@ -125,11 +125,22 @@ def test_a_subclass_may_still_call_summary(caplog):
     assert "Stages: validate" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["MultiKrum", "FedMedian", "CompressedFedAvg", "RobustFedAvg"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("MultiKrum", "FedMedian", "CompressedFedAvg", "RobustFedAvg"),
+        *("StableFedAvg", "BufferedAsync", "FedAsync"),
+    ],
+)
 @pytest.mark.parametrize("name", ["metrics", "sums", "committee"])
 def test_arguments_of_hidden_sums_are_refused_where_nothing_is_hidden(kind, name):
     with pytest.raises(ConfigError, match=f"{name}: {kind} hides nothing"):
         getattr(strategies, kind)(**{name: ("train-loss",)})
+
+
+def test_other_arguments_are_refused_as_python_does():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'fraction_fit'"):
+        StableFedAvg(fraction_fit=0.5)
 
 
 @pytest.mark.parametrize("kind", ["FedAdam", "FedYogi", "FedAvgM"])

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from qsfl_flower.asynchrony import Device, Polynomial, VirtualClock
 from qsfl_flower.clients.memory import STATE_FOLDER
@@ -316,7 +316,8 @@ def test_openings_that_a_node_does_not_allow_are_refused_by_client_and_member(fe
     takes = [m for m in grid.pushed if task_of(m) == TAKE_TASK]
     assert len(takes) == 6
     # Two of the six members refuse as well, and five are needed.
-    assert "4 of 6 committee members answered, 5 are needed" in seen.rounds[-1].skipped
+    told = "4 of 6 committee members answered, 5 are needed; first 0 did not: policy-openings: "
+    assert told in seen.rounds[-1].skipped
 
 
 def test_a_client_of_the_release_before_is_refused_by_name_before_it_trains(federation):
@@ -392,6 +393,20 @@ def test_a_missing_node_ends_no_run_at_once(federation):
     assert len(seen.rounds) == 4
     assert all("no-reply" in r.skipped for r in seen.rounds[1:])
     assert {task_of(m) for m in grid.pushed} == {HELLO_TASK}
+
+
+def test_errors_of_the_committee_are_told_once_in_full(federation):
+    def broken(message, answer):
+        return Message(Error(2, "KeyError: no camera"), reply_to=message)
+
+    grid, _ = federation(5, {3: broken, 4: broken})
+    strategy, _ = honest(federation, stage_of(), max_failed_rounds=1)
+    told = (
+        r"3 of 5 committee members could be appointed \(client 103: client-error: KeyError: "
+        r"no camera, client 104: client-error\)"
+    )
+    with pytest.raises(TooFewReplies, match=told):
+        strategy.start(grid, to_record(MODEL), num_rounds=5, timeout=0.2)
 
 
 def test_a_node_that_comes_back_is_appointed(federation):
