@@ -85,6 +85,7 @@ REFUSALS = frozenset(
         "policy-cohort",
         "policy-committee",
         "policy-in-the-clear",
+        "policy-kept-state",
         "policy-message-type",
         "policy-openings",
         "policy-other-instruction",

@@ -1,8 +1,11 @@
-"""A client's memory on disk, so that it outlives the SuperNode's process."""
+"""What training leaves behind on a node: kept on disk, or not used, as its policy says."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,14 @@ from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
 from qsfl_flower.clients.local import LOCAL_RECORD
 from qsfl_flower.clients.made_mods import made_by_call
 from qsfl_flower.clients.memory import facts_of, is_durable
+from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.clients.steps import client_name
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.sources import random_bytes
-from qsfl_flower.wire import from_record, to_record
+from qsfl_flower.errors import Refusal
+from qsfl_flower.numerics import Layout
+from qsfl_flower.numerics.roles import TRAINED, guess_roles, usual_role
+from qsfl_flower.wire import Plan, from_record, to_record
 
 log = logging.getLogger("qsfl_flower")
 
@@ -28,6 +35,7 @@ variate, personal layers, local arrays. Keys and shares never are."""
 _RUN_RECORD = "qsfl-run"
 _FACT = "kept-state/"
 _ANY_AGE = 1 << 62
+_FORGETS: ContextVar[bool] = ContextVar("qsfl_forgets", default=False)
 
 
 def begin_run(context: Context) -> None:
@@ -40,9 +48,67 @@ def begin_run(context: Context) -> None:
     run = str(context.run_id)
     known = context.state.config_records.get(_RUN_RECORD)
     if known is not None and known.get("run") != run:
-        for name in KEPT:
-            context.state.pop(name, None)
+        _drop(context)
     context.state[_RUN_RECORD] = ConfigRecord({"run": run})
+
+
+def forgets() -> bool:
+    """Return whether the training in hand may build on no earlier one; for apps that keep some."""
+    return _FORGETS.get()
+
+
+@contextmanager
+def training_alone(
+    context: Context, policy: NodePolicy, plan: Plan, layout: Layout | None
+) -> Iterator[None]:
+    """Let an app train on nothing but the instruction in hand, if the node's policy says so.
+
+    Members of a committee and neighbours under masks see that all clients of a sum were asked for
+    the same in this round. What an earlier round left behind is in no digest: a server could have
+    sent all but one client an instruction after which their next updates are known.
+
+    Raises
+    ------
+    Refusal
+        ``policy-kept-state``: the plan or the app needs what earlier rounds leave behind. Local
+        statistics do not count: the model is trained without them.
+    """
+    if not policy.forgets:
+        yield
+        return
+    local = () if layout is None else layout.local
+    dtypes = {} if layout is None else dict(zip(layout.names, layout.dtypes, strict=True))
+    weights = [n for n in local if usual_role(dtypes[n]) == TRAINED and n not in guess_roles(local)]
+    needed = [f"the local weights {name!r:.80}" for name in weights]
+    for item in plan.items:
+        options = item.parameters.get("scheme", item.parameters.get("mask"))
+        if isinstance(options, Mapping) and options.get("feedback", True):
+            needed.append(f"the residual of {item.name}")
+    _refuse(needed)
+    _drop(context)
+    token = _FORGETS.set(True)
+    try:
+        yield
+    finally:
+        _FORGETS.reset(token)
+    _refuse(_drop(context))
+
+
+def _refuse(needed: list[str]) -> None:
+    if needed:
+        raise Refusal(
+            "policy-kept-state",
+            f"{needed[0]} would take part in later hidden sums; this node lets nothing of earlier "
+            "rounds do that (kept_state = true in its policy allows it)",
+        )
+
+
+def _drop(context: Context) -> list[str]:
+    """Forget what training has left behind, and return the names of these records."""
+    found = [name for name in KEPT if name in context.state]
+    for name in found:
+        del context.state[name]
+    return found
 
 
 @made_by_call

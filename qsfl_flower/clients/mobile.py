@@ -19,6 +19,7 @@ from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
 from qsfl_flower.clients.conditions import Conditions, Verdict
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.device import MEGABYTE, DeviceProfile, Monitor
+from qsfl_flower.clients.kept_state import forgets
 from qsfl_flower.clients.trainer import TrainingClient, derive_seed, number
 from qsfl_flower.clients.training import After, LocalTraining, TrainConfig
 from qsfl_flower.clients.workload import MemoryModel, Workload, measure_memory, remembered
@@ -224,7 +225,7 @@ class MobileClient(TrainingClient):
     def _saved(self, server_round: int) -> ClientCheckpoint | None:
         """Return interrupted training that can be taken up."""
         store = self._device.checkpoints
-        if store is None:
+        if store is None or forgets():
             return None
         store.owner = self._owner()
         return store.latest(server_round, self._device.max_staleness)

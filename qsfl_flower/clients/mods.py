@@ -28,9 +28,9 @@ import qsfl_flower.clients.masked_sum  # registers its step and tasks
 import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
 from qsfl_flower.clients.broadcast import layout_told, receive
 from qsfl_flower.clients.instructions import PROTECTING, check_instruction
-from qsfl_flower.clients.kept_state import begin_run
+from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
-from qsfl_flower.clients.policy import insisted, policy_of
+from qsfl_flower.clients.policy import NodePolicy, insisted, policy_of
 from qsfl_flower.clients.role_check import saying
 from qsfl_flower.clients.steps import (
     STEPS,
@@ -87,15 +87,16 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
             "ClientApp(mods=[auth_mod(), qsfl_mod]), in this order"
         )
     try:
+        policy = policy_of(context)
         if not insisted():
-            check_instruction(message, context, policy_of(context))
+            check_instruction(message, context, policy)
         kind = kind_of(message.metadata.message_type)
         if kind is Kind.QUERY:
             return call_next(message, context)
         begin_run(context)
         message.content = receive(received, context.state)
         if kind is Kind.TRAIN:
-            return _train(message, context, call_next)
+            return _train(message, context, call_next, policy)
         message.content = _for_the_app(_evaluated(message.content, context))
         return call_next(message, context)
     except Refusal as refused:
@@ -104,7 +105,9 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         message.content = received
 
 
-def _train(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+def _train(
+    message: Message, context: Context, call_next: ClientAppCallable, policy: NodePolicy
+) -> Message:
     content = message.content
     asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if TASK_KEY in asked:
@@ -118,11 +121,11 @@ def _train(message: Message, context: Context, call_next: ClientAppCallable) -> 
     if steps or ROLES_KEY in asked:
         model = from_record(_only(content.array_records, "instruction"))
         layout = layout_told(model, asked)
-    message.content = _for_the_app(content)
-    if layout is not None:
-        message.content = put_local(message.content, layout, context.state, secret=secret)
     try:
-        with saying(layout), _unspoken(secret):
+        with training_alone(context, policy, plan, layout), saying(layout), _unspoken(secret):
+            message.content = _for_the_app(content)
+            if layout is not None:
+                message.content = put_local(message.content, layout, context.state, secret=secret)
             reply = call_next(message, context)
     finally:
         message.content = content

@@ -63,6 +63,10 @@ class NodePolicy:
         Whether updates may leave under a secure sum only. Evaluation and queries, whose answers
         nothing hides, are refused then. Default: true with another `least_cohort` than 3, since
         who asks for a cohort would not get one for an update in the clear.
+    kept_state : bool
+        With `hidden_only`: whether training may build on what earlier training has left here: local
+        arrays, residuals, control variates, personal layers, interrupted training. They come from
+        earlier instructions, and a server may have sent other ones to each node.
     openings : tuple of str
         What a committee may open besides nothing, out of `OPENINGS`.
     least_cohort : int
@@ -103,6 +107,7 @@ class NodePolicy:
 
     privacy: MinimumPolicy | None = None
     hidden_only: bool | None = None
+    kept_state: bool = False
     openings: tuple[str, ...] = OPENINGS
     least_cohort: int = _COHORT
     least_threshold: int = 2
@@ -184,6 +189,7 @@ class NodePolicy:
         return NodePolicy(
             privacy=None if least is None else least.and_also(other.privacy),
             hidden_only=bool(self.hidden_only or other.hidden_only),
+            kept_state=not (self.forgets or other.forgets),
             openings=tuple(o for o in self.openings if o in other.openings),
             least_cohort=max(self.least_cohort, other.least_cohort),
             least_threshold=max(self.least_threshold, other.least_threshold),
@@ -199,12 +205,22 @@ class NodePolicy:
             code=_both("code", self.code, other.code),
         )
 
+    @property
+    def forgets(self) -> bool:
+        """Whether a hidden update may depend on the instruction in hand alone."""
+        return bool(self.hidden_only) and not self.kept_state
+
     def sentences(self) -> list[str]:
         """Return what this policy means, one sentence each, for ``qsfl explain --node``."""
         told = [
             "sends updates under a secure sum or not at all, and answers no evaluation or query"
             if self.hidden_only
             else "sends updates in the clear if the strategy asks for that",
+            "trains on each instruction alone: nothing that earlier training has left on this node "
+            "takes part in a hidden sum"
+            if self.forgets
+            else "lets what earlier training has left on this node take part in hidden sums, "
+            "whatever the server asked for then",
             f"lets a committee open {', '.join(self.openings) or 'nothing'} of what it sends",
             f"is part of no sum of fewer than {self.least_cohort} clients, of no committee that "
             f"fewer than {self.least_threshold} members can open, and of no sum with fewer than "

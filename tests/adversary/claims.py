@@ -306,6 +306,13 @@ CLAIMS = (
     ),
     Claim(
         "server",
+        "has all but one node with 'hidden only' train for something else in an earlier round",
+        "nothing of that round is in a later sum",
+        "tests/strategies/test_lying_server.py::test_nothing_that_earlier_training_left_behind_decides_what_a_hidden_sum_shows",
+        "node-policy.md",
+    ),
+    Claim(
+        "server",
         "weighs a hidden sum by a loss that a made-up head has on one client's records alone",
         "refused before training",
         "tests/clients/test_instructions.py::test_a_server_does_not_choose_whose_update_a_hidden_sum_shows",

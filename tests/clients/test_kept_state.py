@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.checkpoints import ClientCheckpoints
 from qsfl_flower.clients.compression import MEMORY_RECORD
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.device import DeviceClass, DeviceProfile, Reading
-from qsfl_flower.clients.kept_state import KEPT, state_mod
+from qsfl_flower.clients.kept_state import KEPT, forgets, state_mod, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD
 from qsfl_flower.clients.mobile import Device, MobileClient
 from qsfl_flower.clients.models import build_model, get_arrays
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.personal import STATE as PERSONAL
+from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.clients.scaffold import STATE as SCAFFOLD
 from qsfl_flower.clients.trainer import TrainConfig
 from qsfl_flower.compression import Scheme
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.errors import Refusal
+from qsfl_flower.numerics import Layout
 from qsfl_flower.strategies import CompressedFedAvg
-from qsfl_flower.wire import PAYLOAD_RECORD, from_record, to_record
+from qsfl_flower.wire import (
+    CHOOSE_STEP,
+    MASK_STEP,
+    PAYLOAD_RECORD,
+    Plan,
+    PlanItem,
+    from_record,
+    to_record,
+)
 
 FINE = Reading(battery=0.9, charging=True, metered=False, in_use=False, online=True)
 PROFILE = DeviceProfile(2000.0, 4, DeviceClass.HIGH)
@@ -151,6 +163,69 @@ def test_killed_between_rounds_it_goes_on_as_if_nothing_had_happened(
     undisturbed.federate(fake_grid)
     node.federate(fake_grid, lambda n, _, r: n.restart())
     assert node.sent == undisturbed.sent
+
+
+HIDDEN_ONLY = NodePolicy(hidden_only=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "item", "allowed"),
+    [
+        (Layout.of(get_arrays(net()), {"3.weight": "local"}), PlanItem("clip"), False),
+        (Layout.of({"w": np.ones(1), "running_mean": np.ones(1)}, {"running_mean": "local"}),
+         PlanItem("clip"), True),
+        (None, PlanItem(MASK_STEP, {"mask": {"feedback": True}}), False),
+        (None, PlanItem(MASK_STEP, {"mask": {"feedback": False}}), True),
+        (None, PlanItem(CHOOSE_STEP, {"scheme": {"feedback": True}}), False),
+    ],
+)  # fmt: skip
+def test_a_plan_that_needs_what_earlier_rounds_left_is_refused_under_hidden_only(
+    layout: Layout | None, item: PlanItem, allowed: bool
+) -> None:
+    told = context()
+    told.state[KEPT[0]] = ArrayRecord()
+    for policy in (NodePolicy(), NodePolicy(hidden_only=True, kept_state=True)):
+        with training_alone(told, policy, Plan((item,)), layout):
+            assert KEPT[0] in told.state
+            assert not forgets()
+    with (
+        nullcontext() if allowed else pytest.raises(Refusal, match=r"kept_state = true"),
+        training_alone(told, HIDDEN_ONLY, Plan((item,)), layout),
+    ):
+        assert forgets()
+        assert KEPT[0] not in told.state
+    assert not forgets()
+
+
+@pytest.mark.parametrize("name", [SCAFFOLD, PERSONAL])
+def test_an_app_that_keeps_something_is_refused_under_hidden_only(name: str) -> None:
+    told = context()
+    with (
+        pytest.raises(Refusal, match=name),
+        training_alone(told, HIDDEN_ONLY, Plan(), None),
+    ):
+        told.state[name] = ArrayRecord()
+    assert name not in told.state
+
+
+def test_training_on_another_model_is_not_taken_up_under_hidden_only(tmp_path: Path) -> None:
+    """A server sends all but one phone another model, and the honest one when they were stopped."""
+    config = TrainConfig(batch_size=8, epochs=1, learning_rate=0.1)
+
+    def fit(dies_at: int | None, model: list[np.ndarray]) -> dict[str, Any]:
+        store = ClientCheckpoints(tmp_path)
+        device = Device(PROFILE, Watch(dies_at), checkpoints=store, checkpoint_every=1)
+        client = MobileClient(net(), data(), config, seed=3, client_id=7, device=device)
+        return client.fit(model, {"server-round": 1})[2]
+
+    honest = list(get_arrays(net()).values())
+    with pytest.raises(Killed):
+        fit(2, [np.zeros_like(a) for a in honest])
+    with training_alone(context(), HIDDEN_ONLY, Plan(), None):
+        assert fit(None, honest)["resumed-step"] == 0
+    with pytest.raises(Killed):
+        fit(2, [np.zeros_like(a) for a in honest])
+    assert fit(None, honest)["resumed-step"] > 0
 
 
 def run_mod(folder: Path, context: Context, writes: RecordDict | None = None) -> None:

@@ -37,7 +37,7 @@ from qsfl_flower.wire.keys import (
     TAKE_TASK,
 )
 
-from .conftest import MODEL, NOW, Add, Recorder, refusal_of, task_of
+from .conftest import MODEL, NOW, Add, Recorder, refusal_of, task_of, update_of
 
 VICTIM, HELPER = 5, 7
 
@@ -165,6 +165,51 @@ def test_local_arrays_carry_no_other_model_past_the_digest(federation):
     assert np.abs(own[0]).max() < 1
     assert seen.rounds[-2].accepted == 8
     assert all(b.any() and np.abs(b).max() < 1 for b in given[16:])
+
+
+class OtherWeights(TwoModels):
+    """In the first round all but one client train on weights at which nothing is learned."""
+
+    def _two(self, address, assignment, nodes):
+        messages = address(assignment, nodes)
+        if assignment.exchange.server_round > 1:
+            return messages
+        dead = {k: a.numpy() - (k == "w") for k, a in assignment.content["arrays"].items()}
+        others = dict.fromkeys(nodes, RecordDict({**assignment.content, "arrays": to_record(dead)}))
+        others[100 + VICTIM] = assignment.content
+        contents, self.engine.states = self.chain.instruct(others, self.states, assignment.exchange)
+        return [Message(c, node, "train") for node, c in contents.items()]
+
+
+def learn_where_the_gate_is_open(self, parameters, config):
+    """Train as a network does whose local scale closes on a bad model: then nothing is learned."""
+    w, n, b = parameters
+    gate = b + 1 if w.max() < 0 else b
+    step = np.where(gate[0] == 0, self.update[:6].reshape(2, 3), 0).astype(w.dtype)
+    return [w + step, n, gate], self.examples, {"train-loss": 1.0}
+
+
+@pytest.mark.parametrize("kept_state", [True, False])
+def test_nothing_that_earlier_training_left_behind_decides_what_a_hidden_sum_shows(
+    federation, tmp_path, kept_state
+):
+    """The first sum is refused; after it the honest one of all clients is the victim's update."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f"hidden_only = true\nkept_state = {kept_state}\n".lower())
+    grid, devices = federation(8, examples=lambda n: 100)
+    for device in devices.values():
+        device.context.node_config["qsfl-policy"] = str(policy)
+    seen = Recorder()
+    options = {"fraction_evaluate": 0.0, "observer": seen, "max_failed_rounds": 9}
+    lying = OtherWeights(roles={"b": "local"}, stages=[federation.gate, stage_of()], **options)
+    with patch.object(Add, "fit", learn_where_the_gate_is_open):
+        result = run(grid, lying, rounds=2)
+    if kept_state:
+        assert seen.rounds[-1].accepted == 8
+        model = 8 * result.arrays["w"].numpy().reshape(-1)
+        np.testing.assert_allclose(model, update_of(VICTIM)[:6], atol=1e-3)
+    else:
+        assert [r.rejected for r in seen.rounds[1:]] == [{"policy-kept-state": 8}] * 2
 
 
 def test_a_client_that_claims_another_instruction_stops_no_round(federation):

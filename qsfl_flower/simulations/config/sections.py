@@ -170,6 +170,11 @@ class PolicySpec(Section):
         description="Send updates under a secure sum only, and evaluate nothing; without a value "
         "true where least_cohort is not 3.",
     )
+    kept_state: bool = Field(
+        default=False,
+        description="With hidden_only: let what earlier training left on a node (local weights, "
+        "residuals, control variates, personal layers) take part in later hidden sums.",
+    )
     openings: tuple[Literal["sum", "norms", "distances"], ...] = Field(
         default=("sum", "norms", "distances"),
         strict=False,
