@@ -214,6 +214,9 @@ class DecodeStage(Stage):
     epoch: int = 1
     """For how many rounds in a row the public coordinates stay the same."""
 
+    warmup_rounds: int = 0
+    """In how many first rounds more is sent than later."""
+
     phase = Phase.DECODE
 
     @property

@@ -23,11 +23,15 @@ from qsfl_flower.simulations.build import client_of, owners_of, rows_of, strateg
 from qsfl_flower.simulations.config import Experiment, asked_imports
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.ray_access import explain_ray
+from qsfl_flower.simulations.rehearsal import Traffic, rehearse
 from qsfl_flower.simulations.report.text import count, duration, size, some_clients
 from qsfl_flower.strategies import CheckpointStore, RunObserver, StableFedAvg
 
 _PROBE = 256
 """Examples on which training is timed."""
+
+_REHEARSED, _CLIENT = 10_000_000, 50_000
+"""So many parameters of all clients of a round are rehearsed at most; a client counts for more."""
 
 
 def explain_experiment(experiment: Experiment) -> str:
@@ -99,14 +103,39 @@ def _kept(layout: Layout) -> Iterator[str]:
 def _bytes(
     bytes_up: int, layout: Layout, arrays: dict[str, NDArray[Any]], experiment: Experiment
 ) -> list[str]:
-    model, whole = 4 * layout.size, sum(array.nbytes for array in arrays.values())
-    asked = experiment.clients.count * experiment.clients.fraction_train
+    """Return what is sent, as a rehearsal shows; reckoned where that would take long."""
+    asked = round(experiment.clients.count * experiment.clients.fraction_train)
+    model = f"the model of {layout.size:,} parameters has {size(4 * layout.size)}"
+    if asked * (layout.size + _CLIENT) > _REHEARSED:
+        whole = sum(array.nbytes for array in arrays.values())
+        return [
+            f"up: about {size(bytes_up)} for each client and round, and some kB for the message; "
+            f"{model}",
+            f"down: about {size(whole)} for each client and round, or what broadcast makes of it; "
+            f"{count(asked, 'client')} a round",
+        ]
+    try:
+        seen = rehearse(experiment)
+    except QSFLError as error:
+        return [f"bytes: unknown, since the first rounds cannot be tried here: {error}"]
     return [
-        f"up: about {size(bytes_up)} for each client and round, {bytes_up / model:.2g} times the "
-        f"model of {layout.size:,} parameters ({size(model)}); messages add some kB",
-        f"down: {size(whole)} for each client and round, or what broadcast makes of it; "
-        f"{count(asked, 'client')} a round",
+        f"up: {_sent(seen.up, seen.rounds)}; {model}",
+        f"down: {_sent(seen.down, seen.rounds)}",
+        f"sizes are those of {count(len(seen.records), 'round')} tried here, without attacks and "
+        "faults",
     ]
+
+
+def _sent(sent: Traffic, rounds: int) -> str:
+    """Say what goes one way."""
+    if rounds == 1:
+        return f"{size(sent.first)} for each client; {size(sent.whole)} in the whole run"
+    varied = sent.most > 1.1 * sent.least
+    between = f", from {size(sent.least)} to {size(sent.most)}" if varied else ""
+    return (
+        f"{size(sent.later)} for each client and round from round 2 on{between} "
+        f"({size(sent.first)} in round 1); {size(sent.whole)} in the whole run"
+    )
 
 
 def _time(experiment: Experiment) -> str:

@@ -63,6 +63,7 @@ class Compress(DecodeStage):
 
     def __init__(self, scheme: CompressOptions | None = None, *, seed: int = 0) -> None:
         self.scheme = Scheme() if scheme is None else Scheme.from_dict(scheme.to_dict())
+        self.warmup_rounds = self.scheme.warmup_rounds
         self.seed = seed
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:

@@ -81,7 +81,7 @@ def write(name: str, folder: Path) -> None:
     golden(name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def play(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
+def play(name: str, folder: Path, *overrides: str, seed: int = 0) -> dict[str, Any]:
     """Run a configuration and return its models, by digest, and what its records say.
 
     Parameters
@@ -90,12 +90,14 @@ def play(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
         Of a file in ``configs/``.
     folder : Path
         An empty folder to run in.
+    *overrides : str
+        Further settings, as ``--set`` takes them.
     seed : int
         Of noise and keys.
     """
     experiment = load_experiment(
         name,
-        [f"rounds={ROUNDS}", f"output.folder={folder}", *_pictures(name, folder)],
+        [f"rounds={ROUNDS}", f"output.folder={folder}", *pictures(name, folder), *overrides],
     )
     models: list[str] = []
     evaluator = server.evaluator_of(experiment)
@@ -121,7 +123,7 @@ def play(name: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     return {"models": models, "final": _digest(job.final), **files}
 
 
-def _pictures(name: str, folder: Path) -> list[str]:
+def pictures(name: str, folder: Path) -> list[str]:
     """Return where a data set lies that has to be downloaded otherwise: a small one of noise."""
     if name not in _PICTURES:
         return []

@@ -20,5 +20,5 @@ def test_every_configuration_gives_the_same_bits(name, tmp_path):
 def test_other_keys_and_other_noise_give_another_private_model(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first = play("quickstart", tmp_path / "a", seed=1)
-    assert first["final"] != play("quickstart", tmp_path / "b", seed=2)["final"]
+    first = play("quickstart", tmp_path / "a", "rounds=1", seed=1)
+    assert first["final"] != play("quickstart", tmp_path / "b", "rounds=1", seed=2)["final"]

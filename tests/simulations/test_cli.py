@@ -106,7 +106,7 @@ def test_light_commands_load_nothing_heavy():
 
 @pytest.mark.parametrize("name", ["quickstart", "secure_krum", "dp_central"])
 def test_explain_says_who_learns_what_and_what_it_costs(name):
-    result = runner.invoke(app, ["explain", name])
+    result = runner.invoke(app, ["explain", name, "--set", "rounds=1"])
     assert result.exit_code == 0, result.output
     for heading in ("The server learns", "Against malicious clients", "Not covered", "Costs"):
         assert heading in result.output

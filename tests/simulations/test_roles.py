@@ -109,7 +109,7 @@ def test_explain_counts_what_is_sent(tmp_path):
     exp, *_ = run(tmp_path, "frozen", rounds=1)
     told = explain_experiment(exp)
     assert "the model of 1,290 parameters" in told
-    assert "down: 38" in told
+    assert "down: 39.1 kB for each client" in told
 
 
 def test_a_layer_named_in_the_file_keeps_its_values(tmp_path):
