@@ -127,7 +127,10 @@ def run(
             summary = run_experiment(experiment, resume=path, display=display)
         report = summary["report"] or f"not written yet: qsfl report {summary['folder']}"
         accuracy = summary["accuracy"]
-        told = "" if accuracy is None else f"accuracy {accuracy:.2%}, "
+        whose = " of the common model, local layers at their first values" * bool(
+            experiment.model.local
+        )
+        told = "" if accuracy is None else f"accuracy {accuracy:.2%}{whose}, "
         _out.print(
             f"{told}{summary['seconds']:.1f} s, report: {report}", markup=False, highlight=False
         )

@@ -251,7 +251,7 @@ def _overlay(
             if unit == "time":
                 figures.seconds(axes.xaxis, max(x for points in lines for x, _ in points))
             else:
-                axes.xaxis.set_major_formatter(lambda value, _: text.size(value))
+                figures.sizes(axes.xaxis, axes.get_xlim()[1])
         if what == "loss":
             figures.log_if_wide(axes, [y for points in lines for _, y in points])
         else:

@@ -209,6 +209,13 @@ def seconds(axis: Axis, most: float) -> None:
     axis.set_major_formatter(lambda value, _: f"{value * factor:g} {unit}")
 
 
+def sizes(axis: Axis, most: float) -> None:
+    """Label an axis of bytes in one unit."""
+    power = min(4, max(0, math.ceil(math.log10(max(most, 1) / 2) / 3) - 1))
+    unit, factor = ("B", "kB", "MB", "GB", "TB")[power], 1000.0**-power
+    axis.set_major_formatter(lambda value, _: f"{value * factor:g} {unit}" if value else "0")
+
+
 def log_if_wide(axes: Axes, values: Sequence[float]) -> None:
     """Use a logarithmic axis for positive values that span more than a factor of thirty."""
     if values and min(values) > 1 / _LARGEST and max(values) / min(values) > 30:
@@ -250,8 +257,8 @@ def cut_off(
     left = at < sum(rounds) / len(rounds)
     axes.annotate(
         f"round {at:g}: {write(greatest)} ↑",
-        (at, top),
-        xytext=(10 if left else -10, -4),
+        (at + 0.4 if left else at - 0.4, top),  # beside the bar, not on it
+        xytext=(5 if left else -5, -4),
         textcoords="offset points",
         ha="left" if left else "right",
         va="top",

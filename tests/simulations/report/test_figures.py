@@ -108,3 +108,25 @@ def test_one_bar_that_dwarfs_the_others_is_cut() -> None:
 
     figures.draw("name", "Title", "alt", paint)
     assert shown == [pytest.approx(2.7), 1, 9.0, 9.0, 1]
+
+
+def test_what_a_cut_bar_measures_stands_beside_it() -> None:
+    def paint(axes: Axes) -> None:
+        axes.bar([1.0, 2.0, 3.0], [40.0, 1.0, 1.0], 0.8)
+        figures.cut_off(axes, [1.0, 2.0, 3.0], [40.0, 1.0, 1.0], str)
+        assert axes.texts[0].xy[0] >= 1.4
+
+    figures.draw("name", "Title", "alt", paint)
+
+
+@pytest.mark.parametrize(
+    ("most", "unit"), [(0, "B"), (900, "B"), (1_900, "B"), (2_100, "kB"), (3e9, "GB"), (1e30, "TB")]
+)
+def test_an_axis_of_bytes_has_one_unit(most: float, unit: str) -> None:
+    def paint(axes: Axes) -> None:
+        axes.plot([0, 1], [0, most])
+        figures.sizes(axes.yaxis, most)
+        told = [axes.yaxis.get_major_formatter()(value, 0) for value in (0, most / 3, most)]
+        assert {word.split()[-1] for word in told if word != "0"} <= {unit}
+
+    figures.draw("name", "Title", "alt", paint)

@@ -118,6 +118,12 @@ class TestHeadline:
         text = words(headline(run(metrics=metrics)))
         assert "Accuracy 50.0 % clients' own test data Loss 1.5 clients' own test data" in text
 
+    def test_says_whose_accuracy_it_is_where_layers_stay_on_the_devices(self, run: Writer) -> None:
+        metrics = [{"round": 1, "eval_accuracy": 0.1, "client_eval_accuracy": 0.9}]
+        text = words(headline(run("model: {local: [BatchNorm1d]}\n", metrics=metrics)))
+        whose = "common model, local layers at their first values; server's test set"
+        assert f"Accuracy 10.0 % {whose} Clients' accuracy 90.0 % own test data" in text
+
     def test_a_loss_that_diverged_is_not_hidden_by_an_older_one(self, run: Writer) -> None:
         metrics = [
             {"round": 1, "eval_accuracy": 0.5, "eval_loss": 1.5},

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from qsfl_flower.simulations.report import figures
 from qsfl_flower.simulations.report.sections.traffic import traffic
 
 
@@ -32,3 +35,23 @@ def test_says_nothing_where_nothing_is_compressed():
     assert traffic(FakeRun(records(1001, 1002))) is None
     assert traffic(FakeRun([{"round": 1, "bytes_up": 5, "bytes_down": 5}])) is None
     assert traffic(FakeRun([])) is None
+
+
+@pytest.mark.parametrize("up", [1, 300, 900])
+def test_the_axis_of_shares_has_one_unit(up, monkeypatch):
+    labels = []
+
+    def draw(name, title, alt, paint, height=2.7):
+        def painted(axes):
+            paint(axes)
+            axes.figure.canvas.draw()
+            for which in ("major", "minor"):
+                labels.extend(t.get_text() for t in axes.yaxis.get_ticklabels(which=which))
+
+        return drawn(name, title, alt, painted, height)
+
+    drawn = figures.draw
+    monkeypatch.setattr(figures, "draw", draw)
+    traffic(FakeRun(records(up, 1020)))
+    assert any(labels)
+    assert all(text.endswith(" %") for text in labels if text)

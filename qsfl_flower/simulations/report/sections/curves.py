@@ -135,7 +135,7 @@ def _traffic(metrics: Sequence[Record]) -> Plot | None:
 
     def paint(axes: Axes) -> None:
         figures.stacked(axes, rounds, {"to clients": down, "from clients": up})
-        axes.yaxis.set_major_formatter(lambda value, _: text.size(value) if value else "0")
+        figures.sizes(axes.yaxis, axes.get_ylim()[1])
         figures.rounds_axis(axes, rounds)
         figures.legend(axes)
 

@@ -7,7 +7,7 @@ import math
 from qsfl_flower.errors import RunError
 from qsfl_flower.simulations.report import text
 from qsfl_flower.simulations.report.html import Html, details, element, join
-from qsfl_flower.simulations.report.outcome import SERVER, Outcome, outcome, total
+from qsfl_flower.simulations.report.outcome import SERVER, Outcome, last, outcome, total
 from qsfl_flower.simulations.report.section import Section
 from qsfl_flower.simulations.runs import UNFINISHED, Record, Run, number
 
@@ -102,10 +102,13 @@ def _each(config: Record, name: str, key: str) -> list[str]:
 
 def _tiles(run: Run, result: Outcome) -> Html:
     metrics = run.metrics
-    where = "server's test set" if result.side == SERVER else "clients' own test data"
+    where = "clients' own test data"
+    if result.side == SERVER:
+        where = f"{_whose(run)}server's test set"
     lost = "not a finite number" if result.accuracy is not None else "not measured"
     tiles = [
         ("Accuracy", text.percent(result.accuracy), _best(metrics, result.side, where)),
+        *_clients(metrics, result.side),
         ("Loss", text.decimal(result.loss), lost if result.loss is None else where),
         ("Rounds", text.decimal(result.rounds), _per_round(metrics)),
         ("Wall time", text.duration(result.seconds), _pace(result)),
@@ -122,6 +125,21 @@ def _tiles(run: Run, result: Outcome) -> Html:
         ),
         class_="tiles",
     )
+
+
+def _whose(run: Run) -> str:
+    """Say what the server evaluates where layers stay on the devices."""
+    try:
+        local = _section(run.config, "model").get("local")
+    except RunError:
+        return ""
+    return "common model, local layers at their first values; " if local else ""
+
+
+def _clients(metrics: tuple[Record, ...], side: str) -> list[tuple[str, str, str]]:
+    """Return the tile of the clients' own evaluation, where the server has one too."""
+    own = last(metrics, "client_eval_accuracy") if side == SERVER else None
+    return [("Clients' accuracy", text.percent(own), "own test data")] if own is not None else []
 
 
 def _best(metrics: tuple[Record, ...], side: str, where: str) -> str:

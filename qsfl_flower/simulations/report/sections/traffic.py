@@ -60,12 +60,14 @@ def _plot(trained: Sequence[Record], shares: dict[str, float]) -> Plot:
     rounds = [record["round"] for record in trained]
 
     def paint(axes: Axes) -> None:
-        for way in shares:
+        drawn = {way: [_share(record, way) for record in trained] for way in shares}
+        for way, values in drawn.items():
             name, color = _WAYS[way]
-            values = [_share(record, way) for record in trained]
             axes.plot(rounds, values, color=color, linewidth=2, label=name)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: text.percent(value))
+        figures.log_if_wide(axes, [v for values in drawn.values() for v in values if v > 0])
+        if axes.get_yscale() == "linear":
+            axes.set_ylim(bottom=0)
+        figures.percents(axes.yaxis)
         axes.set_ylabel("share of whole models")
         figures.rounds_axis(axes, rounds)
         figures.legend(axes)
