@@ -23,7 +23,6 @@ from flwr.client import NumPyClient
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.mods import qsfl_mod
@@ -32,6 +31,7 @@ from qsfl_flower.clients.train_config import TrainConfig
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
+from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.privacy.audit import AuditResult, audit
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy

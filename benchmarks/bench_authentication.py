@@ -15,10 +15,10 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from benchmarks.replies import make_model, to_arrays
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
+from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.context import Exchange
 from qsfl_flower.strategies import Authenticate, Sender

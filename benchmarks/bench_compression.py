@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import alternate
-from qsfl_flower.compression import (
+from qsfl_flower.mechanisms.compression.core import (
     FORMATS,
     Memory,
     Scheme,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qsfl_flower import robust
+from qsfl_flower.mechanisms.robust import core as robust
 
 NAME = "krum"
 DESCRIPTION = "Krum's choice among 100 to 5,000 updates: all pairs against pruning by bounds"

@@ -25,9 +25,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from benchmarks.replies import StubGrid
 from benchmarks.timing import alternate
-from qsfl_flower import robust
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.models import get_arrays
+from qsfl_flower.mechanisms.robust import core as robust
 from qsfl_flower.simulations.build import client_of, model_of, owners_of
 from qsfl_flower.simulations.config import load_experiment
 from qsfl_flower.strategies import Detect, Robust, RoundRecord, RunObserver, StableFedAvg, Stage

@@ -205,7 +205,7 @@ class Mechanism:
         ``"package.module:Class"``: a stage, called as ``Class(options, seed=seed)``.
     client : str or None
         ``"package.module:STEPS"``: a mapping of the names of its steps to functions, see
-        `qsfl_flower.clients.steps`; None if clients have nothing to do.
+        `qsfl_flower.node.steps`; None if clients have nothing to do.
     """
 
     name: str

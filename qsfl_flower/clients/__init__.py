@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qsfl_flower.clients.authentication import auth_mod, credentials_from_node_config
     from qsfl_flower.clients.bridge import numpy_client_app
     from qsfl_flower.clients.checkpoints import ClientCheckpoints
     from qsfl_flower.clients.conditions import Conditions
@@ -19,41 +18,42 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.models import roles_of
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
-    from qsfl_flower.clients.policy import NodePolicy
     from qsfl_flower.clients.privacy import policy_mod, privacy_mod
     from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
     from qsfl_flower.clients.role_check import check_roles
     from qsfl_flower.clients.scaffold import ScaffoldClient
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
     from qsfl_flower.clients.workload import Workload
+    from qsfl_flower.mechanisms.authentication.client import auth_mod, credentials_from_node_config
+    from qsfl_flower.node.policy import NodePolicy
 
 _WHERE = {
-    "ClientCheckpoints": "checkpoints",
-    "Conditions": "conditions",
-    "Device": "mobile",
-    "DeviceClass": "device",
-    "DeviceProfile": "device",
-    "MobileClient": "mobile",
-    "PersonalClient": "personal",
-    "ScaffoldClient": "scaffold",
-    "GradientSumClient": "private_training",
-    "PrivateTrainingClient": "private_training",
-    "NodePolicy": "policy",
-    "policy_mod": "privacy",
-    "privacy_mod": "privacy",
-    "SystemMonitor": "device",
-    "TraceMonitor": "device",
-    "Workload": "workload",
-    "TrainConfig": "trainer",
-    "TrainingClient": "trainer",
-    "auth_mod": "authentication",
-    "check_roles": "role_check",
-    "credentials_from_node_config": "authentication",
-    "legacy_mod": "mods",
-    "numpy_client_app": "bridge",
-    "qsfl_mod": "mods",
-    "roles_of": "models",
-    "state_mod": "kept_state",
+    "ClientCheckpoints": "qsfl_flower.clients.checkpoints",
+    "Conditions": "qsfl_flower.clients.conditions",
+    "Device": "qsfl_flower.clients.mobile",
+    "DeviceClass": "qsfl_flower.clients.device",
+    "DeviceProfile": "qsfl_flower.clients.device",
+    "MobileClient": "qsfl_flower.clients.mobile",
+    "PersonalClient": "qsfl_flower.clients.personal",
+    "ScaffoldClient": "qsfl_flower.clients.scaffold",
+    "GradientSumClient": "qsfl_flower.clients.private_training",
+    "PrivateTrainingClient": "qsfl_flower.clients.private_training",
+    "NodePolicy": "qsfl_flower.node.policy",
+    "policy_mod": "qsfl_flower.clients.privacy",
+    "privacy_mod": "qsfl_flower.clients.privacy",
+    "SystemMonitor": "qsfl_flower.clients.device",
+    "TraceMonitor": "qsfl_flower.clients.device",
+    "Workload": "qsfl_flower.clients.workload",
+    "TrainConfig": "qsfl_flower.clients.trainer",
+    "TrainingClient": "qsfl_flower.clients.trainer",
+    "auth_mod": "qsfl_flower.mechanisms.authentication.client",
+    "check_roles": "qsfl_flower.clients.role_check",
+    "credentials_from_node_config": "qsfl_flower.mechanisms.authentication.client",
+    "legacy_mod": "qsfl_flower.clients.mods",
+    "numpy_client_app": "qsfl_flower.clients.bridge",
+    "qsfl_mod": "qsfl_flower.clients.mods",
+    "roles_of": "qsfl_flower.clients.models",
+    "state_mod": "qsfl_flower.clients.kept_state",
 }
 
 __all__ = [
@@ -90,4 +90,4 @@ def __getattr__(name: str) -> Any:
     """Load a public name."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(_WHERE[name]), name)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
 from qsfl_flower.clients.local import LOCAL_RECORD
-from qsfl_flower.clients.made_mods import made_by_call
-from qsfl_flower.clients.memory import facts_of, is_durable
-from qsfl_flower.clients.policy import NodePolicy
-from qsfl_flower.clients.steps import client_name
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import Refusal
+from qsfl_flower.node.made_mods import made_by_call
+from qsfl_flower.node.memory import facts_of, is_durable
+from qsfl_flower.node.policy import NodePolicy
+from qsfl_flower.node.steps import client_name
 from qsfl_flower.numerics import Layout
 from qsfl_flower.numerics.roles import TRAINED, guess_roles, usual_role
 from qsfl_flower.wire import Plan, from_record, to_record

@@ -22,17 +22,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
-import qsfl_flower.clients.committee  # registers its step and tasks
-import qsfl_flower.clients.compression  # registers its steps
-import qsfl_flower.clients.masked_sum  # registers its step and tasks
-import qsfl_flower.clients.privacy  # noqa: F401  # registers its steps
-from qsfl_flower.clients.broadcast import layout_told, receive
-from qsfl_flower.clients.instructions import PROTECTING, check_instruction
+import qsfl_flower.mechanisms.bounds.client  # registers its step
+import qsfl_flower.mechanisms.compression.client  # registers its steps
+import qsfl_flower.mechanisms.masked_sum.client  # registers its step and tasks
+import qsfl_flower.mechanisms.privacy.client  # registers its steps
+import qsfl_flower.mechanisms.secure_sum.client  # noqa: F401  # registers its step and tasks
 from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
-from qsfl_flower.clients.policy import NodePolicy, insisted, policy_of
 from qsfl_flower.clients.role_check import saying
-from qsfl_flower.clients.steps import (
+from qsfl_flower.errors import ConfigError, DataError, QSFLError, Refusal, RejectedUpdate
+from qsfl_flower.mechanisms.broadcast.client import layout_told, receive
+from qsfl_flower.node.instructions import PROTECTING, check_instruction
+from qsfl_flower.node.policy import NodePolicy, insisted, policy_of
+from qsfl_flower.node.steps import (
     STEPS,
     TASKS,
     ClientUpdate,
@@ -41,7 +43,6 @@ from qsfl_flower.clients.steps import (
     client_name,
     refuse,
 )
-from qsfl_flower.errors import ConfigError, DataError, QSFLError, Refusal, RejectedUpdate
 from qsfl_flower.numerics import Layout, Vector, not_finite
 from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.wire import (

@@ -3,7 +3,7 @@
 Nothing here needs NumPy, Flower or torch: reading a configuration imports it.
 """
 
-from qsfl_flower.mechanisms.compress import COMPRESS, CompressOptions
+from qsfl_flower.mechanisms.compression import COMPRESS
 from qsfl_flower.plugins import Mechanism, added
 
 BUILT_IN: dict[str, Mechanism] = {COMPRESS.name: COMPRESS}
@@ -15,4 +15,4 @@ def find(name: str) -> Mechanism | None:
     return found if isinstance(found, Mechanism) else None
 
 
-__all__ = ["BUILT_IN", "COMPRESS", "CompressOptions", "find"]
+__all__ = ["BUILT_IN", "find"]

@@ -132,7 +132,7 @@ def task_content(task: str, **records: Record) -> RecordDict:
     Parameters
     ----------
     task : str
-        Name in `qsfl_flower.clients.steps.TASKS`.
+        Name in `qsfl_flower.node.steps.TASKS`.
     **records : ArrayRecord or ConfigRecord
         What goes with it.
     """

@@ -19,14 +19,14 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid, ServerApp
 
 from qsfl_flower import mechanisms
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.privacy import policy_mod
-from qsfl_flower.clients.steps import add_steps
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.node.steps import add_steps
 from qsfl_flower.rounds.exchange import wait_for_nodes
 from qsfl_flower.simulations.attacks import attack_mod
 from qsfl_flower.simulations.build import Owners, client_of, fingerprint, owners_of

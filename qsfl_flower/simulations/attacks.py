@@ -22,8 +22,8 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from qsfl_flower.clients.trainer import derive_seed
+from qsfl_flower.mechanisms.robust.core.attacks import Attack, Collusion, Replay, View, build_attack
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.robust.attacks import Attack, Collusion, Replay, View, build_attack
 from qsfl_flower.simulations.build import Owners, client_of, fingerprint
 from qsfl_flower.simulations.config import AttackKeys, Experiment
 from qsfl_flower.simulations.materials import roles_of_model

@@ -30,8 +30,8 @@ from qsfl_flower.clients.partition import (
 from qsfl_flower.clients.personal import PersonalClient
 from qsfl_flower.clients.scaffold import ScaffoldClient
 from qsfl_flower.clients.trainer import TrainingClient, evaluate_model
+from qsfl_flower.mechanisms.robust.core.attacks import build_attack
 from qsfl_flower.personalization import Personalization
-from qsfl_flower.robust.attacks import build_attack
 from qsfl_flower.simulations.asynchronous import clock_of, kind_of, monitor_of
 from qsfl_flower.simulations.config import (
     DirichletSpec,

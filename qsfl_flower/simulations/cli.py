@@ -164,7 +164,7 @@ def explain(
     """Say in words what a configuration achieves and costs, before anything runs."""
     with _errors():
         if node:
-            from qsfl_flower.clients.policy import NodePolicy
+            from qsfl_flower.node.policy import NodePolicy
 
             told = NodePolicy.load(Path(config)).sentences()
             sys.stdout.write("A node with this policy\n" + "".join(f"  - {t}\n" for t in told))

@@ -12,10 +12,17 @@ from torch.nn import functional
 
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.models import get_arrays, imported
-from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.clients.train_config import TrainConfig
 from qsfl_flower.clients.trainer import TrainingClient
+from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
+from qsfl_flower.mechanisms.privacy.server import (
+    AdaptiveClip,
+    CentralDP,
+    LocalDP,
+    RecordDP,
+)
+from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
@@ -38,13 +45,6 @@ from qsfl_flower.simulations.config import (
 )
 from qsfl_flower.simulations.config.privacy import PrivacyKeys, RecordTrainingKeys
 from qsfl_flower.simulations.materials import model_of, roles_of_model
-from qsfl_flower.strategies.distributed_dp import DistributedDP
-from qsfl_flower.strategies.privacy import (
-    AdaptiveClip,
-    CentralDP,
-    LocalDP,
-    RecordDP,
-)
 
 
 @lru_cache(maxsize=8)

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.trainer import TrainingClient, derive_seed
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.robust.server import RootUpdate
 from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.simulations.config import Experiment, FedProxSpec, RobustSpec
 from qsfl_flower.simulations.materials import dataset_of, model_of, training_of
-from qsfl_flower.strategies.robust import RootUpdate
 
 SERVER = "server"
 """In the place of a client's number: makes the server's random numbers its own."""

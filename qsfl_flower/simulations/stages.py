@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from qsfl_flower import mechanisms, plugins
 from qsfl_flower.clients.models import get_arrays
-from qsfl_flower.compression import Mask
+from qsfl_flower.mechanisms.compression.core import Mask
+from qsfl_flower.mechanisms.detection.core import Detection, Reputation
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.events import Event
-from qsfl_flower.robust.detection import Detection, Reputation
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.simulations import privacy
 from qsfl_flower.simulations.config import (

@@ -1,8 +1,17 @@
 """Flower strategies and the stages they are made of (the server's side of a round)."""
 
-import sys
-from importlib import import_module
-
+from qsfl_flower.mechanisms.authentication.server import Authenticate
+from qsfl_flower.mechanisms.bounds.server import Clip, Validate
+from qsfl_flower.mechanisms.broadcast.server import Broadcast
+from qsfl_flower.mechanisms.compression.server import Compress, SharedMask
+from qsfl_flower.mechanisms.detection.server import Detect
+from qsfl_flower.mechanisms.masked_sum.server import MaskedSum
+from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
+from qsfl_flower.mechanisms.privacy.server import AdaptiveClip, CentralDP, LocalDP, RecordDP
+from qsfl_flower.mechanisms.robust.server import Robust
+from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureKrum, SecureSum
+from qsfl_flower.mechanisms.server_optimizers.server import FedAdam, FedAvgM, FedYogi
+from qsfl_flower.mechanisms.server_optimizers.stale import StaleStep
 from qsfl_flower.rounds.aggregate import Outcome
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
@@ -21,17 +30,9 @@ from qsfl_flower.rounds.stages import (
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, Weighting
 from qsfl_flower.strategies.asynchronous import BufferedAsync, FedAsync, FedBuff
 from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
-from qsfl_flower.strategies.authentication import Authenticate
-from qsfl_flower.strategies.bounds import Clip, Validate
-from qsfl_flower.strategies.broadcast import Broadcast
-from qsfl_flower.strategies.compression import Compress, CompressedFedAvg, SharedMask
-from qsfl_flower.strategies.detection import Detect
-from qsfl_flower.strategies.distributed_dp import DistributedDP
+from qsfl_flower.strategies.compressed import CompressedFedAvg
 from qsfl_flower.strategies.legacy_server import legacy_server_app
-from qsfl_flower.strategies.masked_sum import MaskedSum
 from qsfl_flower.strategies.presets import CrossDevice, CrossSilo, FullChain, Research
-from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
-from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.robust_presets import (
     Bulyan,
     CenteredClipping,
@@ -45,10 +46,7 @@ from qsfl_flower.strategies.robust_presets import (
 )
 from qsfl_flower.strategies.scaffold import ControlVariates, ScaffoldFedAvg
 from qsfl_flower.strategies.secure import SecAggFedAvg, SecureFedAvg, SecureMultiKrum
-from qsfl_flower.strategies.secure_sum import Committee, SecureKrum, SecureSum
-from qsfl_flower.strategies.server_optimizers import FedAdam, FedAvgM, FedYogi
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stale_step import StaleStep
 from qsfl_flower.wire import ClientPhase
 
 __all__ = [
@@ -125,13 +123,3 @@ __all__ = [
     "Weighting",
     "legacy_server_app",
 ]
-
-_MOVED = (
-    "admission", "aggregate", "assignment", "chain", "charges", "checkpoint", "combine",
-    "composition", "evaluation", "exchange", "explanation", "guard", "policies", "post", "record",
-    "roles", "sampling", "spending", "stages", "update",
-)  # fmt: skip
-"""Modules of `qsfl_flower.rounds` that can be imported from here for one release."""
-
-for _name in _MOVED:
-    sys.modules[f"{__name__}.{_name}"] = import_module(f"qsfl_flower.rounds.{_name}")

@@ -13,10 +13,10 @@ from qsfl_flower.asynchrony import (
     integer_weights,
 )
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.server_optimizers.stale import StaleStep
 from qsfl_flower.rounds.buffered import SECOND_PLACE as SECOND_PLACE
 from qsfl_flower.rounds.buffered import BufferedRounds, Buffering
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.strategies.stale_step import StaleStep
 
 
 class BufferedAsync(StableFedAvg):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.mechanisms.authentication.server import Authenticate
 from qsfl_flower.rounds.stages import Stage
-from qsfl_flower.strategies.authentication import Authenticate
 from qsfl_flower.strategies.stable import StableFedAvg
 
 

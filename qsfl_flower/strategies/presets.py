@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.bounds.server import Clip
+from qsfl_flower.mechanisms.compression.core import Mask
+from qsfl_flower.mechanisms.compression.server import SharedMask
+from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
+from qsfl_flower.mechanisms.privacy.server import RecordDP
+from qsfl_flower.mechanisms.robust.server import Robust
+from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureSum
 from qsfl_flower.rounds.policies import Available
 from qsfl_flower.rounds.stages import Stage
-from qsfl_flower.strategies.bounds import Clip
-from qsfl_flower.strategies.compression import SharedMask
-from qsfl_flower.strategies.distributed_dp import DistributedDP
-from qsfl_flower.strategies.privacy import RecordDP
-from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum, sum_settings
-from qsfl_flower.strategies.secure_sum import Committee, SecureSum
 from qsfl_flower.strategies.stable import StableFedAvg
 
 COMMITTEE = Committee(members=7, threshold=3, quorum=5)

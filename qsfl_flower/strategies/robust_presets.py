@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qsfl_flower import robust
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.robust import core as robust
+from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.rounds.stages import Stage
-from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.stable import StableFedAvg
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.authentication.server import Authenticate
+from qsfl_flower.mechanisms.bounds.server import Clip
+from qsfl_flower.mechanisms.masked_sum.server import MaskedSum
+from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureKrum, SecureSum
 from qsfl_flower.rounds.stages import Stage
-from qsfl_flower.strategies.authentication import Authenticate
-from qsfl_flower.strategies.bounds import Clip
-from qsfl_flower.strategies.masked_sum import MaskedSum
-from qsfl_flower.strategies.secure_sum import Committee, SecureKrum, SecureSum
 from qsfl_flower.strategies.stable import StableFedAvg
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.bounds.server import Validate
 from qsfl_flower.numerics import Layout, Monitor, Reaction
 from qsfl_flower.rounds.aggregate import Outcome
 from qsfl_flower.rounds.chain import Chain
@@ -30,7 +31,6 @@ from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.rounds.synchronous import SynchronousRounds
 from qsfl_flower.rounds.training import Job, Rounds
 from qsfl_flower.rounds.update import Weighting
-from qsfl_flower.strategies.bounds import Validate
 from qsfl_flower.strategies.checks import (
     arguments_of,
     check_numbers,

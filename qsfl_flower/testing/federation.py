@@ -19,7 +19,6 @@ from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 
 from qsfl_flower.asynchrony import WallClock
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.envelope import sign_instruction
@@ -29,6 +28,7 @@ from qsfl_flower.crypto.messages import Instruction
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.rounds.record import ClientRow, RoundRecord
 from qsfl_flower.strategies import Authenticate, RunObserver, StableFedAvg, Stage
 from qsfl_flower.testing.grid import App, AppNode, NodeGrid, Tap, context_of

@@ -81,7 +81,7 @@ LOCAL_DP = "local-dp"
 """Steps of a plan, and names of their stages."""
 
 CHOOSE_STEP = "compress-choose"
-"""Step of a plan: keep few coordinates of the update (see `qsfl_flower.compression.Scheme`)."""
+"""Step of a plan: keep few coordinates of the update (a `Scheme` says which)."""
 
 COMPRESS_STEP = "compress"
 """Step of a plan, and name of the encoding: write them as one record."""

@@ -17,8 +17,8 @@ from flwr.clientapp.typing import ClientAppCallable
 from hypothesis import strategies as st
 
 from qsfl_flower import testing
-from qsfl_flower.compression import Mask, Scheme
 from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.mechanisms.compression.core import Mask, Scheme
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.policy import PLACEMENTS, Protection
 from qsfl_flower.secure.terms import Terms

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower import testing
-from qsfl_flower.clients import masked_sum, qsfl_mod
+from qsfl_flower.clients import qsfl_mod
+from qsfl_flower.mechanisms.masked_sum import client as masked_sum
 from qsfl_flower.testing import LocalFederation
 from qsfl_flower.wire import Plan, PlanItem
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from qsfl_flower.asynchrony import Device as SimulatedDevice
 from qsfl_flower.asynchrony import VirtualClock
-from qsfl_flower.clients.authentication import auth_mod, credentials_from_node_config
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
@@ -24,6 +23,7 @@ from qsfl_flower.crypto.identity import create_identity
 from qsfl_flower.crypto.roster import DAY, Entry, Roster
 from qsfl_flower.crypto.suite import Suite
 from qsfl_flower.errors import ConfigError, TooFewReplies
+from qsfl_flower.mechanisms.authentication.client import auth_mod, credentials_from_node_config
 from qsfl_flower.strategies import (
     Authenticate,
     BufferedAsync,
@@ -203,7 +203,7 @@ def test_a_reply_in_the_clear_is_refused_when_encryption_was_asked_for(federatio
 
     class Plain(Device):
         def __call__(self, message):
-            from qsfl_flower.clients import authentication
+            from qsfl_flower.mechanisms.authentication import client as authentication
 
             before, authentication.frame_record = authentication.frame_record, lambda frame: plain
             plain = to_record(MODEL)

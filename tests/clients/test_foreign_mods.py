@@ -87,7 +87,7 @@ def test_a_mod_in_front_of_auth_mod_is_explained_once(caplog):
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr("qsfl_flower.strategies.authentication._explained", set())
+    monkeypatch.setattr("qsfl_flower.mechanisms.authentication.server._explained", set())
 
 
 @pytest.mark.parametrize("mod", [auth_mod, state_mod, policy_mod, privacy_mod])

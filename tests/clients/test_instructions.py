@@ -9,11 +9,11 @@ from flwr.clientapp import ClientApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qsfl_flower.clients.instructions import check_instruction
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.clients.policy import NodePolicy, policy_of
 from qsfl_flower.clients.privacy import policy_mod, privacy_mod
 from qsfl_flower.errors import REFUSALS
+from qsfl_flower.node.instructions import check_instruction
+from qsfl_flower.node.policy import NodePolicy, policy_of
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import Event

@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.checkpoints import ClientCheckpoints
-from qsfl_flower.clients.compression import MEMORY_RECORD
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.device import DeviceClass, DeviceProfile, Reading
 from qsfl_flower.clients.kept_state import KEPT, forgets, state_mod, training_alone
@@ -22,12 +21,13 @@ from qsfl_flower.clients.mobile import Device, MobileClient
 from qsfl_flower.clients.models import build_model, get_arrays
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.personal import STATE as PERSONAL
-from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.clients.scaffold import STATE as SCAFFOLD
 from qsfl_flower.clients.trainer import TrainConfig
-from qsfl_flower.compression import Scheme
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import Refusal
+from qsfl_flower.mechanisms.compression.client import MEMORY_RECORD
+from qsfl_flower.mechanisms.compression.core import Scheme
+from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.numerics import Layout
 from qsfl_flower.strategies import CompressedFedAvg
 from qsfl_flower.wire import (

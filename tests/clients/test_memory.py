@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from flwr.app import Context, RecordDict
 
-from qsfl_flower.clients.memory import facts_of, is_durable
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.node.memory import facts_of, is_durable
 
 
 def node(folder=None, **config):

@@ -17,11 +17,11 @@ from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.clients.opacus import record_privacy, unwrapped
 from qsfl_flower.clients.privacy import privacy_mod
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.privacy.server import RecordDP
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.strategies import RunObserver, StableFedAvg
-from qsfl_flower.strategies.privacy import RecordDP
 from qsfl_flower.testing import LocalGrid
 
 REQUIRED = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.5, sampling_rate=0.25, steps=4)

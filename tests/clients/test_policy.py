@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from qsfl_flower.clients.policy import NodePolicy, insisting, policy_of
 from qsfl_flower.errors import ConfigError, Refusal
+from qsfl_flower.node.policy import NodePolicy, insisting, policy_of
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.simulations.cli import app

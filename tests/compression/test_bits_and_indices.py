@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsfl_flower.compression.bits import pack, packed_size, padding_is_zero, unpack
-from qsfl_flower.compression.indices import (
+from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.mechanisms.compression.core.bits import pack, packed_size, padding_is_zero, unpack
+from qsfl_flower.mechanisms.compression.core.indices import (
     PLAIN,
     decode_indices,
     encode_indices,
     most_bytes,
 )
-from qsfl_flower.errors import RejectedUpdate
 
 
 @given(st.integers(0, 32), st.data())

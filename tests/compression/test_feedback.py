@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qsfl_flower.compression import FORMATS, Memory, Scheme, decode_record, derive_seed
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.compression.core import (
+    FORMATS,
+    Memory,
+    Scheme,
+    decode_record,
+    derive_seed,
+)
 
 WITH_FEEDBACK = [name for name, kind in FORMATS.items() if not kind.l2]
 

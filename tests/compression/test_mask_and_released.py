@@ -5,10 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsfl_flower.compression import Mask, encode_record
-from qsfl_flower.compression.mask import pack_leading, unpack_leading
-from qsfl_flower.compression.released import KEPT_STEPS, Released, follow, model_digest
 from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.mechanisms.compression.core import Mask, encode_record
+from qsfl_flower.mechanisms.compression.core.mask import pack_leading, unpack_leading
+from qsfl_flower.mechanisms.compression.core.released import (
+    KEPT_STEPS,
+    Released,
+    follow,
+    model_digest,
+)
 from qsfl_flower.numerics import Layout, Vector
 
 NOTHING = np.empty(0, np.int64)

@@ -9,9 +9,15 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qsfl_flower.compression import FORMATS, decode_record, encode_record, random_k, top_k
-from qsfl_flower.compression.values import encode_values
 from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.mechanisms.compression.core import (
+    FORMATS,
+    decode_record,
+    encode_record,
+    random_k,
+    top_k,
+)
+from qsfl_flower.mechanisms.compression.core.values import encode_values
 from qsfl_flower.numerics.sparse import SparseVector
 
 

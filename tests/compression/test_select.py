@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import chi2
 
-from qsfl_flower.compression import above, keep_count, random_k, top_k
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.compression.core import above, keep_count, random_k, top_k
 
 
 def reference(values, count):

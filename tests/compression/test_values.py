@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qsfl_flower.compression import FORMATS, decode_values, encode_values
-from qsfl_flower.compression.values import BUCKET, values_size
 from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.mechanisms.compression.core import FORMATS, decode_values, encode_values
+from qsfl_flower.mechanisms.compression.core.values import BUCKET, values_size
 
 LEVELS = [name for name, kind in FORMATS.items() if kind.steps]
 some_values = arrays(np.float64, st.integers(0, 40), elements=st.floats(-1e4, 1e4))

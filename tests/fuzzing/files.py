@@ -10,12 +10,12 @@ import numpy as np
 from flwr.app import Context, RecordDict
 
 from qsfl_flower.clients.checkpoints import ClientCheckpoint, ClientCheckpoints
-from qsfl_flower.clients.memory import facts_of
-from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.crypto import keyfile
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.rosterfile import accept_roster
 from qsfl_flower.crypto.secret import Secret
+from qsfl_flower.node.memory import facts_of
+from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.ledger import Budget, Ledger
 from qsfl_flower.rounds.charges import Charge, Charges, read_charges, write_charges

@@ -9,8 +9,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from qsfl_flower import testing
 from qsfl_flower.asynchrony.ledger import Ledger as TaskLedger
-from qsfl_flower.compression.mask import pack_leading, unpack_leading
-from qsfl_flower.compression.record import decode_record, encode_record
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.enrolment import make_request, read_request
 from qsfl_flower.crypto.federation import create_federation
@@ -23,6 +21,8 @@ from qsfl_flower.crypto.sealing import open_sealed, seal
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import Session
 from qsfl_flower.crypto.statement import Statement, sign_statement
+from qsfl_flower.mechanisms.compression.core.mask import pack_leading, unpack_leading
+from qsfl_flower.mechanisms.compression.core.record import decode_record, encode_record
 from qsfl_flower.numerics.layout import Layout
 from qsfl_flower.numerics.monitor import MonitorState
 from qsfl_flower.numerics.npy import dump_npy

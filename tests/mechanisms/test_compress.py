@@ -7,12 +7,12 @@ from typing import get_args
 
 import pytest
 
-from qsfl_flower.clients.compression import COMPRESS_STEPS
-from qsfl_flower.clients.steps import STEPS
-from qsfl_flower.compression import FORMATS, Scheme
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.mechanisms import COMPRESS, CompressOptions
-from qsfl_flower.mechanisms.compress import Values
+from qsfl_flower.mechanisms.compression import COMPRESS, CompressOptions
+from qsfl_flower.mechanisms.compression.client import COMPRESS_STEPS
+from qsfl_flower.mechanisms.compression.core import FORMATS, Scheme
+from qsfl_flower.mechanisms.compression.options import Values
+from qsfl_flower.node.steps import STEPS
 from qsfl_flower.simulations.config import experiment_from_dict
 from qsfl_flower.simulations.config.compression import CompressSpec
 from qsfl_flower.simulations.stages import stages_of

@@ -12,15 +12,16 @@ import pytest
 from torch import nn
 
 from qsfl_flower import plugins
-from qsfl_flower.clients import data, models, steps
+from qsfl_flower.clients import data, models
 from qsfl_flower.clients.mods import _steps
 from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.errors import ConfigError, Refusal
+from qsfl_flower.mechanisms.detection.core import DETECTORS
+from qsfl_flower.mechanisms.detection.core.detector import Detector, Judgement
+from qsfl_flower.mechanisms.robust.core.attacks import ATTACKS, Attack
+from qsfl_flower.mechanisms.robust.core.registry import RULES
+from qsfl_flower.node import steps
 from qsfl_flower.plugins import Extension, Mechanism, Options, option
-from qsfl_flower.robust.attacks import ATTACKS, Attack
-from qsfl_flower.robust.detection import DETECTORS
-from qsfl_flower.robust.detection.detector import Detector, Judgement
-from qsfl_flower.robust.registry import RULES
 from qsfl_flower.rounds.policies import Policy
 from qsfl_flower.simulations.build import client_of, owners_of, strategy_of
 from qsfl_flower.simulations.config import asked_imports, experiment_from_dict, load_experiment

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust import (
+from qsfl_flower.mechanisms.robust.core import (
     Updates,
     bounded_krum,
     fast_krum,
@@ -20,7 +20,7 @@ COUNT, SIZE, LIARS = 240, 1000, 60
 
 @pytest.fixture(autouse=True)
 def _search_among_few(monkeypatch):
-    monkeypatch.setattr("qsfl_flower.robust.bounded_krum.FEW", 1)
+    monkeypatch.setattr("qsfl_flower.mechanisms.robust.core.bounded_krum.FEW", 1)
 
 
 def cloud(kind, seed):
@@ -71,7 +71,7 @@ def test_where_bounds_do_not_separate_all_pairs_are_compared():
 
 def test_a_bound_that_is_too_high_would_be_noticed(monkeypatch):
     """The test can fail: without the eigenvalue the bounds exceed the scores."""
-    monkeypatch.setattr("qsfl_flower.robust.bounded_krum.math.exp", lambda x: 0.0)
+    monkeypatch.setattr("qsfl_flower.mechanisms.robust.core.bounded_krum.math.exp", lambda x: 0.0)
     updates = Updates.of(cloud("benign", 0))
     scores = krum_scores(squared_distances(updates), LIARS)
     bounds = bounded_krum._lower_bounds(updates, COUNT - LIARS - 2, 0, None)

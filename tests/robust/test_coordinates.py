@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qsfl_flower.robust import coordinates
+from qsfl_flower.mechanisms.robust.core import coordinates
 
 
 @pytest.mark.parametrize("count", range(1, coordinates.SMALL + 1))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsfl_flower.mechanisms.robust.core import Updates, dots, gram, krum_scores, multi_krum_select
+from qsfl_flower.mechanisms.robust.core import squared_distances as distances
 from qsfl_flower.numerics import Vector
-from qsfl_flower.robust import Updates, dots, gram, krum_scores, multi_krum_select
-from qsfl_flower.robust import squared_distances as distances
 from tests.robust.conftest import distances_by_hand
 
 DIGITS = 1e-9

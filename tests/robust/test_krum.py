@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust import bulyan_select, krum_scores, multi_krum_select
-from qsfl_flower.robust.diameter import smallest_diameter
+from qsfl_flower.mechanisms.robust.core import bulyan_select, krum_scores, multi_krum_select
+from qsfl_flower.mechanisms.robust.core.diameter import smallest_diameter
 from tests.robust.conftest import distances_by_hand
 
 
@@ -94,7 +94,7 @@ def test_smallest_diameter_gives_up_in_time_and_is_at_most_twice_as_large(rng, m
     rows = rng.standard_normal((12, 3))
     squared = distances_by_hand(rows)
     exact = smallest_diameter(squared, 4)
-    monkeypatch.setattr("qsfl_flower.robust.diameter.STEPS", 3)
+    monkeypatch.setattr("qsfl_flower.mechanisms.robust.core.diameter.STEPS", 3)
     rough = smallest_diameter(squared, 4)
     diameters = [np.sqrt(squared[np.ix_(s, s)].max()) for s in (exact, rough)]
     assert len(rough) == 8

@@ -6,7 +6,7 @@ Its Krum counts one neighbour more than Blanchard et al.; Flower's and ours are 
 import numpy as np
 import pytest
 
-from qsfl_flower.robust import PREPARATIONS, RULES, Updates, aggregate
+from qsfl_flower.mechanisms.robust.core import PREPARATIONS, RULES, Updates, aggregate
 
 byzfl = pytest.importorskip("byzfl")
 N, D, F = 11, 60, 2

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics import SparseVector, Vector
-from qsfl_flower.robust import (
+from qsfl_flower.mechanisms.robust.core import (
     CGE,
     MDA,
     PREPARATIONS,
@@ -34,6 +33,7 @@ from qsfl_flower.robust import (
     Updates,
     aggregate,
 )
+from qsfl_flower.numerics import SparseVector, Vector
 from tests.robust.conftest import distances_by_hand
 
 TRANSLATED = ["krum", "multi_krum", "median", "trimmed_mean", "meamed", "bulyan",

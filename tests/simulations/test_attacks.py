@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust.attacks import ATTACKS, build_attack
+from qsfl_flower.mechanisms.robust.core.attacks import ATTACKS, build_attack
 from qsfl_flower.simulations.attacks import attack_mod
 from qsfl_flower.simulations.build import client_of, dataset_of, model_of, owners_of, rows_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsfl_flower.compression import Mask
 from qsfl_flower.errors import ConfigError, DataError
+from qsfl_flower.mechanisms.compression.core import Mask
+from qsfl_flower.mechanisms.robust.core.attacks import build_attack
 from qsfl_flower.privacy.record import RecordPrivacy
-from qsfl_flower.robust.attacks import build_attack
 from qsfl_flower.simulations.scenarios import chain
 from qsfl_flower.simulations.scenarios.silos import Gang, Silo, features_of, probabilities
 from qsfl_flower.strategies import SharedMask

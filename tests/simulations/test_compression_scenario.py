@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from qsfl_flower.compression import Scheme
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.simulations.scenarios import compression
 from qsfl_flower.simulations.scenarios.compression import (
     SCHEMES,

@@ -7,6 +7,8 @@ from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
+from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP, RecordDP
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
@@ -18,8 +20,6 @@ from qsfl_flower.simulations.build import client_of, owners_of
 from qsfl_flower.simulations.config import experiment_from_dict, load_experiment
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.stages import stages_of
-from qsfl_flower.strategies.distributed_dp import DistributedDP
-from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
 
 CLIP = {"stage": "clip", "clip_norm": 1.0}
 CENTRAL = {"stage": "central_dp", "epsilon": 1.0}

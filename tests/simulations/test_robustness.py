@@ -11,7 +11,7 @@ import torch
 from qsfl_flower.clients.data import load_dataset
 from qsfl_flower.clients.partition import Iid, partition
 from qsfl_flower.errors import ConfigError, DataError
-from qsfl_flower.robust.attacks import build_attack
+from qsfl_flower.mechanisms.robust.core.attacks import build_attack
 from qsfl_flower.simulations.scenarios import detection, robustness
 from qsfl_flower.simulations.scenarios.cohort import Cohort, Training
 

@@ -9,12 +9,12 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.client import NumPyClient
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
+from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.strategies import Authenticate, RunObserver
 from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY
 from qsfl_flower.wire.keys import TASK_KEY

@@ -6,10 +6,10 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.client import NumPyClient
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.rounds.context import Exchange, task_content
 from qsfl_flower.strategies import Authenticate, MaskedSum, RunObserver, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, to_record

@@ -21,8 +21,9 @@ from qsfl_flower.asynchrony import (
     VirtualClock,
 )
 from qsfl_flower.clients import qsfl_mod
-from qsfl_flower.compression import Scheme
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
+from qsfl_flower.mechanisms.compression.core import Scheme
+from qsfl_flower.mechanisms.privacy.server import CentralDP
 from qsfl_flower.rounds.buffered import BufferedRounds
 from qsfl_flower.strategies import (
     POLICIES,
@@ -39,7 +40,6 @@ from qsfl_flower.strategies import (
     SharedMask,
     StableFedAvg,
 )
-from qsfl_flower.strategies.privacy import CentralDP
 from qsfl_flower.testing import LocalGrid
 
 

@@ -7,8 +7,8 @@ from flwr.clientapp import ClientApp
 
 from qsfl_flower.asynchrony import Device, VirtualClock
 from qsfl_flower.clients import qsfl_mod
-from qsfl_flower.clients.broadcast import HELD_RECORD
-from qsfl_flower.compression import Scheme
+from qsfl_flower.mechanisms.broadcast.client import HELD_RECORD
+from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.strategies import Broadcast, Compress, FedAdam, FedBuff, RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import from_record, to_record

@@ -8,6 +8,7 @@ import pytest
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import CheckpointError, RunInterrupted
+from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP, RecordDP
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
@@ -16,7 +17,6 @@ from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.rounds.charges import FILE, read_charges
 from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.strategies import CheckpointStore, Clip, PrivacyBudget, StableFedAvg
-from qsfl_flower.strategies.privacy import CentralDP, LocalDP, RecordDP
 from qsfl_flower.wire import to_record
 
 RECORD = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.2, steps=10)

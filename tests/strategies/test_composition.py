@@ -11,13 +11,13 @@ from flwr.client import NumPyClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import CompositionError
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.rounds.composition import REFUSALS, Argument, Refusal, Trait, refuse
 from qsfl_flower.strategies import BufferedAsync, StableFedAvg
 from qsfl_flower.testing import LocalGrid

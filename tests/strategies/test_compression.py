@@ -11,10 +11,11 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
 
 from qsfl_flower.clients import qsfl_mod
-from qsfl_flower.clients.compression import MEMORY_RECORD
-from qsfl_flower.clients.steps import STEPS
-from qsfl_flower.compression import Mask, Memory, Scheme, decode_record, derive_seed
 from qsfl_flower.errors import CompositionError, RejectedUpdate
+from qsfl_flower.mechanisms.compression.client import MEMORY_RECORD
+from qsfl_flower.mechanisms.compression.core import Mask, Memory, Scheme, decode_record, derive_seed
+from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP
+from qsfl_flower.node.steps import STEPS
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.strategies import (
     Chain,
@@ -30,7 +31,6 @@ from qsfl_flower.strategies import (
     StableFedAvg,
     Update,
 )
-from qsfl_flower.strategies.privacy import CentralDP, LocalDP
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import Form, PlanItem, content_bytes, from_record, to_blobs, to_record
 

@@ -21,13 +21,21 @@ from flwr.client import NumPyClient
 
 import qsfl_flower.rounds
 import qsfl_flower.strategies
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.mechanisms.broadcast.server import Broadcast
+from qsfl_flower.mechanisms.compression.server import Compress, SharedMask
+from qsfl_flower.mechanisms.detection.server import Detect
+from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
+from qsfl_flower.mechanisms.privacy.server import AdaptiveClip, CentralDP, LocalDP
+from qsfl_flower.mechanisms.robust.server import Robust
+from qsfl_flower.mechanisms.secure_sum.server import SecureKrum, SecureSum
+from qsfl_flower.mechanisms.server_optimizers.stale import StaleStep
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.rounds.guard import Guard
 from qsfl_flower.strategies import (
@@ -43,15 +51,7 @@ from qsfl_flower.strategies import (
     Stage,
     Validate,
 )
-from qsfl_flower.strategies.broadcast import Broadcast
-from qsfl_flower.strategies.compression import Compress, SharedMask
-from qsfl_flower.strategies.detection import Detect
-from qsfl_flower.strategies.distributed_dp import DistributedDP
-from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP
-from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.strategies.scaffold import ControlVariates
-from qsfl_flower.strategies.secure_sum import SecureKrum, SecureSum
-from qsfl_flower.strategies.stale_step import StaleStep
 from qsfl_flower.wire import from_record, to_record
 
 NOW = int(time.time())

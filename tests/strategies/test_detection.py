@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from qsfl_flower.mechanisms.detection.core import Detection, Reputation
 from qsfl_flower.numerics import Layout, Vector, measure
-from qsfl_flower.robust.detection import Detection, Reputation
 from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.record import client_rows
 from qsfl_flower.rounds.update import Cohort, Sender, Update

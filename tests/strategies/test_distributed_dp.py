@@ -22,7 +22,6 @@ from flwr.client import NumPyClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import set_arrays
@@ -30,12 +29,13 @@ from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.per_example import clipped_gradient_sum
 from qsfl_flower.clients.privacy import privacy_mod
 from qsfl_flower.clients.private_training import GradientSumClient
-from qsfl_flower.clients.steps import STEPS, ClientUpdate, StepContext
-from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import CompositionError, ConfigError, QSFLError, TooFewReplies
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.mechanisms.compression.core import Mask
+from qsfl_flower.node.steps import STEPS, ClientUpdate, StepContext
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.privacy.calibration import epsilon_of_events, rounds_for
 from qsfl_flower.privacy.distributed import NoiseShare

@@ -7,10 +7,11 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.client import NumPyClient
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.mechanisms.privacy.server import LocalDP
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.accountant import Accountant
 from qsfl_flower.privacy.events import Event
@@ -26,7 +27,6 @@ from qsfl_flower.strategies import (
     Validate,
 )
 from qsfl_flower.strategies.checks import arguments_of
-from qsfl_flower.strategies.privacy import LocalDP
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import content_bytes
 from tests.strategies.support import NAMES, keys, stages_of

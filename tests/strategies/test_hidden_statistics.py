@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flwr.client import NumPyClient
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import RejectedUpdate, TooFewReplies
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.secure.statistics import Statistics

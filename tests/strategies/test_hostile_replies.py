@@ -12,9 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qsfl_flower.clients import authentication
-from qsfl_flower.clients.steps import TASKS
 from qsfl_flower.errors import REFUSALS, TooFewReplies, plain
+from qsfl_flower.mechanisms.authentication import client as authentication
+from qsfl_flower.node.steps import TASKS
 from qsfl_flower.strategies import (
     AuthenticatedFedAvg,
     BufferedAsync,
@@ -25,7 +25,7 @@ from qsfl_flower.strategies import (
     StableFedAvg,
     Validate,
 )
-from qsfl_flower.strategies.compression import CompressedFedAvg
+from qsfl_flower.strategies.compressed import CompressedFedAvg
 from qsfl_flower.wire.keys import MASKED_SUM
 
 from .conftest import MODEL, NOW

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
-from qsfl_flower.clients import steps
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.errors import CompositionError, RejectedUpdate, TooFewReplies
+from qsfl_flower.node import steps
 from qsfl_flower.numerics import Vector
 from qsfl_flower.rounds.admission import check_encoding
 from qsfl_flower.rounds.context import task_content

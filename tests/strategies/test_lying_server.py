@@ -12,21 +12,15 @@ import pytest
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from qsfl_flower.asynchrony import Device, Polynomial, VirtualClock
-from qsfl_flower.clients.memory import STATE_FOLDER
-from qsfl_flower.clients.steps import StepContext
 from qsfl_flower.errors import TooFewReplies
+from qsfl_flower.mechanisms.authentication import server as authentication
+from qsfl_flower.mechanisms.secure_sum import attempt as secure_round
+from qsfl_flower.mechanisms.secure_sum import session as exchanges
+from qsfl_flower.node.memory import STATE_FOLDER
+from qsfl_flower.node.steps import StepContext
 from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.secure.dealing import deal
-from qsfl_flower.strategies import (
-    BufferedAsync,
-    Committee,
-    SecureKrum,
-    SecureSum,
-    StableFedAvg,
-    authentication,
-    secure_round,
-)
-from qsfl_flower.strategies import committee as exchanges
+from qsfl_flower.strategies import BufferedAsync, Committee, SecureKrum, SecureSum, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, to_record
 from qsfl_flower.wire.keys import (
     HELLO_TASK,

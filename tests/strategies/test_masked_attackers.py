@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from qsfl_flower.clients import steps
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.errors import RejectedUpdate, TooFewReplies
+from qsfl_flower.mechanisms.authentication import server as authentication
+from qsfl_flower.mechanisms.masked_sum import server as stage
+from qsfl_flower.node import steps
 from qsfl_flower.secure.pairwise import client as protocol
-from qsfl_flower.strategies import StableFedAvg, authentication
-from qsfl_flower.strategies import masked_sum as stage
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.wire.content import instruction_digest
 from qsfl_flower.wire.keys import MASKED_SUM
 
@@ -145,7 +146,7 @@ def test_a_client_that_vouches_for_another_instruction_is_left_out(federation, m
             instruction = bytes(32)
         return honest(terms, instruction, credentials, policy, now)
 
-    monkeypatch.setattr("qsfl_flower.clients.masked_sum.deal", deal)
+    monkeypatch.setattr("qsfl_flower.mechanisms.masked_sum.client.deal", deal)
     run = federation(rounds=2)
     assert [r.skipped for r in run.rounds] == [None, None]
     assert [r.accepted for r in run.rounds] == [5, 5]
@@ -296,7 +297,7 @@ def swapped_shares(honest, *given):
         }
         return protocol.replace(client, holdings=held)
 
-    with mock.patch("qsfl_flower.clients.masked_sum.Client.decode", decode):
+    with mock.patch("qsfl_flower.mechanisms.masked_sum.client.Client.decode", decode):
         return honest(*given)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from qsfl_flower.clients import steps
-from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import CompositionError, TooFewReplies
+from qsfl_flower.mechanisms.compression.core import Mask
+from qsfl_flower.node import steps
 from qsfl_flower.secure.pairwise import client as protocol
 from qsfl_flower.secure.pairwise.ring import RingCode
 from qsfl_flower.strategies import (

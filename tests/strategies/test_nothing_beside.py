@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import get_arrays, roles_of
@@ -31,6 +30,7 @@ from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 from qsfl_flower.strategies import (

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.clients.privacy import privacy_mod
 from qsfl_flower.errors import CompositionError
+from qsfl_flower.mechanisms.privacy.server import AdaptiveClip, CentralDP, LocalDP, RecordDP
+from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for, rounds_for
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
@@ -27,8 +29,6 @@ from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.strategies import Clip, StableFedAvg
-from qsfl_flower.strategies.privacy import AdaptiveClip, CentralDP, LocalDP, RecordDP
-from qsfl_flower.strategies.robust import Robust
 
 _spec = importlib.util.spec_from_file_location(
     "distributions", Path(__file__).parents[1] / "privacy" / "distributions.py"

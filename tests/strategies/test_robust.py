@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from qsfl_flower import robust, strategies
+from qsfl_flower import strategies
 from qsfl_flower.errors import ConfigError, TooFewReplies
+from qsfl_flower.mechanisms.robust import core as robust
 from qsfl_flower.strategies import Clip, Robust, RobustFedAvg, RunObserver, StableFedAvg
 
 
@@ -223,7 +224,7 @@ def test_bad_arguments_are_errors(make, what):
 
 @pytest.fixture
 def fresh_warnings(monkeypatch):
-    monkeypatch.setattr("qsfl_flower.strategies.robust._warned", set())
+    monkeypatch.setattr("qsfl_flower.mechanisms.robust.server._warned", set())
 
 
 @pytest.mark.parametrize("honest", [3, 4])

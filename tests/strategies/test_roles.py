@@ -14,6 +14,10 @@ from flwr.client import NumPyClient
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.errors import CheckpointError, ConfigError
+from qsfl_flower.mechanisms.broadcast.server import Broadcast
+from qsfl_flower.mechanisms.compression.server import Compress
+from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP
+from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.strategies import (
     CheckpointStore,
     Clip,
@@ -24,10 +28,6 @@ from qsfl_flower.strategies import (
     ScaffoldFedAvg,
     StableFedAvg,
 )
-from qsfl_flower.strategies.broadcast import Broadcast
-from qsfl_flower.strategies.compression import Compress
-from qsfl_flower.strategies.privacy import CentralDP, LocalDP
-from qsfl_flower.strategies.robust import Robust
 from qsfl_flower.wire import QSFL_RECORD, ROLES_KEY, from_record, to_record, with_keys
 
 MODEL = {

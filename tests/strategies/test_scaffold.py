@@ -12,18 +12,18 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.clientapp.typing import Mod
 
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import get_arrays, set_arrays
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.scaffold import ScaffoldClient, next_control
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
-from qsfl_flower.compression import Scheme
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.strategies import (
     Authenticate,

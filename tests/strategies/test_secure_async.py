@@ -22,8 +22,8 @@ from qsfl_flower.asynchrony import (
     VirtualClock,
     integer_weights,
 )
-from qsfl_flower.compression import Mask
 from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.secure.desk import Desk
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.strategies import (

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 
-from qsfl_flower.clients import committee as client_side
-from qsfl_flower.compression import Mask
 from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
+from qsfl_flower.mechanisms.compression.core import Mask
+from qsfl_flower.mechanisms.secure_sum import client as client_side
 from qsfl_flower.secure import dealing
 from qsfl_flower.secure.desk import Desk, Use
 from qsfl_flower.secure.field import P
@@ -328,9 +328,7 @@ def test_an_update_that_is_too_long_is_clipped_or_dropped(federation):
     assert seen.rounds[-1].accepted == 7
     assert np.abs(flat(result)).max() < 4.0
     # A client that does not clip, but stays within the bound of every coordinate.
-    unclipped = patched(
-        lambda: patch.dict("qsfl_flower.clients.steps.STEPS", clip=lambda u, p, c: u)
-    )
+    unclipped = patched(lambda: patch.dict("qsfl_flower.node.steps.STEPS", clip=lambda u, p, c: u))
     stage = secure_sum(enforce_norm=True, bound=16.0, committee=Committee(6, 3))
     grid, _ = federation(7, {6: unclipped}, long)
     result, seen, _ = run(grid, stage, federation.gate)
@@ -549,7 +547,7 @@ def test_the_recorder_finds_a_planted_leak(federation, leak):
     def planted():
         if leak == "unmasked":
             return patch.multiple(dealing, seal_into=unencrypted, share=constant)
-        return patch.dict("qsfl_flower.clients.steps.STEPS", {SHARES: step})
+        return patch.dict("qsfl_flower.node.steps.STEPS", {SHARES: step})
 
     grid, _ = federation(9, {4: patched(planted)})
     tap = Tap(grid)

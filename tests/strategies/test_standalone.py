@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 
 from qsfl_flower import strategies
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust import RULES
+from qsfl_flower.mechanisms.robust.core import RULES
 from qsfl_flower.strategies import (
     Clip,
     FedAdam,

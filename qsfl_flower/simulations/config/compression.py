@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from qsfl_flower.mechanisms import COMPRESS
-from qsfl_flower.mechanisms.compress import Values
+from qsfl_flower.mechanisms.compression import COMPRESS
+from qsfl_flower.mechanisms.compression.options import Values
 from qsfl_flower.simulations.config.base import Section
 from qsfl_flower.simulations.config.described import section_of
 

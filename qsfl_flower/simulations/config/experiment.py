@@ -249,7 +249,7 @@ def _trains_by_record(exp: Experiment) -> bool:
 def _ours(kind: str, name: str) -> Any:
     """Return what makes something of the suite's own; torch or NumPy are loaded for it."""
     if kind == "rule":
-        return plugins.attribute("qsfl_flower.robust.registry:RULES")[name]
+        return plugins.attribute("qsfl_flower.mechanisms.robust.core.registry:RULES")[name]
     if kind == "model":
         return plugins.attribute("qsfl_flower.clients.models:find_model")(name)
     return lambda: None
@@ -447,7 +447,7 @@ def _too_many_liars(exp: Experiment, trained: int) -> Iterator[Contradiction]:
             )
             continue
         yield from _root(exp, stage, key)
-        from qsfl_flower.robust import TooFewUpdates
+        from qsfl_flower.mechanisms.robust.core import TooFewUpdates
 
         rule, before = stage.parts()
         try:

@@ -22,8 +22,8 @@ _PATHS = ("name", "loss")
 """The keys whose value can be an import path."""
 
 _HOMES = {
-    "rule": "qsfl_flower.robust.registry:RULES",
-    "attack": "qsfl_flower.robust.attacks.registry:ATTACKS",
+    "rule": "qsfl_flower.mechanisms.robust.core.registry:RULES",
+    "attack": "qsfl_flower.mechanisms.robust.core.attacks.registry:ATTACKS",
     "model": "qsfl_flower.clients.models:MODELS",
     "dataset": "qsfl_flower.clients.data:SOURCES",
     "selection": "qsfl_flower.rounds.policies:POLICIES",

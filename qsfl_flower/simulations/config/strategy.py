@@ -25,7 +25,7 @@ from qsfl_flower.simulations.config.privacy import (
 )
 
 if TYPE_CHECKING:
-    from qsfl_flower.robust import Preparation, Rule
+    from qsfl_flower.mechanisms.robust.core import Preparation, Rule
 
 
 class ValidateSpec(Section):
@@ -149,7 +149,7 @@ class RobustSpec(Section):
 
     def parts(self) -> tuple[Rule, Preparation | None]:
         """Return the rule and what comes before it; reading a file must not load NumPy."""
-        from qsfl_flower.robust import PREPARATIONS, RULES, Bucketing, MultiKrum
+        from qsfl_flower.mechanisms.robust.core import PREPARATIONS, RULES, Bucketing, MultiKrum
 
         if self.rule == "multi_krum":
             rule: Rule = MultiKrum(self.num_byzantine, self.num_selected)

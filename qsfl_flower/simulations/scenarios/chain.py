@@ -23,20 +23,20 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.clientapp.typing import Mod
 
 from qsfl_flower.asynchrony import Device, VirtualClock
-from qsfl_flower.clients.authentication import auth_mod
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.clients.policy import NodePolicy
 from qsfl_flower.clients.privacy import policy_mod
-from qsfl_flower.compression import Mask
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.authentication.client import auth_mod
+from qsfl_flower.mechanisms.compression.core import Mask
+from qsfl_flower.mechanisms.robust.core.attacks import Attack, build_attack
+from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.record import RecordPrivacy
-from qsfl_flower.robust.attacks import Attack, build_attack
 from qsfl_flower.rounds.record import ClientRow, RoundRecord
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.simulations.report.figures import BLUE, GREEN, ORANGE, Plot, draw, legend

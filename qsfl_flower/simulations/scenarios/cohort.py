@@ -20,8 +20,8 @@ from torch import Tensor
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.trainer import derive_seed
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.robust.core.attacks import Attack, View
 from qsfl_flower.numerics import Layout
-from qsfl_flower.robust.attacks import Attack, View
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -25,8 +25,8 @@ from flwr.common import NDArrays, Scalar
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
-from qsfl_flower.compression import Scheme
 from qsfl_flower.crypto.files import replace_file
+from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.simulations.build import evaluator_of, owners_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.materials import dataset_of, model_of

@@ -23,15 +23,7 @@ from qsfl_flower.clients.data import Dataset, load_dataset
 from qsfl_flower.clients.partition import Dirichlet, Iid, partition
 from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust import (
-    RULES,
-    NearestNeighbourMixing,
-    TooFewUpdates,
-    Updates,
-    aggregate,
-)
-from qsfl_flower.robust.attacks import Attack, Backdoor, build_attack
-from qsfl_flower.robust.detection import (
+from qsfl_flower.mechanisms.detection.core import (
     DETECTORS,
     Detection,
     Forest,
@@ -41,6 +33,14 @@ from qsfl_flower.robust.detection import (
     inspect,
     path_contributions,
 )
+from qsfl_flower.mechanisms.robust.core import (
+    RULES,
+    NearestNeighbourMixing,
+    TooFewUpdates,
+    Updates,
+    aggregate,
+)
+from qsfl_flower.mechanisms.robust.core.attacks import Attack, Backdoor, build_attack
 from qsfl_flower.simulations.scenarios import detection
 from qsfl_flower.simulations.scenarios.cohort import Cohort, Floats, Training
 from qsfl_flower.simulations.scenarios.heatmap import heat_map

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from qsfl_flower.clients.data import load_dataset
 from qsfl_flower.clients.scattering import scattering
+from qsfl_flower.mechanisms.robust.core.attacks import Attack, View
 from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
-from qsfl_flower.robust.attacks import Attack, View
 from qsfl_flower.strategies import SharedMask
 
 Floats = NDArray[np.float32]

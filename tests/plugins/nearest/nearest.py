@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qsfl_flower.mechanisms.robust.core.rule import Choice, LinearRule
 from qsfl_flower.plugins import Extension, option
-from qsfl_flower.robust.rule import Choice, LinearRule
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from qsfl_flower.simulations.app import mods_of
 from qsfl_flower.simulations.build import owners_of
 experiment = cloudpickle.loads(bytes.fromhex(sys.argv[1]))
 mods_of(experiment, owners_of(experiment))
-from qsfl_flower.clients.steps import STEPS
+from qsfl_flower.node.steps import STEPS
 print("sign" in STEPS, experiment.strategy.stages[1])
 """
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust import RULES, Updates, aggregate
-from qsfl_flower.robust.attacks import ATTACKS, View, build_attack
-from qsfl_flower.robust.attacks.collusion import largest_hidden
+from qsfl_flower.mechanisms.robust.core import RULES, Updates, aggregate
+from qsfl_flower.mechanisms.robust.core.attacks import ATTACKS, View, build_attack
+from qsfl_flower.mechanisms.robust.core.attacks.collusion import largest_hidden
 
 D = 40
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.detection.core import NAMES, extract
+from qsfl_flower.mechanisms.detection.core.features import describe
+from qsfl_flower.mechanisms.robust.core import Updates
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.robust import Updates
-from qsfl_flower.robust.detection import NAMES, extract
-from qsfl_flower.robust.detection.features import describe
 
 
 def column(table, name: str) -> np.ndarray:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.ensemble import IsolationForest
 
-from qsfl_flower.robust.detection import Forest, RobustZ, explain, path_contributions
-from qsfl_flower.robust.detection.detector import calibrated
-from qsfl_flower.robust.detection.forest import expected_lengths
+from qsfl_flower.mechanisms.detection.core import Forest, RobustZ, explain, path_contributions
+from qsfl_flower.mechanisms.detection.core.detector import calibrated
+from qsfl_flower.mechanisms.detection.core.forest import expected_lengths
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_shap_values_have_the_same_sum_and_name_the_same_feature(forest, rows):
 
 
 def test_without_shap_paths_explain(forest, rows, monkeypatch):
-    monkeypatch.setattr("qsfl_flower.robust.detection.forest.find_spec", lambda _: None)
+    monkeypatch.setattr("qsfl_flower.mechanisms.detection.core.forest.find_spec", lambda _: None)
     assert np.array_equal(explain(forest, rows), path_contributions(forest, rows))
 
 

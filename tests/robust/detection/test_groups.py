@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsfl_flower.robust import Updates
-from qsfl_flower.robust.detection import coordinated, extract
+from qsfl_flower.mechanisms.detection.core import coordinated, extract
+from qsfl_flower.mechanisms.robust.core import Updates
 
 
 def test_colluders_are_found_and_honest_clients_left_alone(cohort, layout):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust import Updates
-from qsfl_flower.robust.detection import (
+from qsfl_flower.mechanisms.detection.core import (
     DETECTORS,
     Detection,
     Detector,
@@ -17,8 +16,9 @@ from qsfl_flower.robust.detection import (
     extract,
     inspect,
 )
-from qsfl_flower.robust.detection.features import NAMES
-from qsfl_flower.robust.detection.inspect import standardize
+from qsfl_flower.mechanisms.detection.core.features import NAMES
+from qsfl_flower.mechanisms.detection.core.inspect import standardize
+from qsfl_flower.mechanisms.robust.core import Updates
 
 FAST = Detection("robust-z")
 

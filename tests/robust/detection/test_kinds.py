@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsfl_flower.robust import Updates
-from qsfl_flower.robust.attacks import View, build_attack
-from qsfl_flower.robust.detection import Detection, Memory, extract, inspect
+from qsfl_flower.mechanisms.detection.core import Detection, Memory, extract, inspect
+from qsfl_flower.mechanisms.robust.core import Updates
+from qsfl_flower.mechanisms.robust.core.attacks import View, build_attack
 
 
 def findings_of(cohort, layout, attack, server_round=1, **settings):

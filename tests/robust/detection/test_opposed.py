@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qsfl_flower.mechanisms.detection.core import Detection, Memory, extract, inspect, opposed
+from qsfl_flower.mechanisms.detection.core.opposed import _limit
+from qsfl_flower.mechanisms.robust.core import Updates
 from qsfl_flower.numerics import Layout
-from qsfl_flower.robust import Updates
-from qsfl_flower.robust.detection import Detection, Memory, extract, inspect, opposed
-from qsfl_flower.robust.detection.opposed import _limit
 
 
 def against(x: np.ndarray, last: np.ndarray | None = None, **more: np.ndarray) -> list[int]:

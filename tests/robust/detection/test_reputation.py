@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.robust.detection import Reputation, Standing
-from qsfl_flower.robust.detection.reputation import LONGEST
+from qsfl_flower.mechanisms.detection.core import Reputation, Standing
+from qsfl_flower.mechanisms.detection.core.reputation import LONGEST
 
 
 def after(flags: str, reputation: Reputation) -> list[Standing]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qsfl_flower.clients.steps import ClientUpdate, StepContext
+from qsfl_flower.node.steps import ClientUpdate, StepContext
 from qsfl_flower.wire import to_blobs
 from sign_updates import SignOptions, encode
 

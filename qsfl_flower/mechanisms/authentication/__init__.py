@@ -1,0 +1,1 @@
+"""Signed messages and enrolled clients."""

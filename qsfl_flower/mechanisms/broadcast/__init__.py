@@ -1,0 +1,1 @@
+"""The model goes out as what changed."""

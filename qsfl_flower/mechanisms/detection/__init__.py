@@ -1,0 +1,1 @@
+"""Unusual updates are flagged, suspects kept out."""

@@ -1,0 +1,1 @@
+"""Sums under masks that cancel."""

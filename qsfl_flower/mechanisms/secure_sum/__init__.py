@@ -1,0 +1,1 @@
+"""Sums and distances that only a committee can open."""

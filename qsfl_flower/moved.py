@@ -1,0 +1,84 @@
+"""Modules that have another name now: the old one works for this release, with a warning."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_ENGINE = (
+    "admission", "aggregate", "assignment", "chain", "charges", "checkpoint", "combine",
+    "composition", "evaluation", "exchange", "explanation", "guard", "policies", "post", "record",
+    "roles", "sampling", "spending", "stages", "update",
+)  # fmt: skip
+
+MOVED = {
+    **{f"strategies.{name}": f"rounds.{name}" for name in _ENGINE},
+    **{f"clients.{name}": f"node.{name}" for name in ("instructions", "memory", "policy", "steps")},
+    "clients.authentication": "mechanisms.authentication.client",
+    "clients.broadcast": "mechanisms.broadcast.client",
+    "clients.committee": "mechanisms.secure_sum.client",
+    "clients.compression": "mechanisms.compression.client",
+    "clients.masked_sum": "mechanisms.masked_sum.client",
+    "compression": "mechanisms.compression.core",
+    "robust": "mechanisms.robust.core",
+    "robust.detection": "mechanisms.detection.core",
+    "strategies.authentication": "mechanisms.authentication.server",
+    "strategies.bounds": "mechanisms.bounds.server",
+    "strategies.broadcast": "mechanisms.broadcast.server",
+    "strategies.compression": "mechanisms.compression.server",
+    "strategies.detection": "mechanisms.detection.server",
+    "strategies.distributed_dp": "mechanisms.privacy.distributed",
+    "strategies.masked_sum": "mechanisms.masked_sum.server",
+    "strategies.privacy": "mechanisms.privacy.server",
+    "strategies.robust": "mechanisms.robust.server",
+    "strategies.secure_sum": "mechanisms.secure_sum.server",
+    "strategies.server_optimizers": "mechanisms.server_optimizers.server",
+}
+"""New names by old ones, below ``qsfl_flower``; modules inside a package follow it."""
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds modules of old names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for a module of an old name."""
+        return None if _new_name(fullname) is None else ModuleSpec(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Load the module under its new name."""
+        if (new := _new_name(spec.name)) is None:
+            return None
+        warnings.warn(
+            f"{spec.name} is now {new}; the old name goes with the next release",
+            FutureWarning,
+            stacklevel=2,
+        )
+        module = importlib.import_module(new)
+        spec.loader_state = module.__spec__  # which Python replaces by this one
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave the module as its own loader made it."""
+        if module.__spec__ is not None:
+            module.__spec__ = module.__spec__.loader_state
+
+
+def _new_name(fullname: str) -> str | None:
+    package, _, old = fullname.partition(".")
+    if package == "qsfl_flower":
+        for name in sorted(MOVED, key=len, reverse=True):
+            if f"{old}.".startswith(f"{name}."):
+                return f"{package}.{MOVED[name]}{old[len(name) :]}"
+    return None
+
+
+def install() -> None:
+    """Let imports of old names work; modules inside a moved package would be loaded twice else."""
+    sys.meta_path.insert(0, _Moved())

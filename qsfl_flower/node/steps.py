@@ -1,0 +1,185 @@
+"""The client's halves of the mechanisms: steps on its own update, and tasks beside training.
+
+A strategy's plan names steps in order; `qsfl_mod` carries them out on what the app returned. An
+instruction that names a task is answered without the app. Both are plain functions, registered in
+`STEPS` and `TASKS` under the name of the mechanism, which is the same on both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from numpy.typing import NDArray
+
+from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.identity import KeySet
+from qsfl_flower.errors import ConfigError, QSFLError, Refusal
+from qsfl_flower.node.memory import Facts, facts_of
+from qsfl_flower.node.policy import NodePolicy, policy_of
+from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.plugins import Mechanism
+from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY, refusal
+from qsfl_flower.wire.content import instruction_digest
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClientUpdate:
+    """What a client is about to send, between two steps.
+
+    Parameters
+    ----------
+    vector : numpy.ndarray
+        The difference to the model that was sent, shape (d,), float64; shape (k,) after a step has
+        restricted it to k public coordinates. A step may change it in place.
+    layout : Layout
+        The model's layout, of d floating-point coordinates.
+    metrics : Mapping[str, float]
+        What the app reports, the number of examples included.
+    carried : Mapping[str, numpy.ndarray]
+        Integer and boolean arrays, which are not part of the vector.
+    payload : ArrayRecord or None
+        Set by an encoding step: sent instead of the vector.
+    encoding : str
+        Beside it: the name of the mechanism that can read it.
+    note : object
+        What a step leaves for a later one of its own mechanism.
+    hidden : bool
+        True if nothing of this client's own may be sent in the clear: no metrics, no counters.
+    """
+
+    vector: NDArray[np.float64]
+    layout: Layout
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    payload: ArrayRecord | None = None
+    encoding: str = ""
+    note: object = None
+    hidden: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Party:
+    """Who this client is: its credentials, and the keys that are valid now (Unix seconds)."""
+
+    credentials: Credentials
+    keys: KeySet
+    now: int
+
+
+_PARTY: ContextVar[Party | None] = ContextVar("qsfl_party", default=None)
+
+
+@contextmanager
+def acting_as(party: Party) -> Iterator[None]:
+    """Let steps and tasks know who this client is, while a verified message is handled."""
+    before = _PARTY.set(party)
+    try:
+        yield
+    finally:
+        _PARTY.reset(before)
+
+
+@dataclass(frozen=True, repr=False)
+class StepContext:
+    """What a step or a task may know.
+
+    Parameters
+    ----------
+    context : Context
+        Flower's context; its ``state`` is the client's memory between messages.
+    content : RecordDict
+        The whole instruction.
+    message_type : str
+        Flower's type of its message, which says what the app was asked to do.
+    model : Vector
+        The model that was sent, shape (d,); empty in a task without a model.
+    carried : Mapping[str, numpy.ndarray]
+        Its integer and boolean arrays.
+    """
+
+    context: Context
+    content: RecordDict
+    message_type: str
+    model: Vector
+    carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def instruction(self) -> bytes:
+        """Return the digest of what this client was asked: action, model, configuration, plan."""
+        return instruction_digest(self.content, self.message_type)
+
+    @property
+    def policy(self) -> NodePolicy:
+        """Return what this node insists on."""
+        return policy_of(self.context)
+
+    def facts(self) -> AbstractContextManager[Facts]:
+        """Read and change what this node must not forget; see `facts_of`."""
+        return facts_of(self.context)
+
+    @property
+    def party(self) -> Party:
+        """Return who this client is.
+
+        Raises
+        ------
+        QSFLError
+            Without `auth_mod`: then nobody vouches for keys.
+        """
+        party = _PARTY.get()
+        if party is None:
+            raise QSFLError(
+                "this step needs the client's keys and roster: put auth_mod(credentials) before "
+                "qsfl_mod in the mods of the ClientApp"
+            )
+        return party
+
+
+Step = Callable[[ClientUpdate, Mapping[str, Any], StepContext], ClientUpdate]
+"""Works on the update with the plan's parameters."""
+
+Task = Callable[[StepContext], RecordDict]
+"""Answers an instruction; returns the content of the reply."""
+
+
+def client_name(context: Context) -> str:
+    """Return what the client calls itself: its partition in simulations, else its node id."""
+    return str(context.node_config.get("partition-id", context.node_id))
+
+
+def refuse(refused: Refusal, message: Message) -> Message:
+    """Return the reply that tells the server why a device does not do what it was asked."""
+    told = {REFUSED_KEY: refused.reason, DETAIL_KEY: refused.detail}
+    return Message(RecordDict({QSFL_RECORD: refusal(told)}), reply_to=message)
+
+
+STEPS: dict[str, Step] = {}
+"""Steps by name of the mechanism."""
+
+TASKS: dict[str, Task] = {}
+"""Tasks by name."""
+
+
+def add_steps(mechanism: Mechanism) -> None:
+    """Let this process carry out the client's half of a mechanism of a third party.
+
+    A ClientApp calls this when it is defined; nothing that a server sends does.
+
+    Raises
+    ------
+    ConfigError
+        If one of its steps has the name of another.
+    """
+    for name, step in mechanism.steps().items():
+        if STEPS.setdefault(name, step) is not step:
+            raise ConfigError(
+                f"mechanism {mechanism.name!r}: there is a step {name!r} already; give it another "
+                "name"
+            )

@@ -1,9 +1,0 @@
-"""Detectors by name, for configurations."""
-
-from __future__ import annotations
-
-from qsfl_flower.robust.detection.detector import Detector, RobustZ
-from qsfl_flower.robust.detection.forest import Forest
-
-DETECTORS: dict[str, Detector] = {"isolation-forest": Forest(), "robust-z": RobustZ()}
-"""Every detector by its name; put your own here to use it by name."""

@@ -1,0 +1,39 @@
+"""Modules of old names can be imported for one release, and say their new name."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from qsfl_flower.moved import MOVED
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_name_is_the_same_module_and_warns(old: str) -> None:
+    new = importlib.import_module(f"qsfl_flower.{MOVED[old]}")
+    spec = new.__spec__
+    sys.modules.pop(f"qsfl_flower.{old}", None)
+    with pytest.warns(FutureWarning, match=f"qsfl_flower.{old} is now qsfl_flower.{MOVED[old]};"):
+        assert importlib.import_module(f"qsfl_flower.{old}") is new
+    assert new.__spec__ == spec
+
+
+def test_modules_inside_and_misspelt_ones() -> None:
+    with pytest.warns(FutureWarning, match="is now qsfl_flower.mechanisms.robust.core.coordinates"):
+        from qsfl_flower.robust.coordinates import Median  # type: ignore[import-untyped]
+    from qsfl_flower.mechanisms.robust.core import Median as same
+
+    assert Median is same
+    with pytest.raises(ModuleNotFoundError, match=r"qsfl_flower\.strategies\.robustt"):
+        importlib.import_module("qsfl_flower.strategies.robustt")
+
+
+def test_the_suite_itself_uses_no_old_name() -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error', FutureWarning); "
+        "import qsfl_flower.simulations.app, qsfl_flower.simulations.cli, qsfl_flower.clients.mods"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
