@@ -55,6 +55,32 @@ class Credentials:
         return self
 
     @classmethod
+    def given(cls, value: object, role: PartyRole, party: str) -> Credentials:
+        """Return what a user gives for credentials: these, or the folder that holds them.
+
+        Parameters
+        ----------
+        value : object
+            `Credentials`, or a path as for `in_folder`.
+        role : {"client", "server"}
+            Who needs them.
+        party : str
+            As for `in_folder`.
+
+        Raises
+        ------
+        ConfigError
+            If it is something else, or another role's.
+        """
+        where = "credentials"
+        if not isinstance(value, Credentials):
+            where = f"credentials={str(value)!r:.200}"
+            if not isinstance(value, str | Path):
+                raise ConfigError(f"{where}: give Credentials, or the path of a key folder")
+            value = cls.in_folder(value, party)
+        return value.of(role, where)
+
+    @classmethod
     def load(
         cls,
         key: Path,

@@ -223,6 +223,7 @@ class BufferedRounds(Rounds):
         if not self._connected:
             wanted = self._wanted()
             needs = {"min_available_nodes": wanted.available, "min_train_nodes": wanted.minimum}
+            needs |= self.engine.chain.needs(self.engine.weighting)
             nodes = wait_for_nodes(
                 grid, needs, self.engine.timeout, self.engine.observer.should_stop
             )

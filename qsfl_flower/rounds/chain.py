@@ -164,6 +164,13 @@ class Chain:
         """Return how many clients the smallest federation has with which a round can succeed."""
         return 1 if self.combiner is None else self.combiner.least_clients(weighting)
 
+    def needs(self, weighting: Weighting) -> dict[str, int]:
+        """Return how many clients must be there, by what needs them."""
+        least, combiner = self.least_clients(weighting), self.combiner
+        if combiner is None or least <= 1:
+            return {}
+        return {f"the smallest federation of stage {combiner.name}": least}
+
     def unready(self, states: Mapping[str, State]) -> str | None:
         """Return why nobody needs to train in this round, if so."""
         combiner = self.combiner

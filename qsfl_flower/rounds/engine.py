@@ -455,6 +455,7 @@ class Engine:
     ) -> tuple[dict[int, int], int]:
         """Return the nodes to ask and their ranks, in canonical order, and how many are enough."""
         needs = {"min_available_nodes": wanted.available, f"min_{kind}_nodes": wanted.minimum}
+        needs |= self.chain.needs(self.weighting)
         nodes = wait_for_nodes(grid, needs, self.timeout, self.observer.should_stop)
         self.sampling.meet(nodes)
         ranks = sorted(self.sampling.ranks[node] for node in nodes)

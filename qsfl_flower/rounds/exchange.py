@@ -16,8 +16,10 @@ from qsfl_flower.wire import content_bytes
 
 log = logging.getLogger("flwr")  # the one that `flwr run` shows
 
-_CLOSED = ("InMemoryGrid", "NodeGrid")  # grids of simulations: all nodes are there at once
-_SIMULATED_PATIENCE = 30.0  # seconds without a new node, all of which register within seconds
+_CLOSED = {"InMemoryGrid": 5.0, "NodeGrid": 0.0}
+"""Grids of simulations, which register all nodes when they start: seconds without another one after
+which none is to come."""
+_SIMULATED_PATIENCE = 30.0  # seconds until a simulation has registered its first node
 _FIRST_WORD = 1.0  # seconds until a shortage is worth a line
 _TELL_AGAIN = 30.0  # seconds between two such lines
 
@@ -50,7 +52,7 @@ def wait_for_nodes(
     """Wait until enough nodes are online and return all of them in order of registration.
 
     What is missing is logged at once, and again while nothing changes. Flower's simulation
-    registers all its nodes when it starts, so that waiting for more ends soon there.
+    registers all its nodes when it starts: once they are there, nobody waits for more.
 
     Parameters
     ----------
@@ -66,13 +68,13 @@ def wait_for_nodes(
     Raises
     ------
     TooFewReplies
-        After `timeout` seconds, in a simulation after 30 s without a new node, with what is
-        missing.
+        With what is missing: after `timeout` seconds, in a simulation as soon as all of its nodes
+        are there.
     RunInterrupted
         As soon as `stop()` is true.
     """
-    simulated = any(kind.__name__ in _CLOSED for kind in type(grid).__mro__)
-    patience = min(timeout, _SIMULATED_PATIENCE) if simulated else timeout
+    closed = [_CLOSED[k.__name__] for k in type(grid).__mro__ if k.__name__ in _CLOSED]
+    simulated = bool(closed)
     minimum = max(needed.values())
     started = since = time.monotonic()
     told, count = -math.inf, 0
@@ -83,8 +85,11 @@ def wait_for_nodes(
         if simulated and len(nodes) > count:
             count, since = len(nodes), now
         missing = _missing(len(nodes), needed, simulated)
-        if now - since > patience:
-            raise TooFewReplies(f"after {now - started:.3g} s {missing}")
+        patience = timeout
+        if simulated:
+            patience = min(timeout, closed[0] if nodes else _SIMULATED_PATIENCE)
+        if now - since >= patience:
+            raise TooFewReplies(missing if simulated else f"after {now - started:.3g} s {missing}")
         if now - told > _TELL_AGAIN and now - started >= _FIRST_WORD:
             log.warning("waiting for nodes: %s", missing)
             told = now

@@ -24,6 +24,10 @@ MAX_WEIGHT = 1 << 6
 """Largest public integer weight: a sum with weights far apart would tell its terms apart."""
 
 
+MAX_CLIENTS = 1 << 18
+"""Most clients in a sum."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """The terms of one round of secure aggregation.
@@ -115,7 +119,7 @@ class Terms:
                 f"clip norm {self.clip_norm} must be greater than 0 and at most the bound on a "
                 f"coordinate, {self.bound}"
             )
-        if self.extras < 0 or self.max_clients > 1 << 18:
+        if self.extras < 0 or self.max_clients > MAX_CLIENTS:
             raise ConfigError(
                 f"{self.extras} further integers of {self.max_clients} clients: there must be at "
                 "most 2^18 clients"

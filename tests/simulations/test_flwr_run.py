@@ -57,7 +57,7 @@ def test_the_log_says_which_configuration_runs_and_how_many_nodes_it_needs(
     inside_run, tmp_path, monkeypatch, caplog
 ):
     """A run config that Flower dropped leaves the default: the first line names it."""
-    monkeypatch.setattr(exchange, "_SIMULATED_PATIENCE", 0.2)
+    monkeypatch.setitem(exchange._CLOSED, "InMemoryGrid", 0.2)
     output = str(tmp_path / "runs")
     context = Context(
         1, 0, {}, RecordDict(), {"config": "plain", "set": "rounds=1", "output": output}

@@ -1,13 +1,14 @@
 """Waiting for nodes: what is missing is said at once, and a simulation does not wait for long."""
 
 import importlib
+import time
 
 import pytest
 
 from qsfl_flower.errors import TooFewReplies
 from qsfl_flower.rounds import exchange
-from qsfl_flower.strategies import StableFedAvg
-from qsfl_flower.testing import NodeGrid
+from qsfl_flower.strategies import Committee, MaskedSum, SecureKrum, StableFedAvg
+from qsfl_flower.testing import LocalFederation, NodeGrid
 from qsfl_flower.wire import to_record
 
 
@@ -28,7 +29,7 @@ def hurried(monkeypatch, inside_run):
     for name, seconds in (
         ("_FIRST_WORD", 0.0),
         ("_TELL_AGAIN", 0.15),
-        ("_SIMULATED_PATIENCE", 0.4),
+        ("_CLOSED", {"InMemoryGrid": 0.4, "NodeGrid": 0.0}),
     ):
         monkeypatch.setattr(exchange, name, seconds)
 
@@ -61,6 +62,19 @@ def test_nodes_that_still_come_are_waited_for(hurried):
     grid.later = 8
     found = exchange.wait_for_nodes(grid, {"min_train_nodes": 9}, 60.0, lambda: False)
     assert len(found) == 9
+
+
+def test_where_all_nodes_are_there_nobody_waits(inside_run):
+    """A committee of five has five clients; three that are all there never become more."""
+    federation, before = LocalFederation(3), time.monotonic()
+    stage = SecureKrum(1.0, 0, Committee(3, 2), clock=federation.grid_time)
+    outcome = federation.run([stage], min_train_nodes=2, min_available_nodes=2)
+    assert time.monotonic() - before < 5.0
+    assert str(outcome.error).startswith("3 nodes are connected and 5 are needed (min_train_nodes")
+    assert "the smallest federation of stage secure_krum = 5" in str(outcome.error)
+    masks = MaskedSum(federation.credentials, min_clients=4, clock=federation.grid_time)
+    outcome = federation.run([masks], min_train_nodes=2, min_available_nodes=2)
+    assert "3 nodes are connected and 4 are needed" in str(outcome.error)
 
 
 class Deployed:

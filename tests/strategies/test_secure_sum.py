@@ -20,9 +20,11 @@ from qsfl_flower.secure.desk import Desk, Use
 from qsfl_flower.secure.field import P
 from qsfl_flower.secure.fixed_point import FixedPoint
 from qsfl_flower.strategies import (
+    Authenticate,
     Clip,
     Committee,
     DecodeStage,
+    MaskedSum,
     SecureFedAvg,
     SecureKrum,
     SecureMultiKrum,
@@ -589,10 +591,15 @@ def test_refused_compositions(federation):
         (lambda: SecureKrum(4.0, -1), "num_byzantine"),
         (lambda: SecureKrum(4.0, 1, num_selected=0), "num_selected"),
         (lambda: SecureKrum(4.0, 1, num_selected=2), "of fewer than 3"),
-        (lambda: SecureSum(4.0, Committee(5, 3, 3)), "two different sums; take at least 4"),
-        (lambda: SecureSum(4.0, Committee(17, 3)), "2 to 16"),
-        (lambda: SecureSum(4.0, Committee(5, 3, 6)), "quorum"),
-        (lambda: SecureSum(4.0, Committee(min_clients=1)), "min_clients"),
+        (lambda: Committee(5, 3, 3), "allowed are 4 to 5 .* could open two different sums"),
+        (lambda: Committee(17, 3), "members is 17; allowed are 2 to 16"),
+        (lambda: Committee("5"), "members is '5'"),
+        (lambda: Committee(members=5, threshold=6), "threshold is 6; allowed are 2 to 5"),
+        (lambda: Committee(5, True), "threshold is True"),
+        (lambda: Committee(5, 3, 6), "quorum"),
+        (lambda: Committee(min_clients=1), "min_clients is 1; allowed are 2"),
+        (lambda: MaskedSum(1.0), "credentials='1.0': give Credentials, or the path"),
+        (lambda: Authenticate(1.0), "give Credentials, or the path"),
     ],
 )
 def test_impossible_parameters_are_refused_at_construction(wrong, says):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.errors import ConfigError, TooFewReplies
 from qsfl_flower.secure.sizes import fewest_clients
 from qsfl_flower.strategies import Committee, SecureKrum, SecureSum, StableFedAvg
 from qsfl_flower.wire import to_record
@@ -41,8 +41,10 @@ def test_the_smallest_federation_opens_a_sum_and_one_client_fewer_is_refused(
     assert made.min_train_nodes == least
     made.start(federation(least)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
     assert made.engine.observer.rounds[-1].skipped is None
-    # A strategy that waits for fewer, as some selection may, says in round 1 how many it takes.
+    with pytest.raises(TooFewReplies, match=f"stage secure_.* = {least}"):
+        strategy().start(federation(least - 1)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
+    # A strategy that asks fewer, as some selection may, says in round 1 how many it takes.
     small = strategy()
-    small.min_train_nodes = 2
+    small.min_train_nodes, small.fraction_train = 2, (least - 0.5) / (least + 1)
     with pytest.raises(ConfigError, match=f"the smallest federation has {least}"):
-        small.start(federation(least - 1)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
+        small.start(federation(least)[0], to_record(MODEL), num_rounds=1, timeout=0.2)

@@ -276,7 +276,7 @@ def test_sampling_is_reproducible_and_independent_of_node_ids(fake_grid, trained
 def test_nodes_that_never_come_are_an_error(fake_grid, trained):
     grid = fake_grid({1: trained(1.0)})
     strategy = StableFedAvg(min_available_nodes=5)
-    with pytest.raises(TooFewReplies, match=r"after 0\.2.* s 1 nodes are connected and 5 are"):
+    with pytest.raises(TooFewReplies, match="1 nodes are connected and 5 are needed"):
         strategy.start(grid, model(), num_rounds=1, timeout=0.2)
 
 

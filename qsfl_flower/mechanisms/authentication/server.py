@@ -121,11 +121,7 @@ class Authenticate(MessageStage):
         encrypt: bool = False,
         clock: Callable[[], float] = unix_time,
     ) -> None:
-        where = "credentials"
-        if not isinstance(credentials, Credentials):
-            where = f"credentials={str(credentials)!r}"
-            credentials = Credentials.in_folder(credentials, SERVER)
-        self.credentials = credentials.of("server", where)
+        self.credentials = Credentials.given(credentials, "server", SERVER)
         self.encrypt = encrypt
         self._clock = clock
 

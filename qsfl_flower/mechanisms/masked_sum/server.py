@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import COMPLAINTS, ConfigError, RejectedUpdate
+from qsfl_flower.mechanisms.authentication.server import SERVER
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.admission import check_encoding, check_willing, declined
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import RoundContext, State, Steps, task_content
 from qsfl_flower.rounds.facts import Facts, HiddenSum, Sentences, Topic
 from qsfl_flower.rounds.stages import Combined, CombineStage, Stage
-from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, catch
+from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, Weighting, catch
 from qsfl_flower.secure.pairwise import server
 from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
 from qsfl_flower.secure.pairwise.masks import Ring
@@ -56,8 +58,9 @@ class MaskedSum(CombineStage):
 
     Parameters
     ----------
-    credentials : Credentials
-        The server's keys and roster. The chain needs `Authenticate`, the clients `auth_mod`.
+    credentials : Credentials or Path or str
+        The server's keys and roster, as for `Authenticate`, which the chain needs too; the clients
+        need `auth_mod`.
     bound : float
         Largest magnitude of a coordinate of a difference, > 0. A client with a larger one does not
         take part; `Clip` with a norm of at most `bound` excludes that.
@@ -119,7 +122,7 @@ class MaskedSum(CombineStage):
 
     def __init__(
         self,
-        credentials: Credentials,
+        credentials: Credentials | Path | str,
         *,
         bound: float = 8.0,
         min_clients: int = 3,
@@ -131,7 +134,7 @@ class MaskedSum(CombineStage):
         dropouts: float = 0.1,
         clock: Callable[[], float] = unix_time,
     ) -> None:
-        self.credentials = credentials
+        self.credentials = Credentials.given(credentials, "server", SERVER)
         self.bound = bound
         self.min_clients = min_clients
         self.tally = Tally(max_examples, tuple(metrics), weighted_by)
@@ -143,6 +146,8 @@ class MaskedSum(CombineStage):
         # These raise what would otherwise end the first round.
         RingCode(bound, 2)
         Policy(colluding, min_clients)
+        if not 0 <= dropouts < 1:
+            raise ConfigError(f"masked_sum: dropouts is {dropouts!r}; it must be in [0, 1)")
 
     @property
     def facts(self) -> Facts:
@@ -181,6 +186,11 @@ class MaskedSum(CombineStage):
     def upload(self, size: int, clients: int) -> int:
         """Return the bytes of the masked vector, and of the shares for the others."""
         return 4 * (size + self.tally.size) + 4000 * (clients - 1)
+
+    def least_clients(self, weighting: Weighting) -> int:
+        """Return how many clients the smallest sum has."""
+        del weighting
+        return self.min_clients
 
     def init(self, layout: Layout) -> State:
         """Start without knowing who is at which node."""

@@ -32,10 +32,11 @@ from qsfl_flower.rounds.update import Cohort, Sender, Update, Weighting
 from qsfl_flower.secure.decoding import Inconsistent
 from qsfl_flower.secure.field import Elements
 from qsfl_flower.secure.krum import check_size, scores, select
+from qsfl_flower.secure.shamir import MAX_MEMBERS
 from qsfl_flower.secure.sizes import fewest_clients, least_quorum
 from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
-from qsfl_flower.secure.terms import Terms
+from qsfl_flower.secure.terms import MAX_CLIENTS, Terms
 from qsfl_flower.wire import PAYLOAD_RECORD, ClientPhase, Form, PlanItem, content_bytes, records_of
 from qsfl_flower.wire.keys import SHARES
 
@@ -70,6 +71,22 @@ class Committee:
     threshold: int = 3
     quorum: int | None = None
     min_clients: int = 3
+
+    def __post_init__(self) -> None:
+        self._check("members", 2, MAX_MEMBERS)
+        self._check("threshold", 2, self.members)
+        if self.quorum is not None:
+            why = "; of fewer, a server with threshold - 1 of them could open two different sums"
+            self._check("quorum", least_quorum(self.members, self.threshold), self.members, why)
+        self._check("min_clients", 2, MAX_CLIENTS)
+
+    def _check(self, name: str, low: int, high: int, why: str = "") -> None:
+        value = getattr(self, name)
+        if type(value) is not int or not low <= value <= high:
+            raise ConfigError(
+                f"committee: {name} is {value!r}; allowed are {low} to {high} in a committee of "
+                f"{self.members!r} with threshold {self.threshold!r}{why}"
+            )
 
     @property
     def least(self) -> int:

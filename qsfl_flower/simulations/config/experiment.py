@@ -37,6 +37,7 @@ from qsfl_flower.simulations.config.strategy import (
     FedAsyncSpec,
     FedAvgSpec,
     FedBuffSpec,
+    MaskedSumSpec,
     RobustSpec,
     StrategySpec,
 )
@@ -53,6 +54,10 @@ _UNFIT = {
     ("resnet18", "digits"): "smaller than 16 x 16",
     ("mnist-cnn", "cifar10"): "colour",
 }
+
+
+_LIMITS = {"min_clients": "least_cohort", "threshold": "least_threshold", "bits": "least_bits"}
+"""Numbers of a committee's stage, and the least ones of the nodes' policy."""
 
 
 class Experiment(Section):
@@ -508,8 +513,26 @@ def _hidden(exp: Experiment) -> Iterator[Contradiction]:
 def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:
     asynchronous = isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec)
     for index, stage in enumerate(exp.strategy.stages):
+        if isinstance(stage, MaskedSumSpec):
+            least, key = max(
+                (stage.min_clients, f"strategy.stages.{index}.min_clients"),
+                (exp.clients.policy.least_cohort, "clients.policy.least_cohort"),
+            )
+            if trained < least:
+                yield Contradiction(
+                    ("clients.count", "clients.fraction_train", key),
+                    f"{trained} clients train in a round, and a sum has at least {least} of them; "
+                    f"raise clients.count or lower {key}",
+                )
         if not isinstance(stage, SecureSumSpec | SecureKrumSpec):
             continue
+        for key, limit in _LIMITS.items():
+            if getattr(stage, key) < (asked := getattr(exp.clients.policy, limit)):
+                yield Contradiction(
+                    (f"strategy.stages.{index}.{key}", f"clients.policy.{limit}"),
+                    f"{key} is {getattr(stage, key)}, and nodes refuse sums with less than "
+                    f"clients.policy.{limit} {asked}; raise the first or lower the second",
+                )
         place, krum = f"strategy.stages.{index}", isinstance(stage, SecureKrumSpec)
         least = fewest_clients(
             stage.members,
