@@ -44,6 +44,10 @@ class DataError(QSFLError):
     """A data set or a partition is missing, damaged or does not fit the request."""
 
 
+class MissingData(DataError):
+    """A data set that can be downloaded is not on this machine."""
+
+
 class RejectedUpdate(QSFLError):
     """One client's message is not acceptable; the round goes on without it.
 

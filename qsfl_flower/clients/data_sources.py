@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import DataError
+from qsfl_flower.errors import DataError, MissingData
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -161,7 +161,7 @@ def folder(name: str, root: Path, download: bool) -> RawData:
         return raw
     place = root / known.torchvision_path
     if not place.is_dir() and not download:
-        raise DataError(
+        raise MissingData(
             f"data set {name!r} not found; looked for {archive} and {place}{os.sep}. "
             f"Set data.root or the environment variable QSFL_DATA_DIR to the folder that holds "
             f"one of them, or set data.download: true to download it to {root}"

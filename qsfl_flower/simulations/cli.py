@@ -145,9 +145,15 @@ def validate(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
 ) -> None:
-    """Check a configuration and print it with every default filled in."""
+    """Check a configuration with its data and model, and print it with every default filled in."""
     with _errors():
         experiment = load_experiment(config, overrides or ())
+
+        from qsfl_flower.simulations.fitting import check_fit
+
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        if (unseen := check_fit(experiment)) is not None:
+            sys.stdout.write(f"# data and model are not checked: {plain(unseen, 1000)}\n")
         for one in asked_imports(experiment):
             sys.stdout.write(f"# imports {one}\n")
         sys.stdout.write(dump_experiment(experiment))

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -63,6 +64,33 @@ def test_validate_prints_a_complete_configuration():
     values = yaml.safe_load(result.output)
     assert values["seed"] == 5
     assert values["output"]["keep_checkpoints"] == 2
+
+
+def test_validate_says_when_it_has_not_seen_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("QSFL_DATA_DIR", str(tmp_path))
+    result = runner.invoke(app, ["validate", "mnist", "--set", "data.download=true"])
+    assert result.exit_code == 0
+    assert result.output.startswith("# data and model are not checked: data set 'mnist' not found")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("model.frozen=[lin]", "model.frozen: the model has no layer, class of layers or array"),
+        ("model.local=[Linaer]", "did you mean 'Linear'?"),
+        ("model.frozen=[Linear]", "none of the model's arrays is trained"),
+        ("data.file=x.npz", "3 examples are too few for 10 clients"),
+    ],
+)
+def test_validate_looks_at_data_and_model_together(tmp_path, monkeypatch, change, told):
+    monkeypatch.chdir(tmp_path)
+    few = np.zeros((3, 4), np.float32), np.arange(3) % 2
+    np.savez("x.npz", x_train=few[0], y_train=few[1], x_test=few[0], y_test=few[1])
+    more = ["--set", "data.dataset=npz"] if "npz" in change else []
+    result = runner.invoke(app, ["validate", "plain", "--set", change, *more])
+    assert result.exit_code in (1, 2)
+    assert told in result.stderr
 
 
 def test_schema_is_json():
