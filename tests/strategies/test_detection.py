@@ -69,6 +69,22 @@ def test_flagged_updates_are_rejected_with_a_reason_and_then_quarantined():
     assert told_last["highest_anomaly"] > 0.5
 
 
+def test_an_attacker_counts_once_after_its_quarantine_and_the_reason_says_so():
+    """Flagged in rounds 1 to 3, away in 4 to 6, heard in 7, away for twice as long."""
+    found, _ = rounds(Detect(FAST), 13)
+    heard = [
+        (at, update)
+        for at, (judged, _) in enumerate(found, start=1)
+        for update in judged.updates
+        if update.sender.name == "c0"
+    ]
+    assert [at for at, _ in heard] == [7]
+    update = heard[0][1]
+    usual = [u.scale * u.measured().norm for u in found[6][0].updates if u.sender.rank >= 4]
+    assert update.scale * update.measured().norm <= 1.001 * np.median(usual)
+    assert "counts at its hearing" in update.opinion.flag
+
+
 def test_without_quarantine_flags_are_told_and_nothing_else_happens():
     (judged, _), *_ = rounds(Detect(FAST, quarantine=False), 1)[0]
     assert not judged.rejections

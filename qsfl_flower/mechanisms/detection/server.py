@@ -125,6 +125,9 @@ def _judged(
     """Return the update with the opinion of it, or its rejection."""
     opinion = Opinion(finding.score, finding.after.reputation, finding.why)
     if share > 0:
+        if finding.flagged:
+            why = f"{finding.why}; counts at its hearing after a quarantine, with a bounded norm"
+            opinion = replace(opinion, flag=why)
         return replace(update, scale=update.scale * share, opinion=opinion)
     reason, detail = FLAGGED, f"anomaly {finding.score:.2f}: {finding.why}"
     if finding.before.quarantined(server_round):
