@@ -27,7 +27,8 @@ from qsfl_flower.errors import QSFLError
 from qsfl_flower.privacy.audit import audit
 from qsfl_flower.privacy.gaussian import gaussian_noise_multiplier
 from qsfl_flower.privacy.record import RecordPrivacy
-from qsfl_flower.strategies import CentralDP, Clip, LocalDP, StableFedAvg
+from qsfl_flower.stages import CentralDP, Clip, LocalDP
+from qsfl_flower.strategies import StableFedAvg
 
 CANARIES, GUESSES, EPSILON, DELTA, CONFIDENCE = 200, 60, 1.0, 1e-5, 0.95
 NOISE = gaussian_noise_multiplier(EPSILON, DELTA)

@@ -35,7 +35,7 @@ from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.privacy.audit import AuditResult, audit
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
     CentralDP,
     Clip,
@@ -44,9 +44,9 @@ from qsfl_flower.strategies import (
     LocalDP,
     RecordDP,
     SecureSum,
-    StableFedAvg,
     Stage,
 )
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.testing.grid import NodeGrid
 from qsfl_flower.wire import to_record
 

@@ -21,7 +21,7 @@ from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.context import Exchange
-from qsfl_flower.strategies import Authenticate, Sender
+from qsfl_flower.stages import Authenticate, Sender
 from qsfl_flower.wire import content_bytes
 
 NAME = "authentication"

@@ -32,18 +32,14 @@ from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.rounds.charges import read_charges
+from qsfl_flower.stages import CentralDP, Clip, LocalDP, RecordDP, Stage
 from qsfl_flower.strategies import (
     BufferedAsync,
-    CentralDP,
     CheckpointStore,
     ClientRow,
-    Clip,
-    LocalDP,
-    RecordDP,
     RoundRecord,
     RunObserver,
     StableFedAvg,
-    Stage,
 )
 from qsfl_flower.testing import LocalGrid
 

@@ -27,7 +27,8 @@ from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.rounds.context import RoundContext, State
 from qsfl_flower.rounds.spending import Spending
-from qsfl_flower.strategies import CentralDP, Clip, PrivacyBudget, StableFedAvg, Stage
+from qsfl_flower.stages import CentralDP, Clip, Stage
+from qsfl_flower.strategies import PrivacyBudget, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 

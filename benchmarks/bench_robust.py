@@ -30,7 +30,8 @@ from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.mechanisms.robust import core as robust
 from qsfl_flower.simulations.build import client_of, model_of, owners_of
 from qsfl_flower.simulations.config import load_experiment
-from qsfl_flower.strategies import Detect, Robust, RoundRecord, RunObserver, StableFedAvg, Stage
+from qsfl_flower.stages import Detect, Robust, Stage
+from qsfl_flower.strategies import RoundRecord, RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 

@@ -1,4 +1,4 @@
-"""Every name that `strategies`, `clients` and `testing` export has an example, and it runs."""
+"""Every name that `strategies`, `stages`, `clients` and `testing` export has a running example."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import logging
 
 import numpy as np
 import pytest
+
+from qsfl_flower import stages, strategies
 
 WITHOUT = {
     "POLICIES", "State",
@@ -19,10 +21,11 @@ WITHOUT = {
 
 
 def exported():
-    for module in ("strategies", "clients", "testing"):
+    for module in ("strategies", "stages", "clients", "testing"):
         public = importlib.import_module(f"qsfl_flower.{module}")
-        names = {name: getattr(public, name) for name in public.__all__}
-        for name, value in names.items():
+        own = {name: getattr(public, name) for name in public.__all__}
+        names = {**vars(strategies), **vars(stages), **own}
+        for name, value in own.items():
             if name not in WITHOUT or module == "testing":
                 yield pytest.param(value, {**names, "np": np}, id=f"{module}.{name}")
 

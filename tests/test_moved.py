@@ -37,3 +37,10 @@ def test_the_suite_itself_uses_no_old_name() -> None:
         "import qsfl_flower.simulations.app, qsfl_flower.simulations.cli, qsfl_flower.clients.mods"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_stage_can_be_imported_from_its_old_place() -> None:
+    from qsfl_flower import stages, strategies
+
+    with pytest.warns(FutureWarning, match="qsfl_flower.stages.Clip is now qsfl_flower.stages"):
+        assert strategies.Clip is stages.Clip

@@ -250,7 +250,7 @@ class GradientSumClient(TrainingClient):
 
     One round is one step: with the stage `DistributedDP` the mod adds a share of the noise, and the
     secure sum over all clients is the noisy sum of central DP-SGD on all records together. The
-    step size is the server optimizer's (`FedAvgM`).
+    step size is the server optimizer's (`ServerMomentum`).
 
     Parameters
     ----------

@@ -37,19 +37,19 @@ from qsfl_flower.simulations.config.compression import BroadcastSpec, SharedMask
 from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.root import root_update_of
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
     Broadcast,
     Clip,
     Committee,
     Detect,
-    FedAdam,
-    FedAvgM,
-    FedYogi,
     MaskedSum,
     Robust,
     SecureKrum,
     SecureSum,
+    ServerAdam,
+    ServerMomentum,
+    ServerYogi,
     SharedMask,
     Stage,
     Validate,
@@ -143,9 +143,9 @@ STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
 """What makes the stage of each spec in ``strategy.stages``."""
 
 OPTIMISERS: dict[type, Callable[[Any], Stage]] = {
-    FedAvgMSpec: lambda spec: FedAvgM(spec.server_learning_rate, spec.server_momentum),
-    FedAdamSpec: lambda spec: FedAdam(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
-    FedYogiSpec: lambda spec: FedYogi(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
+    FedAvgMSpec: lambda spec: ServerMomentum(spec.server_learning_rate, spec.server_momentum),
+    FedAdamSpec: lambda spec: ServerAdam(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
+    FedYogiSpec: lambda spec: ServerYogi(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
 }
 """What makes the server optimizer of each spec of ``strategy`` that has one."""
 

@@ -93,7 +93,7 @@ def _averaging(components: ServerAppComponents) -> FedAvg:
     if type(old) is not FedAvg:
         raise ConfigError(
             f"server_fn: the strategy is {type(old).__name__}; only flwr.server.strategy.FedAvg is "
-            "carried over: return that, and give what is special as stages (FedAdam, Robust, ...)"
+            "carried over: return that, and give the rest as stages (ServerAdam, Robust, ...)"
         )
     for name in ("on_fit_config_fn", "on_evaluate_config_fn"):
         if getattr(old, name) is not None:

@@ -30,7 +30,8 @@ from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.rounds.record import ClientRow, RoundRecord
-from qsfl_flower.strategies import Authenticate, RunObserver, StableFedAvg, Stage
+from qsfl_flower.stages import Authenticate, Stage
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 from qsfl_flower.testing.grid import App, AppNode, NodeGrid, Tap, context_of
 from qsfl_flower.testing.taps import observe
 from qsfl_flower.wire.arrays import from_record
@@ -154,7 +155,7 @@ class LocalFederation:
 
     Examples
     --------
-    >>> from qsfl_flower.strategies import Clip
+    >>> from qsfl_flower.stages import Clip
     >>> federation = LocalFederation(clients=3)
     >>> view = federation.watch()
     >>> outcome = federation.run([Clip(1.0)])

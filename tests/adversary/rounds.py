@@ -16,14 +16,7 @@ from hypothesis import strategies as st
 
 from qsfl_flower import testing
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.strategies import (
-    Committee,
-    LocalDP,
-    MaskedSum,
-    SecureKrum,
-    SecureSum,
-    Stage,
-)
+from qsfl_flower.stages import Committee, LocalDP, MaskedSum, SecureKrum, SecureSum, Stage
 from qsfl_flower.testing import AppNode, LocalFederation, Outcome, Tap, View, copy_of
 from qsfl_flower.wire import from_record
 from qsfl_flower.wire.content import AUTH_RECORD

@@ -24,13 +24,8 @@ from qsfl_flower.crypto.roster import DAY, Entry, Roster
 from qsfl_flower.crypto.suite import Suite
 from qsfl_flower.errors import ConfigError, TooFewReplies
 from qsfl_flower.mechanisms.authentication.client import auth_mod, credentials_from_node_config
-from qsfl_flower.strategies import (
-    Authenticate,
-    BufferedAsync,
-    Clip,
-    RunObserver,
-    StableFedAvg,
-)
+from qsfl_flower.stages import Authenticate, Clip
+from qsfl_flower.strategies import BufferedAsync, RunObserver, StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.keys import INSTRUCTION_KEY, REPLY_KEY

@@ -14,14 +14,8 @@ from flwr.clientapp import mod as flower_mods
 from qsfl_flower import strategies
 from qsfl_flower.clients import auth_mod, policy_mod, privacy_mod, qsfl_mod, state_mod
 from qsfl_flower.errors import ConfigError, TooFewReplies
-from qsfl_flower.strategies import (
-    Committee,
-    Compress,
-    MaskedSum,
-    SecureKrum,
-    SecureSum,
-    StableFedAvg,
-)
+from qsfl_flower.stages import Committee, Compress, MaskedSum, SecureKrum, SecureSum
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.testing import AppNode, LocalFederation, LocalGrid
 
 
@@ -141,11 +135,3 @@ def test_arguments_of_hidden_sums_are_refused_where_nothing_is_hidden(kind, name
 def test_other_arguments_are_refused_as_python_does():
     with pytest.raises(TypeError, match="unexpected keyword argument 'fraction_fit'"):
         StableFedAvg(fraction_fit=0.5)
-
-
-@pytest.mark.parametrize("kind", ["FedAdam", "FedYogi", "FedAvgM"])
-def test_flowers_arguments_of_server_optimizers_are_explained(kind):
-    with pytest.raises(ConfigError, match=rf"StableFedAvg\(fraction_train=..., stages=\[{kind}\("):
-        getattr(strategies, kind)(fraction_train=0.5)
-    with pytest.raises(ConfigError, match="eta_l is the clients' step size"):
-        getattr(strategies, kind)(eta_l=0.1)

@@ -306,7 +306,8 @@ def test_what_a_run_left_behind_does_not_reach_the_next(fake_grid: Any) -> None:
     """Flower keeps the client state over all runs of a series."""
     from flwr.app import Array, ArrayRecord, MetricRecord
 
-    from qsfl_flower.strategies import Compress, StableFedAvg
+    from qsfl_flower.stages import Compress
+    from qsfl_flower.strategies import StableFedAvg
 
     states = [RecordDict() for _ in range(3)]
 

@@ -9,7 +9,8 @@ from flwr.clientapp import ClientApp
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
 from qsfl_flower.errors import DataError, QSFLError, RejectedUpdate
-from qsfl_flower.strategies import Clip, StableFedAvg
+from qsfl_flower.stages import Clip
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.wire import (
     DETAIL_KEY,
     FORM_KEY,

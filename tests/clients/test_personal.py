@@ -17,7 +17,8 @@ from qsfl_flower.clients.personal import STATE, PersonalClient
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.personalization import METHODS, Personalization
-from qsfl_flower.strategies import Clip, StableFedAvg
+from qsfl_flower.stages import Clip
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 
 HEAD = ("3.",)  # the last layer of the mlp

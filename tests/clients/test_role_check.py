@@ -15,7 +15,8 @@ from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import load_dataset
 from qsfl_flower.clients.models import get_arrays, roles_of
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
-from qsfl_flower.strategies import Clip, RunObserver, StableFedAvg
+from qsfl_flower.stages import Clip
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 from qsfl_flower.wire import to_record
 
 

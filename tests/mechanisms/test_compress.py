@@ -16,7 +16,7 @@ from qsfl_flower.node.steps import STEPS
 from qsfl_flower.simulations.config import experiment_from_dict
 from qsfl_flower.simulations.config.compression import CompressSpec
 from qsfl_flower.simulations.stages import stages_of
-from qsfl_flower.strategies import Compress
+from qsfl_flower.stages import Compress
 
 
 def test_the_section_in_yaml_is_the_description():

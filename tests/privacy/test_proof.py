@@ -16,7 +16,8 @@ from qsfl_flower.clients.models import build_model
 from qsfl_flower.clients.per_example import clipped_gradient_sum
 from qsfl_flower.mechanisms.compression.core import Mask, Scheme
 from qsfl_flower.mechanisms.privacy.server import CentralDP
-from qsfl_flower.strategies import Clip, Compress, Robust, SharedMask, StableFedAvg
+from qsfl_flower.stages import Clip, Compress, Robust, SharedMask
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.testing import LocalGrid
 
 CLIENTS, SIZE, C = 4, 4, 1.0

@@ -11,7 +11,7 @@ from qsfl_flower.mechanisms.robust.core.attacks import build_attack
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.simulations.scenarios import chain
 from qsfl_flower.simulations.scenarios.silos import Gang, Silo, features_of, probabilities
-from qsfl_flower.strategies import SharedMask
+from qsfl_flower.stages import SharedMask
 
 MASK = SharedMask(Mask(ratio=0.1), seed=3, epoch=4)
 

@@ -15,7 +15,8 @@ from qsfl_flower.simulations.scenarios.compression import (
     compare,
     federate,
 )
-from qsfl_flower.strategies import Compress, FedAvgM, StableFedAvg
+from qsfl_flower.stages import Compress, ServerMomentum
+from qsfl_flower.strategies import StableFedAvg
 
 
 def a_run(values, bytes_up):
@@ -112,7 +113,7 @@ def test_the_servers_momentum_takes_part(monkeypatch):
     for way in (Way(), Way(momentum=0.5), Way(Scheme())):
         with pytest.raises(InterruptedError):
             federate("digits", way)
-    assert stages == [FedAvgM, Compress]
+    assert stages == [ServerMomentum, Compress]
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.crypto.roster import open_roster
 from qsfl_flower.mechanisms.authentication.client import auth_mod
-from qsfl_flower.strategies import Authenticate, RunObserver
+from qsfl_flower.stages import Authenticate
+from qsfl_flower.strategies import RunObserver
 from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY
 from qsfl_flower.wire.keys import TASK_KEY
 

@@ -11,7 +11,8 @@ from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.rounds.context import Exchange, task_content
-from qsfl_flower.strategies import Authenticate, MaskedSum, RunObserver, StableFedAvg
+from qsfl_flower.stages import Authenticate, MaskedSum
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, to_record
 from qsfl_flower.wire.keys import MASKED_SUM, TASK_KEY
 

@@ -27,7 +27,7 @@ from qsfl_flower.mechanisms.secure_sum.server import SecureKrum, SecureSum
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.rounds.chain import Chain
-from qsfl_flower.strategies import Authenticate, Clip, FedAvgM, MaskedSum, Stage
+from qsfl_flower.stages import Authenticate, Clip, MaskedSum, ServerMomentum, Stage
 from qsfl_flower.strategies.checks import arguments_of
 from qsfl_flower.strategies.scaffold import ControlVariates
 
@@ -69,7 +69,7 @@ CAPABILITIES: dict[str, Callable[[], Stage] | None] = {
     "distributed_dp": lambda: DistributedDP(0.05, 7),
     "local_dp": lambda: LocalDP(1.0, 0.01),
     "scaffold": ControlVariates,
-    "server optimizer": lambda: FedAvgM(1.0, 0.2),
+    "server optimizer": lambda: ServerMomentum(1.0, 0.2),
     ASYNCHRONOUS: None,
 }
 """What a user may ask for; the argument of a strategy has no stage."""

@@ -25,19 +25,21 @@ from qsfl_flower.errors import CompositionError, ConfigError, TooFewReplies
 from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.mechanisms.privacy.server import CentralDP
 from qsfl_flower.rounds.buffered import BufferedRounds
+from qsfl_flower.stages import (
+    Clip,
+    CombineStage,
+    Compress,
+    Robust,
+    ServerAdam,
+    ServerMomentum,
+    SharedMask,
+)
 from qsfl_flower.strategies import (
     POLICIES,
     BufferedAsync,
     CheckpointStore,
-    Clip,
-    CombineStage,
-    Compress,
-    FedAdam,
     FedAsync,
-    FedAvgM,
-    Robust,
     RunObserver,
-    SharedMask,
     StableFedAvg,
 )
 from qsfl_flower.testing import LocalGrid
@@ -294,7 +296,7 @@ def test_without_staleness_the_step_is_that_of_fedavgm(fake_grid, trained):
     )  # fmt: skip
     theirs, _, _ = run(
         fake_grid(clients), speeds(1, 1, 1), rounds=5, kind=StableFedAvg,
-        stages=[FedAvgM(0.7, 0.5)],
+        stages=[ServerMomentum(0.7, 0.5)],
     )  # fmt: skip
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -449,7 +451,7 @@ class Hidden(CombineStage):
         (
             CompositionError,
             "server optimizers",
-            {"stages": [FedAdam()], "server_momentum": 0.5},
+            {"stages": [ServerAdam()], "server_momentum": 0.5},
         ),
     ],
 )

@@ -9,7 +9,8 @@ from qsfl_flower.asynchrony import Device, VirtualClock
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.mechanisms.broadcast.client import HELD_RECORD
 from qsfl_flower.mechanisms.compression.core import Scheme
-from qsfl_flower.strategies import Broadcast, Compress, FedAdam, FedBuff, RunObserver, StableFedAvg
+from qsfl_flower.stages import Broadcast, Compress, ServerAdam
+from qsfl_flower.strategies import FedBuff, RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import from_record, to_record
 
@@ -131,7 +132,7 @@ def test_clients_that_were_away_catch_up():
         assert all(np.array_equal(a, same[0]) for a in same)
 
 
-@pytest.mark.parametrize("optimizer", [None, FedAdam()])
+@pytest.mark.parametrize("optimizer", [None, ServerAdam()])
 def test_with_compressed_replies_and_an_optimizer(optimizer):
     stages = [Broadcast(0.05), Compress(Scheme(ratio=0.05))]
     stages += [optimizer] if optimizer else []

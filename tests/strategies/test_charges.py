@@ -16,7 +16,8 @@ from qsfl_flower.privacy.ledger import Budget, Ledger
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.rounds.charges import FILE, read_charges
 from qsfl_flower.rounds.record import RunObserver
-from qsfl_flower.strategies import CheckpointStore, Clip, PrivacyBudget, StableFedAvg
+from qsfl_flower.stages import Clip
+from qsfl_flower.strategies import CheckpointStore, PrivacyBudget, StableFedAvg
 from qsfl_flower.wire import to_record
 
 RECORD = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.2, steps=10)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from qsfl_flower.errors import CheckpointError
-from qsfl_flower.strategies import CheckpointStore, FedAdam, Snapshot, StableFedAvg
+from qsfl_flower.stages import ServerAdam
+from qsfl_flower.strategies import CheckpointStore, Snapshot, StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 
 
@@ -111,7 +112,7 @@ def test_a_resumed_strategy_goes_on_bit_for_bit(fake_grid, trained, tmp_path):
             fraction_train=0.6,
             fraction_evaluate=0.0,
             seed=8,
-            stages=[FedAdam(eta=0.05)],
+            stages=[ServerAdam(eta=0.05)],
             checkpoints=CheckpointStore(folder),
         )
 

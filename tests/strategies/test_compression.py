@@ -17,20 +17,19 @@ from qsfl_flower.mechanisms.compression.core import Mask, Memory, Scheme, decode
 from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP
 from qsfl_flower.node.steps import STEPS
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Chain,
     ClientPhase,
     Clip,
     Combined,
     CombineStage,
     Compress,
-    CompressedFedAvg,
     Robust,
     RoundContext,
     SharedMask,
-    StableFedAvg,
     Update,
 )
+from qsfl_flower.strategies import CompressedFedAvg, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import Form, PlanItem, content_bytes, from_record, to_blobs, to_record
 

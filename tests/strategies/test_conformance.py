@@ -19,6 +19,7 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.client import NumPyClient
 
+import qsfl_flower.mechanisms
 import qsfl_flower.rounds
 import qsfl_flower.strategies
 from qsfl_flower.clients.bridge import numpy_client_app
@@ -38,19 +39,17 @@ from qsfl_flower.mechanisms.secure_sum.server import SecureKrum, SecureSum
 from qsfl_flower.mechanisms.server_optimizers.stale import StaleStep
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.rounds.guard import Guard
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
-    CheckpointStore,
     Clip,
-    FedAdam,
-    FedAvgM,
-    FedYogi,
     MaskedSum,
-    RunObserver,
-    StableFedAvg,
+    ServerAdam,
+    ServerMomentum,
+    ServerYogi,
     Stage,
     Validate,
 )
+from qsfl_flower.strategies import CheckpointStore, RunObserver, StableFedAvg
 from qsfl_flower.strategies.scaffold import ControlVariates
 from qsfl_flower.wire import from_record, to_record
 
@@ -89,9 +88,9 @@ SAMPLES: dict[type[Stage], Sample] = {
     Authenticate: Sample(lambda c: [Authenticate(c)], neutral=0.0),
     Validate: Sample(lambda c: [Validate(max_norm=1e6)], neutral=0.0),
     Clip: Sample(lambda c: [Clip(100.0)], neutral=0.0),
-    FedAvgM: Sample(lambda c: [FedAvgM(1.0, 0.0)], neutral=0.0),
-    FedAdam: Sample(lambda c: [FedAdam()]),
-    FedYogi: Sample(lambda c: [FedYogi()]),
+    ServerMomentum: Sample(lambda c: [ServerMomentum(1.0, 0.0)], neutral=0.0),
+    ServerAdam: Sample(lambda c: [ServerAdam()]),
+    ServerYogi: Sample(lambda c: [ServerYogi()]),
     StaleStep: Sample(lambda c: [StaleStep(1.0, 0.0)], neutral=0.0),
     Guard: Sample(lambda c: [Guard()], neutral=0.0),
     ControlVariates: Sample(lambda c: [ControlVariates(1.0)], neutral=0.0),
@@ -231,8 +230,8 @@ def federation(fake_grid, keys):
 
 def stages_of_the_package():
     """All concrete stages of the suite."""
-    for package in (qsfl_flower.rounds, qsfl_flower.strategies):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+    for package in (qsfl_flower.rounds, qsfl_flower.mechanisms, qsfl_flower.strategies):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     found, open_kinds = set(), [Stage]
     while open_kinds:
@@ -282,7 +281,7 @@ WITH_ROLES = {
 
 
 @each
-@pytest.mark.parametrize("optimizer", [None, FedAdam, FedYogi, FedAvgM])
+@pytest.mark.parametrize("optimizer", [None, ServerAdam, ServerYogi, ServerMomentum])
 def test_every_array_keeps_its_role(federation, sample, optimizer):
     """Clients move all floats, the frozen ones included; the variance falls below its step."""
     beside = [] if optimizer is None else [optimizer()]

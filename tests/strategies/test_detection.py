@@ -11,7 +11,7 @@ from qsfl_flower.numerics import Layout, Vector, measure
 from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.record import client_rows
 from qsfl_flower.rounds.update import Cohort, Sender, Update
-from qsfl_flower.strategies import Detect
+from qsfl_flower.stages import Detect
 from qsfl_flower.wire import Form
 
 LAYOUT = Layout(("w", "b"), ((30, 20), (40,)), ("float32", "float32"))

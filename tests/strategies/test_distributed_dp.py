@@ -43,22 +43,19 @@ from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.ledger import Budget, Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
-    BufferedAsync,
     CentralDP,
     Clip,
     Committee,
     DistributedDP,
     MaskedSum,
-    PrivacyBudget,
     RecordDP,
-    RunObserver,
     SecureKrum,
     SecureSum,
     SharedMask,
-    StableFedAvg,
 )
+from qsfl_flower.strategies import BufferedAsync, PrivacyBudget, RunObserver, StableFedAvg
 from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, Plan, PlanItem, to_record
 from qsfl_flower.wire.keys import DISTRIBUTED_DP, MASKED_SUM, SHARES, TASK_KEY
 

@@ -12,18 +12,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from qsfl_flower.asynchrony import Constant, Device, VirtualClock
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Monitor, Reaction
-from qsfl_flower.strategies import (
-    BufferedAsync,
-    CentralDP,
-    CheckpointStore,
-    Clip,
-    Committee,
-    FedAvgM,
-    Robust,
-    RunObserver,
-    SecureSum,
-    StableFedAvg,
-)
+from qsfl_flower.stages import CentralDP, Clip, Committee, Robust, SecureSum, ServerMomentum
+from qsfl_flower.strategies import BufferedAsync, CheckpointStore, RunObserver, StableFedAvg
 
 from .conftest import MODEL, NOW, task_of
 from .conftest import Device as KeyedDevice
@@ -99,7 +89,7 @@ def test_roll_back_returns_to_the_best_model_and_forgets_momentum(fake_grid, tra
         return {"w": arrays["w"] * np.float32(0.5) + np.float32(50 if turn["n"] == 6 else 0)}
 
     grid = fake_grid({0: trained(0.0, change=change)})
-    model, rounds, _ = run(grid, 20, (Reaction.ROLL_BACK,), stages=[FedAvgM(1.0, 0.3)])
+    model, rounds, _ = run(grid, 20, (Reaction.ROLL_BACK,), stages=[ServerMomentum(1.0, 0.3)])
     told = {r.round: r.reaction for r in rounds if r.reaction}
     assert told == {6: "the model is that of round 5 again"}
     assert rounds[6].eval_loss > 1000  # what was evaluated is what led to the reaction

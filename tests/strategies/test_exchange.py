@@ -7,7 +7,8 @@ import pytest
 
 from qsfl_flower.errors import TooFewReplies
 from qsfl_flower.rounds import exchange
-from qsfl_flower.strategies import Committee, MaskedSum, SecureKrum, StableFedAvg
+from qsfl_flower.stages import Committee, MaskedSum, SecureKrum
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.testing import LocalFederation, NodeGrid
 from qsfl_flower.wire import to_record
 

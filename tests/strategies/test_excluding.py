@@ -16,16 +16,8 @@ from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.rounds.facts import Topic
 from qsfl_flower.simulations.config import experiment_from_dict
 from qsfl_flower.simulations.privacy import central_dp
-from qsfl_flower.strategies import (
-    BufferedAsync,
-    CentralDP,
-    Clip,
-    DistributedDP,
-    LocalDP,
-    PrivacyBudget,
-    RecordDP,
-    StableFedAvg,
-)
+from qsfl_flower.stages import CentralDP, Clip, DistributedDP, LocalDP, RecordDP
+from qsfl_flower.strategies import BufferedAsync, PrivacyBudget, StableFedAvg
 from qsfl_flower.testing import LocalFederation
 from qsfl_flower.testing.federation import FIRST_NODE
 

@@ -18,14 +18,8 @@ from qsfl_flower.privacy.events import Event
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.explanation import explain
 from qsfl_flower.rounds.facts import Topic
-from qsfl_flower.strategies import (
-    Authenticate,
-    MaskedSum,
-    SecureKrum,
-    SecureSum,
-    StableFedAvg,
-    Validate,
-)
+from qsfl_flower.stages import Authenticate, MaskedSum, SecureKrum, SecureSum, Validate
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.strategies.checks import arguments_of
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import content_bytes

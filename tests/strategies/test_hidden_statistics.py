@@ -20,19 +20,18 @@ from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.secure.statistics import Statistics
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
-    BufferedAsync,
     Clip,
     Committee,
     DistributedDP,
-    FedAvgM,
     MaskedSum,
     SecureKrum,
     SecureSum,
+    ServerMomentum,
     SharedMask,
-    StableFedAvg,
 )
+from qsfl_flower.strategies import BufferedAsync, StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 from qsfl_flower.wire.content import AUTH_RECORD
 
@@ -146,7 +145,7 @@ def test_no_array_of_a_client_is_sent_by_name(run, make, stages):
 
 @pytest.mark.parametrize(("make", "stages"), SUMS.values(), ids=SUMS)
 def test_neither_a_mask_nor_an_optimizer_moves_a_statistic(run, make, stages):
-    more = [SharedMask(Mask(ratio=0.5)), FedAvgM(0.1, 0.9)]
+    more = [SharedMask(Mask(ratio=0.5)), ServerMomentum(0.1, 0.9)]
     done = run(make, *stages, *more, rounds=3)
     assert (done.arrays["norm.running_var"] == 4000.0).all()
 

@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 from qsfl_flower.errors import REFUSALS, TooFewReplies, plain
 from qsfl_flower.mechanisms.authentication import client as authentication
 from qsfl_flower.node.steps import TASKS
+from qsfl_flower.stages import MaskedSum, ServerMomentum, Validate
 from qsfl_flower.strategies import (
     AuthenticatedFedAvg,
     BufferedAsync,
-    FedAvgM,
     Krum,
-    MaskedSum,
     RunObserver,
     StableFedAvg,
-    Validate,
 )
 from qsfl_flower.strategies.compressed import CompressedFedAvg
 from qsfl_flower.wire.keys import MASKED_SUM
@@ -280,7 +278,7 @@ def test_a_fault_of_ours_is_counted_and_logged_and_the_round_goes_on(
     assert "\x1b" not in told
 
 
-class Worse(FedAvgM):
+class Worse(ServerMomentum):
     """A stage with a fault that all updates together bring to light, in one round."""
 
     def apply(self, vector, state, context):

@@ -14,7 +14,7 @@ from qsfl_flower.numerics import Vector
 from qsfl_flower.rounds.admission import check_encoding
 from qsfl_flower.rounds.context import task_content
 from qsfl_flower.rounds.update import Rejection
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     ClientPhase,
     Clip,
     CohortStage,
@@ -22,10 +22,9 @@ from qsfl_flower.strategies import (
     CombineStage,
     DecodeStage,
     Phase,
-    RunObserver,
-    StableFedAvg,
     Update,
 )
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 from qsfl_flower.wire import PAYLOAD_RECORD, Form, PlanItem, from_record, records_of
 
 SECRET = 1e6

@@ -13,7 +13,8 @@ from flwr.server.strategy import FedAdam, FedAvg
 
 from qsfl_flower.clients import legacy_mod, qsfl_mod
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.strategies import Clip, StableFedAvg, legacy_server_app
+from qsfl_flower.stages import Clip
+from qsfl_flower.strategies import StableFedAvg, legacy_server_app
 from qsfl_flower.testing import LocalGrid
 
 ARRAYS = [np.full((2,), float(i), np.float32) for i in range(12)]

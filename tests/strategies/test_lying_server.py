@@ -20,7 +20,8 @@ from qsfl_flower.node.memory import STATE_FOLDER
 from qsfl_flower.node.steps import StepContext
 from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.secure.dealing import deal
-from qsfl_flower.strategies import BufferedAsync, Committee, SecureKrum, SecureSum, StableFedAvg
+from qsfl_flower.stages import Committee, SecureKrum, SecureSum
+from qsfl_flower.strategies import BufferedAsync, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, to_record
 from qsfl_flower.wire.keys import (
     HELLO_TASK,

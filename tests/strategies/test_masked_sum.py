@@ -17,17 +17,16 @@ from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.node import steps
 from qsfl_flower.secure.pairwise import client as protocol
 from qsfl_flower.secure.pairwise.ring import RingCode
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
     Combined,
     CombineStage,
     MaskedSum,
     Phase,
-    SecAggFedAvg,
     SharedMask,
-    StableFedAvg,
     VectorStage,
 )
+from qsfl_flower.strategies import SecAggFedAvg, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, from_record, to_record
 from qsfl_flower.wire.keys import MASKED_SUM, PLAN_KEY, TASK_KEY
 

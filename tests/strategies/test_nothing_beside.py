@@ -33,7 +33,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
     CentralDP,
     Clip,
@@ -42,8 +42,8 @@ from qsfl_flower.strategies import (
     LocalDP,
     RecordDP,
     SecureSum,
-    StableFedAvg,
 )
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 
 NOW = 1_800_000_000

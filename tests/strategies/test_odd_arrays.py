@@ -11,15 +11,8 @@ from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.roles import fit_roles
-from qsfl_flower.strategies import (
-    Clip,
-    Committee,
-    FedAdam,
-    Robust,
-    RunObserver,
-    SecureSum,
-    StableFedAvg,
-)
+from qsfl_flower.stages import Clip, Committee, Robust, SecureSum, ServerAdam
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalFederation, LocalGrid
 from qsfl_flower.wire import from_record, to_record
 
@@ -75,7 +68,7 @@ def run(*stages, model=MODEL, clients=3, **options):
 
 @pytest.mark.parametrize(
     "stages",
-    [[], [FedAdam()], [Robust("median", 1)], [Clip(100.0)]],
+    [[], [ServerAdam()], [Robust("median", 1)], [Clip(100.0)]],
     ids=["mean", "adam", "median", "clip"],
 )
 @pytest.mark.parametrize("mods", [[], [qsfl_mod]], ids=["plain", "mod"])

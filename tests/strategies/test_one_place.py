@@ -10,7 +10,8 @@ from flwr.client import NumPyClient
 from qsfl_flower.clients import auth_mod, numpy_client_app, qsfl_mod
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.roster import open_roster
-from qsfl_flower.strategies import Authenticate, BufferedAsync, Robust, RunObserver
+from qsfl_flower.stages import Authenticate, Robust
+from qsfl_flower.strategies import BufferedAsync, RunObserver
 from qsfl_flower.strategies.asynchronous import SECOND_PLACE
 from qsfl_flower.testing import NodeGrid
 

@@ -16,7 +16,8 @@ from qsfl_flower.rounds.context import Phase
 from qsfl_flower.rounds.policies import Diverse, History, PowerOfChoice
 from qsfl_flower.rounds.stages import VectorStage
 from qsfl_flower.rounds.update import Rejection
-from qsfl_flower.strategies import POLICIES, Cohort, Sender, StableFedAvg, Update
+from qsfl_flower.stages import Cohort, Sender, Update
+from qsfl_flower.strategies import POLICIES, StableFedAvg
 from qsfl_flower.wire import Form
 
 NAMES = [name for name in POLICIES if name != "random"]

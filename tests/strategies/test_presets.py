@@ -17,20 +17,17 @@ from qsfl_flower.crypto.federation import create_federation
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.privacy.calibration import epsilon_of_events, noise_multiplier_for
 from qsfl_flower.privacy.record import RecordPrivacy
+from qsfl_flower.stages import Committee, DistributedDP, RecordDP, Validate
 from qsfl_flower.strategies import (
-    Committee,
     CrossDevice,
     CrossSilo,
-    DistributedDP,
     FullChain,
     PrivacyBudget,
-    RecordDP,
     Research,
     RunObserver,
     SecAggFedAvg,
     SecureFedAvg,
     SecureMultiKrum,
-    Validate,
 )
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import from_record, to_record

@@ -28,7 +28,8 @@ from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.rounds.context import RoundContext
 from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.rounds.spending import PrivacyBudget
-from qsfl_flower.strategies import Clip, StableFedAvg
+from qsfl_flower.stages import Clip
+from qsfl_flower.strategies import StableFedAvg
 
 _spec = importlib.util.spec_from_file_location(
     "distributions", Path(__file__).parents[1] / "privacy" / "distributions.py"

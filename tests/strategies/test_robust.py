@@ -10,7 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from qsfl_flower import strategies
 from qsfl_flower.errors import ConfigError, TooFewReplies
 from qsfl_flower.mechanisms.robust import core as robust
-from qsfl_flower.strategies import Clip, Robust, RobustFedAvg, RunObserver, StableFedAvg
+from qsfl_flower.stages import Clip, Robust
+from qsfl_flower.strategies import RobustFedAvg, RunObserver, StableFedAvg
 
 
 class Rows(RunObserver):

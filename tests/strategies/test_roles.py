@@ -18,16 +18,8 @@ from qsfl_flower.mechanisms.broadcast.server import Broadcast
 from qsfl_flower.mechanisms.compression.server import Compress
 from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP
 from qsfl_flower.mechanisms.robust.server import Robust
-from qsfl_flower.strategies import (
-    CheckpointStore,
-    Clip,
-    FedAdam,
-    FedAvgM,
-    FedYogi,
-    RunObserver,
-    ScaffoldFedAvg,
-    StableFedAvg,
-)
+from qsfl_flower.stages import Clip, ServerAdam, ServerMomentum, ServerYogi
+from qsfl_flower.strategies import CheckpointStore, RunObserver, ScaffoldFedAvg, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, ROLES_KEY, from_record, to_record, with_keys
 
 MODEL = {
@@ -118,7 +110,7 @@ STAGES = {
     "local noise": lambda: [LocalDP(1.0, 0.5)],
     "compression": lambda: [Compress()],
     "median": lambda: [Robust("median", 1)],
-    "adam": lambda: [FedAdam()],
+    "adam": lambda: [ServerAdam()],
     "broadcast": lambda: [Broadcast(ratio=0.5)],
 }
 
@@ -143,7 +135,8 @@ def test_statistics_stay_the_servers_own_where_noise_protects(run, stages):
 
 @pytest.mark.parametrize("roles", [None, ROLES], ids=["guessed", "declared"])
 @pytest.mark.parametrize(
-    "optimizer", [lambda: FedAvgM(1.0, 0.95), lambda: FedAdam(0.5), lambda: FedYogi(0.5)]
+    "optimizer",
+    [lambda: ServerMomentum(1.0, 0.95), lambda: ServerAdam(0.5), lambda: ServerYogi(0.5)],
 )
 def test_no_server_optimizer_steps_a_variance(run, optimizer, roles):
     """Halved 8 times by everybody; a momentum of the differences goes far below zero."""
@@ -221,7 +214,7 @@ class Watch(Mover):
 
 @pytest.mark.parametrize(
     "stages",
-    [STAGES["mean"], STAGES["broadcast"], STAGES["compression"], lambda: [Clip(9.0), FedAdam()]],
+    [STAGES["mean"], STAGES["broadcast"], STAGES["compression"], lambda: [Clip(9.0), ServerAdam()]],
 )
 def test_local_statistics_stay_on_each_device(run, stages):
     clients = [Watch(n) for n in range(COUNT)]
@@ -247,7 +240,7 @@ def test_guessed_roles_are_logged_once_where_it_matters(run, caplog):
     with caplog.at_level(logging.WARNING, "qsfl_flower"):
         run(roles=None)
         assert "roles:" not in caplog.text
-        run(FedAvgM(1.0, 0.9), roles=None)
+        run(ServerMomentum(1.0, 0.9), roles=None)
     assert caplog.text.count("roles: 2 arrays look like statistics") == 1
     assert "norm.running_mean" in caplog.text
 
@@ -326,10 +319,10 @@ def test_roles_that_do_not_fit_are_refused_by_name(roles, message):
 
 def test_a_checkpoint_with_other_roles_is_refused(run, tmp_path):
     store = CheckpointStore(tmp_path)
-    run(FedAdam(), rounds=1, checkpoints=store)
+    run(ServerAdam(), rounds=1, checkpoints=store)
     with pytest.raises(CheckpointError, match="other roles"):
-        run(FedAdam(), rounds=2, resume=store.latest(), roles={})
-    run(FedAdam(), rounds=2, resume=store.latest())
+        run(ServerAdam(), rounds=2, resume=store.latest(), roles={})
+    run(ServerAdam(), rounds=2, resume=store.latest())
 
 
 def test_scaffold_moves_no_control_of_a_frozen_array(run):

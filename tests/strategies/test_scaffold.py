@@ -25,18 +25,16 @@ from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
     Committee,
     Compress,
-    FedAvgM,
     RoundContext,
-    RunObserver,
-    ScaffoldFedAvg,
     SecureSum,
-    StableFedAvg,
+    ServerMomentum,
     Stage,
 )
+from qsfl_flower.strategies import RunObserver, ScaffoldFedAvg, StableFedAvg
 from qsfl_flower.strategies.scaffold import ControlVariates, with_controls
 from qsfl_flower.wire import from_record, to_record
 
@@ -201,7 +199,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="ScaffoldFedAvg"):
         of.fit(list(get_arrays(model()).values()), {})
     with pytest.raises(CompositionError, match="control variates"):
-        ScaffoldFedAvg(stages=[FedAvgM()])
+        ScaffoldFedAvg(stages=[ServerMomentum()])
     with pytest.raises(ConfigError, match="participation"):
         ScaffoldFedAvg(participation=0)
 

@@ -26,16 +26,8 @@ from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.secure.desk import Desk
 from qsfl_flower.secure.terms import Terms
-from qsfl_flower.strategies import (
-    BufferedAsync,
-    Clip,
-    Committee,
-    FedAsync,
-    MaskedSum,
-    SecureKrum,
-    SecureSum,
-    SharedMask,
-)
+from qsfl_flower.stages import Clip, Committee, MaskedSum, SecureKrum, SecureSum, SharedMask
+from qsfl_flower.strategies import BufferedAsync, FedAsync
 from qsfl_flower.wire import to_record
 from qsfl_flower.wire.keys import HELLO_TASK, RELEASE_TASK, SECURE_RECORD, TAKE_TASK
 

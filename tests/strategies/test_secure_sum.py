@@ -19,19 +19,17 @@ from qsfl_flower.secure import dealing
 from qsfl_flower.secure.desk import Desk, Use
 from qsfl_flower.secure.field import P
 from qsfl_flower.secure.fixed_point import FixedPoint
-from qsfl_flower.strategies import (
+from qsfl_flower.stages import (
     Authenticate,
     Clip,
     Committee,
     DecodeStage,
     MaskedSum,
-    SecureFedAvg,
     SecureKrum,
-    SecureMultiKrum,
     SecureSum,
     SharedMask,
-    StableFedAvg,
 )
+from qsfl_flower.strategies import SecureFedAvg, SecureMultiKrum, StableFedAvg
 from qsfl_flower.wire import to_record
 from qsfl_flower.wire.keys import HELLO_TASK, RELEASE_TASK, SECURE_RECORD, SHARES, TAKE_TASK
 

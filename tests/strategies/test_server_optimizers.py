@@ -6,21 +6,20 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import strategy as flower
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.strategies import FedAdam, FedAvgM, FedYogi, StableFedAvg
+from qsfl_flower.stages import ServerAdam, ServerMomentum, ServerYogi
 
 PAIRS = [
-    (FedAvgM(server_learning_rate=0.7, server_momentum=0.9), flower.FedAvgM(
+    (ServerMomentum(server_learning_rate=0.7, server_momentum=0.9), flower.FedAvgM(
         server_learning_rate=0.7, server_momentum=0.9)),
-    (FedAdam(eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2), flower.FedAdam(
+    (ServerAdam(eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2), flower.FedAdam(
         eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2)),
-    (FedYogi(eta=0.03), flower.FedYogi(eta=0.03)),
+    (ServerYogi(eta=0.03), flower.FedYogi(eta=0.03)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("stage", "peer"), PAIRS, ids=lambda x: type(x).__name__)
-def test_equals_flowers_own_class(fake_grid, trained, stage, peer):
+@pytest.mark.parametrize(("ours", "peer"), PAIRS, ids=lambda x: type(x).__name__)
+def test_equals_flowers_own_class(fake_grid, trained, ours, peer):
     """Flower works in the dtype of the arrays; with float64 arrays both agree to rounding."""
-    ours = StableFedAvg(stages=[stage])
     start = ArrayRecord({"w": Array(np.linspace(-1, 1, 7)), "b": Array(np.zeros((2, 2)))})
     models = {"ours": start, "peer": start}
     rng = np.random.default_rng(4)
@@ -42,24 +41,32 @@ def test_equals_flowers_own_class(fake_grid, trained, stage, peer):
 
 def test_defaults_are_flowers():
     for ours, theirs in (
-        (FedAdam(), flower.FedAdam()),
-        (FedYogi(), flower.FedYogi()),
+        (ServerAdam(), flower.FedAdam()),
+        (ServerYogi(), flower.FedYogi()),
     ):
         for name in ("eta", "beta_1", "beta_2", "tau"):
             assert getattr(ours, name) == getattr(theirs, name)
-    assert FedAvgM().server_learning_rate == flower.FedAvgM().server_learning_rate
-    assert FedAvgM().server_momentum == flower.FedAvgM().server_momentum
+    assert ServerMomentum().server_learning_rate == flower.FedAvgM().server_learning_rate
+    assert ServerMomentum().server_momentum == flower.FedAvgM().server_momentum
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FedAvgM(server_momentum=1.0), "fedavgm: server_momentum is 1.0; it must be in"),
-        (lambda: FedAvgM(0.0), "fedavgm: server_learning_rate is 0.0; it must be greater than 0"),
-        (lambda: FedAdam(tau=0.0), "fedadam: tau is 0.0; it must be greater than 0"),
-        (lambda: FedAdam(beta_1=-0.1), "fedadam: beta_1 is -0.1"),
-        (lambda: FedYogi(beta_2=float("nan")), "fedyogi: beta_2 is nan"),
-        (lambda: FedYogi(eta=float("inf")), "fedyogi: eta is inf"),
+        (
+            lambda: ServerMomentum(server_momentum=1.0),
+            "fedavgm: server_momentum is 1.0; it must be in",
+        ),
+        (
+            lambda: ServerMomentum(0.0),
+            "fedavgm: server_learning_rate is 0.0; it must be greater than 0",
+        ),
+        (lambda: ServerAdam(tau=0.0), "fedadam: tau is 0.0; it must be greater than 0"),
+        (lambda: ServerAdam(beta_1=-0.1), "fedadam: beta_1 is -0.1"),
+        (lambda: ServerYogi(beta_2=float("nan")), "fedyogi: beta_2 is nan"),
+        (lambda: ServerYogi(eta=float("inf")), "fedyogi: eta is inf"),
+        (lambda: ServerAdam(eta_l=0.1), "eta_l is the clients' step size"),
+        (lambda: ServerAdam(stages=[ServerYogi()]), "is not a stage"),
     ],
 )
 def test_bad_parameters_are_named(make, message):

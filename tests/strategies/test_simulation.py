@@ -11,7 +11,8 @@ from flwr.simulation import run_simulation
 
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
-from qsfl_flower.strategies import Clip, StableFedAvg
+from qsfl_flower.stages import Clip
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 
 pytestmark = pytest.mark.slow

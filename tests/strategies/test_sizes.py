@@ -6,7 +6,8 @@ import pytest
 
 from qsfl_flower.errors import ConfigError, TooFewReplies
 from qsfl_flower.secure.sizes import fewest_clients
-from qsfl_flower.strategies import Committee, SecureKrum, SecureSum, StableFedAvg
+from qsfl_flower.stages import Committee, SecureKrum, SecureSum
+from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.wire import to_record
 
 from . import sizes

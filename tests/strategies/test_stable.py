@@ -10,15 +10,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from qsfl_flower.errors import CompositionError, ConfigError, RunInterrupted, TooFewReplies
 from qsfl_flower.rounds.stages import MessageStage
-from qsfl_flower.strategies import (
-    Clip,
-    FedAdam,
-    FedAvgM,
-    Phase,
-    RunObserver,
-    StableFedAvg,
-    Validate,
-)
+from qsfl_flower.stages import Clip, Phase, ServerAdam, ServerMomentum, Validate
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 
 
 def record(**arrays):
@@ -295,7 +288,7 @@ def test_server_momentum_and_no_shared_state_between_strategies(fake_grid, train
         result, _ = run(
             fake_grid({1: trained(1.0), 2: trained(1.0)}),
             rounds=3,
-            stages=[FedAvgM(server_momentum=0.5)],
+            stages=[ServerMomentum(server_momentum=0.5)],
         )
         assert values(result.arrays)[0] == 4.25
 
@@ -352,7 +345,10 @@ def test_users_own_metrics_function_gets_the_accepted_replies_in_canonical_order
         ({"client_api": "grpc"}, "client_api is 'grpc'; it must be message or legacy"),
         ({"stages": ["clip"]}, "stages: 'clip' is not a stage"),
         ({"stages": [Clip(1.0), Clip(2.0)]}, "stages: clip is given more than once"),
-        ({"stages": [FedAdam(), FedAvgM()]}, "fedadam and fedavgm are both server optimizers"),
+        (
+            {"stages": [ServerAdam(), ServerMomentum()]},
+            "fedadam and fedavgm are both server optimizers",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -362,7 +358,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_stages_stand_in_canonical_order_whatever_the_order_given():
-    stages = [FedAdam(), Clip(1.0), Validate()]
+    stages = [ServerAdam(), Clip(1.0), Validate()]
     for order in (stages, stages[::-1]):
         names = [s.name for s in StableFedAvg(stages=order).chain.stages]
         assert names == ["validate", "clip", "fedadam"]

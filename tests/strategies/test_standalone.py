@@ -10,14 +10,8 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from qsfl_flower import strategies
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.robust.core import RULES
-from qsfl_flower.strategies import (
-    Clip,
-    FedAdam,
-    Robust,
-    RobustFedAvg,
-    StableFedAvg,
-    Validate,
-)
+from qsfl_flower.stages import Clip, Robust, ServerAdam, Validate
+from qsfl_flower.strategies import RobustFedAvg, StableFedAvg
 from qsfl_flower.testing import inside_run
 
 
@@ -74,10 +68,10 @@ def test_replies_with_errors_are_rejected_and_a_round_of_errors_changes_nothing(
     ("stages", "named"),
     [
         ([Clip(1.0)], "'clip'"),
-        ([FedAdam()], "'fedadam'"),
+        ([ServerAdam()], "'fedadam'"),
         ([Validate(max_norm=3.0)], "'validate'"),
         ([Robust("norm_bounded")], "'robust'"),
-        ([Robust("centered_clipping"), FedAdam()], "'robust', the stage 'fedadam'"),
+        ([Robust("centered_clipping"), ServerAdam()], "'robust', the stage 'fedadam'"),
     ],
 )
 def test_stages_that_need_the_start_say_so(stages, named):

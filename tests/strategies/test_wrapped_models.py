@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.numerics import Layout
-from qsfl_flower.strategies import Clip, Robust, RunObserver, StableFedAvg
+from qsfl_flower.stages import Clip, Robust
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import from_record, to_record
 

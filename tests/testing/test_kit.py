@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from qsfl_flower import testing
-from qsfl_flower.strategies import Clip, FedAvgM
+from qsfl_flower.stages import Clip, ServerMomentum
 from qsfl_flower.testing import LocalFederation, NodeGrid, Tap
 
 
@@ -116,7 +116,7 @@ def test_nobody_waits_for_a_silent_node(plain):
     """A node that never answers costs the whole timeout of the round, in virtual time."""
     plain.grid.taps = {102: Tap(up=testing.drop)}
     before = plain.grid.time.now
-    outcome = plain.run([Clip(1.0), FedAvgM(1.0)])
+    outcome = plain.run([Clip(1.0), ServerMomentum(1.0)])
     plain.grid.taps = {}
     assert outcome.error is None
     assert plain.grid.time.now - before >= 60.0

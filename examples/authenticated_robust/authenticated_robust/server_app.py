@@ -4,7 +4,8 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from authenticated_robust.task import accuracy, load_test_data, new_model
-from qsfl_flower.strategies import AuthenticatedFedAvg, ClientRow, Robust, RoundRecord, RunObserver
+from qsfl_flower.stages import Robust
+from qsfl_flower.strategies import AuthenticatedFedAvg, ClientRow, RoundRecord, RunObserver
 
 app = ServerApp()
 

@@ -6,14 +6,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from qsfl_flower.clients.data import load_dataset
 from qsfl_flower.clients.trainer import evaluate_model
-from qsfl_flower.strategies import (
-    ClientRow,
-    PrivacyBudget,
-    RecordDP,
-    RoundRecord,
-    RunObserver,
-    StableFedAvg,
-)
+from qsfl_flower.stages import RecordDP
+from qsfl_flower.strategies import ClientRow, PrivacyBudget, RoundRecord, RunObserver, StableFedAvg
 from record_privacy.task import DELTA, new_model, privacy_of
 
 app = ServerApp()

@@ -4,7 +4,7 @@ The encoded update and the client's secrets wait in Flower's client state betwee
 round, encrypted under the client's own storage key and sealed to each other, so that secrets mask
 no other vector than the one they were drawn for; a vector is erased as soon as it is masked. How
 far a client has come in which round is a fact (`qsfl_flower.node.memory`): rounds only go up,
-and every step is taken once. The strategy's half is `qsfl_flower.strategies.MaskedSum`.
+and every step is taken once. The strategy's half is `qsfl_flower.stages.MaskedSum`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A member's shares wait in Flower's client state between the two tasks of a round, encrypted under
 its own storage key, and are erased when the sum is released. That a client has dealt, and what a
 member has taken and released, are facts of the node, written before the reply leaves; see
-`qsfl_flower.node.memory`. The strategy's halves are `qsfl_flower.strategies.SecureSum` and
+`qsfl_flower.node.memory`. The strategy's halves are `qsfl_flower.stages.SecureSum` and
 `SecureKrum`.
 """
 

@@ -8,8 +8,6 @@ after clipping, selection and noise in a chain. Integer arrays are not touched b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +17,7 @@ from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
 from qsfl_flower.rounds.stages import VectorStage
 
 
-class FedAvgM(VectorStage):
+class ServerMomentum(VectorStage):
     r"""Momentum on the server.
 
     .. math:: m_t = \beta m_{t-1} + \Delta_t, \qquad x_{t+1} = x_t + \eta m_t
@@ -40,7 +38,7 @@ class FedAvgM(VectorStage):
     --------
     >>> from qsfl_flower.testing import LocalFederation
     >>> federation = LocalFederation()
-    >>> outcome = federation.run([FedAvgM(server_learning_rate=1.0, server_momentum=0.9)], rounds=2)
+    >>> outcome = federation.run([ServerMomentum(server_momentum=0.9)], rounds=2)
     >>> np.allclose(outcome.model, 2.9 * federation.updates.mean(axis=0), atol=1e-6)
     True
     """
@@ -48,10 +46,7 @@ class FedAvgM(VectorStage):
     name = "fedavgm"
     phase = Phase.UPDATE
 
-    def __init__(
-        self, server_learning_rate: float = 1.0, server_momentum: float = 0.0, **others: object
-    ) -> None:
-        _no_others(self, others)
+    def __init__(self, server_learning_rate: float = 1.0, server_momentum: float = 0.0) -> None:
         _positive(self.name, server_learning_rate=server_learning_rate)
         _fraction(self.name, server_momentum=server_momentum)
         self.server_learning_rate = server_learning_rate
@@ -70,7 +65,7 @@ class FedAvgM(VectorStage):
 
 
 class _Adaptive(VectorStage):
-    """Common part of FedAdam and FedYogi: first and second moment, and the final division."""
+    """Common part of ServerAdam and ServerYogi: first and second moment, and the final division."""
 
     phase = Phase.UPDATE
 
@@ -104,7 +99,7 @@ class _Adaptive(VectorStage):
         return step, {"m": m, "v": v}, {}
 
 
-class FedAdam(_Adaptive):
+class ServerAdam(_Adaptive):
     r"""Adam on the server.
 
     .. math::
@@ -131,7 +126,7 @@ class FedAdam(_Adaptive):
     Examples
     --------
     >>> from qsfl_flower.testing import LocalFederation
-    >>> outcome = LocalFederation().run([FedAdam(eta=0.05)], rounds=2)
+    >>> outcome = LocalFederation().run([ServerAdam(eta=0.05)], rounds=2)
     >>> outcome.error is None
     True
     """
@@ -139,14 +134,8 @@ class FedAdam(_Adaptive):
     name = "fedadam"
 
     def __init__(
-        self,
-        eta: float = 1e-1,
-        beta_1: float = 0.9,
-        beta_2: float = 0.99,
-        tau: float = 1e-3,
-        **others: object,
+        self, eta: float = 1e-1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
     ) -> None:
-        _no_others(self, others)
         super().__init__(eta, beta_1, beta_2, tau)
 
     def second_moment(
@@ -161,7 +150,7 @@ class FedAdam(_Adaptive):
         return float(self.eta * np.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t))
 
 
-class FedYogi(_Adaptive):
+class ServerYogi(_Adaptive):
     r"""Yogi on the server: like Adam, but the second moment moves by at most its increment.
 
     .. math:: v_t = v_{t-1} - (1-\beta_2) \Delta_t^2 \operatorname{sign}(v_{t-1} - \Delta_t^2)
@@ -182,7 +171,7 @@ class FedYogi(_Adaptive):
     Examples
     --------
     >>> from qsfl_flower.testing import LocalFederation
-    >>> outcome = LocalFederation().run([FedYogi(eta=0.05)], rounds=2)
+    >>> outcome = LocalFederation().run([ServerYogi(eta=0.05)], rounds=2)
     >>> outcome.error is None
     True
     """
@@ -190,14 +179,8 @@ class FedYogi(_Adaptive):
     name = "fedyogi"
 
     def __init__(
-        self,
-        eta: float = 1e-2,
-        beta_1: float = 0.9,
-        beta_2: float = 0.99,
-        tau: float = 1e-3,
-        **others: object,
+        self, eta: float = 1e-2, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
     ) -> None:
-        _no_others(self, others)
         super().__init__(eta, beta_1, beta_2, tau)
 
     def second_moment(
@@ -205,20 +188,6 @@ class FedYogi(_Adaptive):
     ) -> NDArray[np.float64]:
         """Move the second moment towards the squared differences."""
         return v - (1 - self.beta_2) * squared * np.sign(v - squared)
-
-
-def _no_others(stage: VectorStage, others: Mapping[str, object]) -> None:
-    """Refuse arguments of Flower's strategies of the same names, which these stages are not."""
-    if "eta_l" in others:
-        raise ConfigError(
-            f"{stage.name}: eta_l is the clients' step size, which the app sets; leave it out"
-        )
-    if others:
-        kind, names = type(stage).__name__, ", ".join(others)
-        raise ConfigError(
-            f"{stage.name}: {kind} is a stage; arguments of a strategy ({names}) go to the "
-            f"strategy: StableFedAvg({next(iter(others))}=..., stages=[{kind}(...)])"
-        )
 
 
 def _positive(stage: str, **values: float) -> None:

@@ -21,7 +21,7 @@ class StaleStep(VectorStage):
     with the mean staleness :math:`\bar s_t` of the updates in :math:`\Delta_t`. Stale updates act
     like a momentum of about :math:`\bar s / (1 + \bar s)` already, since they go on in the
     direction of some steps ago; the correction takes it off the explicit one, so that the total is
-    about :math:`\beta`. Without staleness this is `FedAvgM`.
+    about :math:`\beta`. Without staleness this is `ServerMomentum`.
 
     Parameters
     ----------

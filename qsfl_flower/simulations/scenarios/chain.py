@@ -48,16 +48,8 @@ from qsfl_flower.simulations.scenarios.silos import (
     features_of,
     probabilities,
 )
-from qsfl_flower.strategies import (
-    Authenticate,
-    BufferedAsync,
-    Committee,
-    RecordDP,
-    RunObserver,
-    SecureKrum,
-    SharedMask,
-    StableFedAvg,
-)
+from qsfl_flower.stages import Authenticate, Committee, RecordDP, SecureKrum, SharedMask
+from qsfl_flower.strategies import BufferedAsync, RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from qsfl_flower.simulations.config import Experiment, load_experiment
 from qsfl_flower.simulations.materials import dataset_of, model_of
 from qsfl_flower.simulations.report.figures import CYCLE, Plot, draw, legend
 from qsfl_flower.simulations.scenarios.processes import in_processes
-from qsfl_flower.strategies import Compress, FedAvgM, RoundRecord, RunObserver, StableFedAvg, Stage
+from qsfl_flower.stages import Compress, ServerMomentum, Stage
+from qsfl_flower.strategies import RoundRecord, RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalGrid
 from qsfl_flower.wire import to_record
 
@@ -56,7 +57,7 @@ class Way:
     scheme : Scheme or None
         What clients send; None: everything in float32.
     momentum : float
-        Momentum of the server (`FedAvgM`).
+        Momentum of the server (`ServerMomentum`).
     against : str
         The dense one of `SCHEMES` with the same momentum, on the server or corrected on clients.
     """
@@ -169,7 +170,7 @@ def federate(name: str, way: Way, rounds: int | None = None, seed: int = 42) -> 
 
     stages: list[Stage] = [] if way.scheme is None else [Compress(way.scheme, seed=seed)]
     if way.momentum:
-        stages.append(FedAvgM(server_momentum=way.momentum))
+        stages.append(ServerMomentum(server_momentum=way.momentum))
     watch = _Watch()
     strategy = StableFedAvg(
         fraction_evaluate=0,

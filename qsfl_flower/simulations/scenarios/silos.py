@@ -17,7 +17,7 @@ from qsfl_flower.mechanisms.robust.core.attacks import Attack, View
 from qsfl_flower.privacy.gaussian import add_noise
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
-from qsfl_flower.strategies import SharedMask
+from qsfl_flower.stages import SharedMask
 
 Floats = NDArray[np.float32]
 

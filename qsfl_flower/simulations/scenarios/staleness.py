@@ -40,7 +40,7 @@ from qsfl_flower.simulations.report.figures import (
     legend,
     rounds_axis,
 )
-from qsfl_flower.strategies import FedAvgM, RoundContext, StaleStep, VectorStage
+from qsfl_flower.stages import RoundContext, ServerMomentum, StaleStep, VectorStage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ SERVERS: Mapping[str, Server] = {
     ),
     "weights 1 / (1 + s)": Server(Polynomial(1.0), StaleStep()),
     "rate / (1 + mean s)": Server(Constant(), StaleStep(scale_by_staleness=True)),
-    "weights and momentum": Server(Polynomial(1.0), FedAvgM(1.0, 0.9)),
+    "weights and momentum": Server(Polynomial(1.0), ServerMomentum(1.0, 0.9)),
     "the same, corrected": Server(Polynomial(1.0), StaleStep(1.0, 0.9)),
     _HALF_FRESH: Server(Constant(), StaleStep(), fresh=0.5),
 }

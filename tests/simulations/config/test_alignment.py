@@ -22,7 +22,8 @@ from qsfl_flower.simulations.config.strategy import (
     FedAvgMSpec,
     FedYogiSpec,
 )
-from qsfl_flower.strategies import Clip, FedAdam, FedAvgM, FedYogi, StableFedAvg
+from qsfl_flower.stages import Clip, ServerAdam, ServerMomentum, ServerYogi
+from qsfl_flower.strategies import StableFedAvg
 
 NOT_SAME = {"self", "name", "stage", "stages"}
 
@@ -39,9 +40,9 @@ def test_training_keys_are_the_trainer_s():
         (DirichletSpec, Dirichlet),
         (ShardsSpec, Shards),
         (ClipSpec, Clip),
-        (FedAvgMSpec, FedAvgM),
-        (FedAdamSpec, FedAdam),
-        (FedYogiSpec, FedYogi),
+        (FedAvgMSpec, ServerMomentum),
+        (FedAdamSpec, ServerAdam),
+        (FedYogiSpec, ServerYogi),
     ],
 )
 def test_keys_are_parameters(spec, made):

@@ -17,7 +17,8 @@ from qsfl_flower.simulations.report.outcome import outcome
 from qsfl_flower.simulations.report.sections.headline import headline
 from qsfl_flower.simulations.report.tally import tally
 from qsfl_flower.simulations.runs import Run
-from qsfl_flower.strategies import Robust, RunObserver, StableFedAvg
+from qsfl_flower.stages import Robust
+from qsfl_flower.strategies import RunObserver, StableFedAvg
 
 
 def words(section):
