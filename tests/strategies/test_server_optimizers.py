@@ -7,13 +7,14 @@ from flwr.serverapp import strategy as flower
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.stages import ServerAdam, ServerMomentum, ServerYogi
+from qsfl_flower.strategies import FedAdam, FedAvgM, FedYogi
 
 PAIRS = [
-    (ServerMomentum(server_learning_rate=0.7, server_momentum=0.9), flower.FedAvgM(
+    (FedAvgM(server_learning_rate=0.7, server_momentum=0.9), flower.FedAvgM(
         server_learning_rate=0.7, server_momentum=0.9)),
-    (ServerAdam(eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2), flower.FedAdam(
+    (FedAdam(eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2), flower.FedAdam(
         eta=0.05, beta_1=0.8, beta_2=0.95, tau=1e-2)),
-    (ServerYogi(eta=0.03), flower.FedYogi(eta=0.03)),
+    (FedYogi(eta=0.03), flower.FedYogi(eta=0.03)),
 ]  # fmt: skip
 
 
@@ -65,8 +66,8 @@ def test_defaults_are_flowers():
         (lambda: ServerAdam(beta_1=-0.1), "fedadam: beta_1 is -0.1"),
         (lambda: ServerYogi(beta_2=float("nan")), "fedyogi: beta_2 is nan"),
         (lambda: ServerYogi(eta=float("inf")), "fedyogi: eta is inf"),
-        (lambda: ServerAdam(eta_l=0.1), "eta_l is the clients' step size"),
-        (lambda: ServerAdam(stages=[ServerYogi()]), "is not a stage"),
+        (lambda: FedAdam(eta_l=0.1), "eta_l is the clients' step size"),
+        (lambda: FedAdam(stages=[FedYogi()]), "is not a stage"),
     ],
 )
 def test_bad_parameters_are_named(make, message):
