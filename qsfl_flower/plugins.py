@@ -78,12 +78,25 @@ class Options:
     """
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                vars(self)[name] = tuple(value)
         check_options(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values for a plan: JSON values by name."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return options from a section: those of options within options stand in it too."""
+        own, hints = dict(values), get_type_hints(cls)
+        for one in fields(cls):
+            if is_options(within := hints[one.name]):
+                names = {inner.name for inner in fields(within)} & own.keys()
+                own[one.name] = within(**{name: own.pop(name) for name in names})
+        return cls(**own)
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
@@ -99,6 +112,11 @@ class Options:
             found = sorted(map(str, values)) if isinstance(values, Mapping) else values
             raise ConfigError(f"options: found {found!r:.200}, the names must be {known}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def is_options(hint: Any) -> bool:
+    """Return whether a field holds options of its own."""
+    return isinstance(hint, type) and issubclass(hint, Options)
 
 
 def check_options(values: Any) -> None:
@@ -206,12 +224,19 @@ class Mechanism:
     client : str or None
         ``"package.module:STEPS"``: a mapping of the names of its steps to functions, see
         `qsfl_flower.node.steps`; None if clients have nothing to do.
+    tasks : str or None
+        The same for tasks that clients answer without the app.
+    needs : tuple of str or None
+        Arguments that the federation provides, such as its credentials. If it is given, the stage
+        takes each option as a keyword, and these beside or instead of them.
     """
 
     name: str
     options: type[Options]
     server: str
     client: str | None = None
+    tasks: str | None = None
+    needs: tuple[str, ...] | None = None
     kind: str = field(default="mechanism", init=False)
 
     def __post_init__(self) -> None:
@@ -219,13 +244,20 @@ class Mechanism:
         if not (isinstance(self.options, type) and issubclass(self.options, Options)):
             raise ConfigError(f"mechanism {self.name!r}: options must be a subclass of Options")
 
-    def stage(self, options: Options, seed: int = 0) -> Any:
-        """Return the server's half."""
-        return attribute(self.server)(options, seed=seed)
+    def stage(self, options: Options, seed: int = 0, **needed: Any) -> Any:
+        """Return the server's half, given what it needs of the federation."""
+        make = attribute(self.server)
+        if self.needs is None:
+            return make(options, seed=seed)
+        return make(**{one.name: getattr(options, one.name) for one in fields(options)} | needed)
 
     def steps(self) -> Mapping[str, Callable[..., Any]]:
         """Return the client's half: its steps by name."""
         return {} if self.client is None else dict(attribute(self.client))
+
+    def answers(self) -> Mapping[str, Callable[..., Any]]:
+        """Return the tasks of the client's half by name."""
+        return {} if self.tasks is None else dict(attribute(self.tasks))
 
 
 Plugin = Extension | Mechanism

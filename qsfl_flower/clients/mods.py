@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 import qsfl_flower.mechanisms.bounds.client  # registers its step
 import qsfl_flower.mechanisms.compression.client  # registers its steps
-import qsfl_flower.mechanisms.masked_sum.client  # registers its step and tasks
 import qsfl_flower.mechanisms.privacy.client  # registers its steps
 import qsfl_flower.mechanisms.secure_sum.client  # noqa: F401  # registers its step and tasks
+from qsfl_flower import mechanisms
 from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.role_check import saying
@@ -40,6 +40,7 @@ from qsfl_flower.node.steps import (
     ClientUpdate,
     Step,
     StepContext,
+    add_steps,
     client_name,
     refuse,
 )
@@ -66,6 +67,9 @@ from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 Known = TypeVar("Known")
+
+for _mechanism in mechanisms.BUILT_IN.values():
+    add_steps(_mechanism)
 
 
 def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -3,10 +3,12 @@
 Nothing here needs NumPy, Flower or torch: reading a configuration imports it.
 """
 
+from qsfl_flower.mechanisms.authentication import AUTHENTICATE
 from qsfl_flower.mechanisms.compression import COMPRESS
+from qsfl_flower.mechanisms.masked_sum import MASKED_SUM
 from qsfl_flower.plugins import Mechanism, added
 
-BUILT_IN: dict[str, Mechanism] = {COMPRESS.name: COMPRESS}
+BUILT_IN: dict[str, Mechanism] = {one.name: one for one in (AUTHENTICATE, MASKED_SUM, COMPRESS)}
 
 
 def find(name: str) -> Mechanism | None:
@@ -15,4 +17,4 @@ def find(name: str) -> Mechanism | None:
     return found if isinstance(found, Mechanism) else None
 
 
-__all__ = ["BUILT_IN", "find"]
+__all__ = ["AUTHENTICATE", "BUILT_IN", "find"]

@@ -168,18 +168,24 @@ TASKS: dict[str, Task] = {}
 
 
 def add_steps(mechanism: Mechanism) -> None:
-    """Let this process carry out the client's half of a mechanism of a third party.
+    """Let this process carry out the client's half of a mechanism, its steps and tasks.
 
-    A ClientApp calls this when it is defined; nothing that a server sends does.
+    A ClientApp calls this for one of a third party when it is defined; nothing that a server sends
+    does.
 
     Raises
     ------
     ConfigError
-        If one of its steps has the name of another.
+        If one of its steps or tasks has the name of another.
     """
-    for name, step in mechanism.steps().items():
-        if STEPS.setdefault(name, step) is not step:
-            raise ConfigError(
-                f"mechanism {mechanism.name!r}: there is a step {name!r} already; give it another "
-                "name"
-            )
+    known: dict[str, Any]
+    for kind, known, own in (
+        ("step", STEPS, mechanism.steps()),
+        ("task", TASKS, mechanism.answers()),
+    ):
+        for name, answer in own.items():
+            if known.setdefault(name, answer) is not answer:
+                raise ConfigError(
+                    f"mechanism {mechanism.name!r}: there is a {kind} {name!r} already; give it "
+                    "another name"
+                )

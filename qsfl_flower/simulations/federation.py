@@ -22,7 +22,8 @@ from qsfl_flower.crypto.keyfile import load_identity, save_authority_key, save_i
 from qsfl_flower.crypto.roster import DAY, Roster
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import RunError
-from qsfl_flower.simulations.config import AuthenticateSpec, Experiment
+from qsfl_flower.mechanisms import AUTHENTICATE
+from qsfl_flower.simulations.config import Experiment
 
 _SERVER, _ROSTER, _AUTHORITY = "server.key", "roster", "authority.pub"
 _RENEW_BEFORE = 7 * DAY
@@ -30,7 +31,7 @@ _RENEW_BEFORE = 7 * DAY
 
 def authenticates(experiment: Experiment) -> bool:
     """Return whether the experiment has the stage ``authenticate``."""
-    return any(isinstance(stage, AuthenticateSpec) for stage in experiment.strategy.stages)
+    return any(stage.stage == AUTHENTICATE.name for stage in experiment.strategy.stages)
 
 
 def server_credentials(experiment: Experiment) -> Credentials:

@@ -15,7 +15,6 @@ from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.simulations import privacy
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
-    AuthenticateSpec,
     CentralDPSpec,
     ClipSpec,
     CommitteeSpec,
@@ -26,7 +25,6 @@ from qsfl_flower.simulations.config import (
     FedAvgMSpec,
     FedYogiSpec,
     LocalDPSpec,
-    MaskedSumSpec,
     RecordDPSpec,
     RobustSpec,
     SecureKrumSpec,
@@ -38,12 +36,10 @@ from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.root import root_update_of
 from qsfl_flower.stages import (
-    Authenticate,
     Broadcast,
     Clip,
     Committee,
     Detect,
-    MaskedSum,
     Robust,
     SecureKrum,
     SecureSum,
@@ -66,19 +62,11 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
 def _stage(spec: Any, experiment: Experiment) -> Stage:
     if (mechanism := mechanisms.find(spec.stage)) is not None:
-        options = mechanism.options(**spec.model_dump(exclude={"stage"}))
-        return cast(Stage, mechanism.stage(options, experiment.seed))
+        options = mechanism.options.of(spec.model_dump(exclude={"stage"}))
+        needed = {name: NEEDED[name](experiment) for name in mechanism.needs or ()}
+        return cast(Stage, mechanism.stage(options, experiment.seed, **needed))
     # With plugins, a section may be a subclass of the suite's.
     return next(STAGES[kind] for kind in type(spec).__mro__ if kind in STAGES)(spec, experiment)
-
-
-def _authenticate(spec: AuthenticateSpec, experiment: Experiment) -> Stage:
-    return Authenticate(server_credentials(experiment), spec.encrypt)
-
-
-def _masked_sum(spec: MaskedSumSpec, experiment: Experiment) -> Stage:
-    settings = spec.model_dump(exclude={"stage"})
-    return MaskedSum(server_credentials(experiment), **settings)
 
 
 def _committee(spec: CommitteeSpec) -> tuple[float, Committee, dict[str, Any]]:
@@ -123,9 +111,10 @@ def _detect(spec: DetectSpec, experiment: Experiment) -> Stage:
     return Detect(detection, spec.quarantine)
 
 
+NEEDED: dict[str, Callable[[Experiment], Any]] = {"credentials": server_credentials}
+"""What the federation of an experiment provides for stages, see `Mechanism`."""
+
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
-    AuthenticateSpec: _authenticate,
-    MaskedSumSpec: _masked_sum,
     SecureKrumSpec: _secure_krum,
     SecureSumSpec: _secure_sum,
     SharedMaskSpec: _shared_mask,

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -14,24 +13,8 @@ from qsfl_flower.mechanisms.compression.core import FORMATS, Scheme
 from qsfl_flower.mechanisms.compression.options import Values
 from qsfl_flower.node.steps import STEPS
 from qsfl_flower.simulations.config import experiment_from_dict
-from qsfl_flower.simulations.config.compression import CompressSpec
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.stages import Compress
-
-
-def test_the_section_in_yaml_is_the_description():
-    section = CompressSpec(stage="compress")
-    assert section.model_dump(exclude={"stage"}) == CompressOptions().to_dict()
-    for one in fields(CompressOptions):
-        about, told = one.metadata["about"], CompressSpec.model_fields[one.name]
-        assert told.description == about.text
-        limits = {
-            name: getattr(bound, name)
-            for bound in told.metadata
-            for name in ("gt", "ge", "lt", "le")
-            if hasattr(bound, name)
-        }
-        assert limits == about.limits
 
 
 def test_both_halves_read_it():

@@ -1,1 +1,12 @@
-"""Signed messages and enrolled clients."""
+"""Signed instructions, signed replies, and sessions."""
+
+from qsfl_flower.mechanisms.authentication.options import AuthenticateOptions
+from qsfl_flower.plugins import Mechanism
+
+AUTHENTICATE = Mechanism(
+    "authenticate",
+    AuthenticateOptions,
+    server="qsfl_flower.mechanisms.authentication.server:Authenticate",
+    needs=("credentials",),
+)
+"""The clients' half is a mod of its own, `qsfl_flower.clients.auth_mod`."""

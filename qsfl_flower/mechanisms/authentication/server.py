@@ -23,6 +23,7 @@ from qsfl_flower.crypto.replay import ReplayCache
 from qsfl_flower.crypto.session import Session
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.mechanisms.authentication.options import AuthenticateOptions
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Exchange, Measurements, Phase, State
@@ -118,7 +119,7 @@ class Authenticate(MessageStage):
     def __init__(
         self,
         credentials: Credentials | Path | str,
-        encrypt: bool = False,
+        encrypt: bool = AuthenticateOptions.encrypt,
         clock: Callable[[], float] = unix_time,
     ) -> None:
         self.credentials = Credentials.given(credentials, "server", SERVER)

@@ -24,7 +24,7 @@ from flwr.app import ConfigRecord, RecordDict
 from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import COMPLAINTS, CryptoError, Refusal, RejectedUpdate
-from qsfl_flower.node.steps import STEPS, TASKS, ClientUpdate, Party, StepContext, Task
+from qsfl_flower.node.steps import ClientUpdate, Party, StepContext, Task
 from qsfl_flower.secure.pairwise.client import BadPacket, Client, deal, mask, release
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, encode_scalars
@@ -147,9 +147,13 @@ def _named(task: Task) -> Task:
     return answer
 
 
-STEPS[MASKED_SUM] = masked_sum_step
-for _name, _task in (("deal", deal_task), ("mask", mask_task), ("release", release_task)):
-    TASKS[f"{MASKED_SUM}.{_name}"] = _named(_task)
+MASKED_STEPS = {MASKED_SUM: masked_sum_step}
+MASKED_TASKS = {
+    f"{MASKED_SUM}.deal": _named(deal_task),
+    f"{MASKED_SUM}.mask": _named(mask_task),
+    f"{MASKED_SUM}.release": _named(release_task),
+}
+"""The client's half, under the names that instructions use."""
 
 
 def _deal(

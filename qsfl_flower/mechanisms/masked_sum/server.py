@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import COMPLAINTS, ConfigError, RejectedUpdate
 from qsfl_flower.mechanisms.authentication.server import SERVER
+from qsfl_flower.mechanisms.masked_sum.options import MaskedSumOptions
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.admission import check_encoding, check_willing, declined
 from qsfl_flower.rounds.composition import Trait
@@ -29,7 +31,7 @@ from qsfl_flower.secure.pairwise import server
 from qsfl_flower.secure.pairwise.graph import complete_graph, sparse_graph
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, decode_scalars
-from qsfl_flower.secure.pairwise.terms import Policy, Terms
+from qsfl_flower.secure.pairwise.terms import Terms
 from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.wire import (
@@ -46,7 +48,8 @@ from qsfl_flower.wire.keys import MASKED_SUM
 _MAX_TERMS = 32 * 1024
 
 
-class MaskedSum(CombineStage):
+@dataclass(frozen=True, eq=False, repr=False)
+class MaskedSum(CombineStage, MaskedSumOptions):
     r"""Combine updates that are masked so that only their sum can be read.
 
     .. math:: \Delta = \sum_i w_i \Delta_i \Big/ \sum_i w_i, \qquad
@@ -120,34 +123,29 @@ class MaskedSum(CombineStage):
     needs_norms = False
     declares = frozenset({Trait.TRUSTS_KEYS, Trait.NEEDS_EVERYBODY})
 
-    def __init__(
-        self,
-        credentials: Credentials | Path | str,
-        *,
-        bound: float = 8.0,
-        min_clients: int = 3,
-        max_examples: int = 1000,
-        metrics: Sequence[str] = ("train-loss", "train-accuracy"),
-        weighted_by: str = "num-examples",
-        colluding: float = 0.1,
-        sparse: bool = False,
-        dropouts: float = 0.1,
-        clock: Callable[[], float] = unix_time,
-    ) -> None:
-        self.credentials = Credentials.given(credentials, "server", SERVER)
-        self.bound = bound
-        self.min_clients = min_clients
-        self.tally = Tally(max_examples, tuple(metrics), weighted_by)
-        self.colluding = colluding
-        self.sparse = sparse
-        self.dropouts = dropouts
-        self._clock = clock
-        self._opened = tuple(self.tally.metrics)
-        # These raise what would otherwise end the first round.
-        RingCode(bound, 2)
-        Policy(colluding, min_clients)
-        if not 0 <= dropouts < 1:
-            raise ConfigError(f"masked_sum: dropouts is {dropouts!r}; it must be in [0, 1)")
+    credentials: Credentials | Path | str
+    _: KW_ONLY
+    weighted_by: str = "num-examples"
+    clock: Callable[[], float] = unix_time
+
+    _opened: ClassVar[tuple[str, ...] | None] = None
+
+    def __post_init__(self) -> None:
+        """Raise what would otherwise end the first round."""
+        self.roster  # noqa: B018  # reads a folder
+        super().__post_init__()
+        self.tally  # noqa: B018  # checks the metrics
+        RingCode(self.bound, 2)
+
+    @cached_property
+    def roster(self) -> Roster:
+        """Who is enrolled."""
+        return Credentials.given(self.credentials, "server", SERVER).roster
+
+    @cached_property
+    def tally(self) -> Tally:
+        """What is summed behind the update."""
+        return Tally(self.max_examples, self.metrics, self.weighted_by)
 
     @property
     def facts(self) -> Facts:
@@ -166,7 +164,8 @@ class MaskedSum(CombineStage):
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is opened, and who could open more."""
-        metrics = f" and {', '.join(self._opened)}" if self._opened else ""
+        opened = self.metrics if self._opened is None else self._opened
+        metrics = f" and {', '.join(opened)}" if opened else ""
         return {
             Topic.SERVER: [
                 f"one sum a round, of the updates{Statistics(layout).told}, numbers of examples"
@@ -245,7 +244,7 @@ class MaskedSum(CombineStage):
         names = {str(u.sender.node_id): u.sender.name for u in cohort.updates}
         updates = {u.sender.name: u for u in cohort.updates if u.sender.name not in excluded}
         senders = {name: update.sender for name, update in updates.items()}
-        run = _Run(self, context, senders, int(self._clock()), _pairs(state))
+        run = _Run(self, context, senders, int(self.clock()), _pairs(state))
         step, metrics, skipped = None, None, None
         statistics: Mapping[str, NDArray[Any]] = {}
         try:
@@ -506,7 +505,7 @@ class _Run:
             place,
             data,
             self.context.instructions.get(self.context.server_round, b""),
-            self.stage.credentials.roster,
+            self.stage.roster,
             self.now,
         )
 

@@ -41,7 +41,6 @@ from qsfl_flower.simulations.config.sections import (
     WriterSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
-    AuthenticateSpec,
     ClipSpec,
     DetectSpec,
     FedAdamSpec,
@@ -51,7 +50,6 @@ from qsfl_flower.simulations.config.strategy import (
     FedBuffSpec,
     FedProxSpec,
     FedYogiSpec,
-    MaskedSumSpec,
     RobustSpec,
     ScaffoldSpec,
     ValidateSpec,
@@ -61,7 +59,6 @@ from qsfl_flower.simulations.config.timing import TimingSpec
 __all__ = [
     "AdaptiveClipSpec",
     "AttackKeys",
-    "AuthenticateSpec",
     "CentralDPSpec",
     "ClientsSpec",
     "ClipSpec",
@@ -82,7 +79,6 @@ __all__ = [
     "FedYogiSpec",
     "IidSpec",
     "LocalDPSpec",
-    "MaskedSumSpec",
     "MinimumSpec",
     "ModelSpec",
     "MonitorSpec",

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from qsfl_flower.mechanisms.compression import COMPRESS
 from qsfl_flower.mechanisms.compression.options import Values
 from qsfl_flower.simulations.config.base import Section
-from qsfl_flower.simulations.config.described import section_of
-
-if TYPE_CHECKING:
-
-    class CompressSpec(Section):
-        """Made of `CompressOptions`."""
-
-        stage: Literal["compress"]
-else:
-    CompressSpec = section_of(COMPRESS, "stage", Section)
 
 
 class SharedMaskSpec(Section):

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, ValidationError, create_model, model_validator
@@ -31,12 +31,15 @@ _model: Any = create_model  # whose types do not know of fields in a mapping
 def section_of(plugin: plugins.Plugin, tag: str, base: type[Section]) -> type[Section]:
     """Return the section of a stage or an attack: the options of a plugin, beside `tag`."""
     about = _described(plugin)
-    make: Callable[..., Any] = plugin.options or plugin.make  # type: ignore[union-attr]
     known = set(base.model_fields) - {tag}
 
     def sensible(self: Any) -> Any:
+        values = {k: v for k, v in self if k != tag and k not in known}
         try:
-            make(**{k: v for k, v in self if k != tag and k not in known})
+            if isinstance(plugin, plugins.Mechanism):
+                plugin.options.of(values)
+            else:
+                (plugin.options or plugin.make)(**values)
         except ConfigError as error:
             place = "attacks" if tag == "attack" else "strategy.stages"
             refuse([Contradiction((place,), str(error))])
@@ -75,6 +78,9 @@ def _fields(make: Any, given: Iterable[str]) -> Fields:
     if dataclasses.is_dataclass(make):
         for one in dataclasses.fields(make):
             if not one.init or one.name in given:
+                continue
+            if plugins.is_options(hints.get(one.name)):
+                found |= _fields(hints[one.name], given)
                 continue
             about = one.metadata.get("about", plugins.About(f"Option {one.name}.", {}))
             default: Any = one.default if one.default is not dataclasses.MISSING else ...

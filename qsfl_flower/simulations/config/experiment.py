@@ -37,7 +37,6 @@ from qsfl_flower.simulations.config.strategy import (
     FedAsyncSpec,
     FedAvgSpec,
     FedBuffSpec,
-    MaskedSumSpec,
     RobustSpec,
     StrategySpec,
 )
@@ -513,7 +512,7 @@ def _hidden(exp: Experiment) -> Iterator[Contradiction]:
 def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:
     asynchronous = isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec)
     for index, stage in enumerate(exp.strategy.stages):
-        if isinstance(stage, MaskedSumSpec):
+        if stage.stage == "masked_sum":
             least, key = max(
                 (stage.min_clients, f"strategy.stages.{index}.min_clients"),
                 (exp.clients.policy.least_cohort, "clients.policy.least_cohort"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import Field, model_validator
 
+from qsfl_flower.mechanisms import BUILT_IN
 from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, MonitorSpec
 from qsfl_flower.simulations.config.base import (
     Contradiction,
@@ -15,7 +16,8 @@ from qsfl_flower.simulations.config.base import (
     refuse,
 )
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
-from qsfl_flower.simulations.config.compression import BroadcastSpec, CompressSpec, SharedMaskSpec
+from qsfl_flower.simulations.config.compression import BroadcastSpec, SharedMaskSpec
+from qsfl_flower.simulations.config.described import section_of
 from qsfl_flower.simulations.config.privacy import (
     AdaptiveClipSpec,
     CentralDPSpec,
@@ -48,52 +50,6 @@ class ClipSpec(Section):
     per_layer: bool = Field(
         default=False,
         description="Clip each of the L arrays to clip_norm / sqrt(L) instead of the whole update.",
-    )
-
-
-class AuthenticateSpec(Section):
-    """Lets in only what enrolled clients have signed; clients obey only the server's signature."""
-
-    stage: Literal["authenticate"] = Field(description="Name of the stage.")
-    encrypt: bool = Field(
-        False, description="Encrypt the arrays of the replies under the session with the server."
-    )
-
-
-class MaskedSumSpec(Section):
-    """Hides every update under masks that cancel in the sum (needs stage authenticate)."""
-
-    stage: Literal["masked_sum"] = Field(description="Name of the stage.")
-    bound: float = Field(
-        default=8.0,
-        gt=0,
-        description="Largest magnitude of a coordinate of an update; a client beyond it does not "
-        "take part. Clip to this norm or less.",
-    )
-    min_clients: int = Field(
-        default=3, ge=2, le=100_000, description="The clients unmask no sum of fewer."
-    )
-    max_examples: int = Field(
-        default=1000, ge=1, le=10**12, description="No client counts for more examples than this."
-    )
-    metrics: tuple[str, ...] = Field(
-        default=("train-loss", "train-accuracy"),
-        strict=False,
-        description="Metrics that are averaged under the masks; others stay on the clients.",
-    )
-    colluding: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the clients that may help the server."
-    )
-    sparse: bool = Field(
-        default=False,
-        description="Mask with few neighbours instead of all clients; holds only against a server "
-        "that follows the protocol.",
-    )
-    dropouts: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="For a sparse graph: share of the clients that may drop out while masking.",
     )
 
 
@@ -198,25 +154,31 @@ class DetectSpec(Section):
     )
 
 
-StageSpec = Annotated[
-    AuthenticateSpec
-    | ValidateSpec
-    | ClipSpec
-    | DetectSpec
-    | MaskedSumSpec
-    | SecureKrumSpec
-    | SecureSumSpec
-    | CompressSpec
-    | SharedMaskSpec
-    | BroadcastSpec
-    | RobustSpec
-    | CentralDPSpec
-    | AdaptiveClipSpec
-    | RecordDPSpec
-    | DistributedDPSpec
-    | LocalDPSpec,
-    Field(discriminator="stage"),
-]
+SECTIONS = {one.name: section_of(one, "stage", Section) for one in BUILT_IN.values()}
+"""The sections of stages that are described by their options."""
+
+_STAGES = (
+    SECTIONS["authenticate"],
+    ValidateSpec,
+    ClipSpec,
+    DetectSpec,
+    SECTIONS["masked_sum"],
+    SecureKrumSpec,
+    SecureSumSpec,
+    SECTIONS["compress"],
+    SharedMaskSpec,
+    BroadcastSpec,
+    RobustSpec,
+    CentralDPSpec,
+    AdaptiveClipSpec,
+    RecordDPSpec,
+    DistributedDPSpec,
+    LocalDPSpec,
+)
+if TYPE_CHECKING:
+    StageSpec = Any
+else:
+    StageSpec = Annotated[Union[_STAGES], Field(discriminator="stage")]  # noqa: UP007
 
 
 HIDING = ("masked_sum", "secure_krum", "secure_sum")
