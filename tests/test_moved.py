@@ -44,3 +44,10 @@ def test_a_stage_can_be_imported_from_its_old_place() -> None:
 
     with pytest.warns(FutureWarning, match=r"strategies\.Clip is now qsfl_flower\.stages\.Clip"):
         assert strategies.Clip is stages.Clip
+
+
+def test_a_preset_has_its_old_name() -> None:
+    from qsfl_flower import strategies
+
+    with pytest.warns(FutureWarning, match=r"is now .*strategies\.full_chain"):
+        assert strategies.FullChain is strategies.full_chain

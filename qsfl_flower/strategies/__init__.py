@@ -11,7 +11,7 @@ from qsfl_flower.strategies.asynchronous import BufferedAsync, FedAsync, FedBuff
 from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.compressed import CompressedFedAvg
 from qsfl_flower.strategies.legacy_server import legacy_server_app
-from qsfl_flower.strategies.presets import CrossDevice, CrossSilo, FullChain, Research
+from qsfl_flower.strategies.presets import cross_device, cross_silo, full_chain, research
 from qsfl_flower.strategies.robust_presets import (
     Bulyan,
     CenteredClipping,
@@ -36,8 +36,6 @@ __all__ = [
     "CheckpointStore",
     "ClientRow",
     "CompressedFedAvg",
-    "CrossDevice",
-    "CrossSilo",
     "FedAdam",
     "FedAsync",
     "FedAvgM",
@@ -45,14 +43,12 @@ __all__ = [
     "FedMedian",
     "FedTrimmedAvg",
     "FedYogi",
-    "FullChain",
     "GeometricMedian",
     "Krum",
     "MultiKrum",
     "NormBounded",
     "Policy",
     "PrivacyBudget",
-    "Research",
     "RobustFedAvg",
     "RoundLog",
     "RoundRecord",
@@ -63,20 +59,37 @@ __all__ = [
     "SecureMultiKrum",
     "Snapshot",
     "StableFedAvg",
+    "cross_device",
+    "cross_silo",
+    "full_chain",
     "legacy_server_app",
+    "research",
 ]
 
 
+_PRESETS = {
+    "CrossDevice": cross_device,
+    "CrossSilo": cross_silo,
+    "FullChain": full_chain,
+    "Research": research,
+}
+"""Names of the last release."""
+
+
 def __getattr__(name: str) -> object:
-    """Find a stage under its name of the last release."""
+    """Find a stage or a preset under its name of the last release."""
     from qsfl_flower import stages
 
-    if name not in stages.__all__:
+    if name in _PRESETS:
+        found, new = _PRESETS[name], f"strategies.{_PRESETS[name].__name__}"
+    elif name in stages.__all__:
+        found, new = getattr(stages, name), f"stages.{name}"
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        f"qsfl_flower.strategies.{name} is now qsfl_flower.stages.{name}; the old name goes with "
-        "the next release",
+        f"qsfl_flower.strategies.{name} is now qsfl_flower.{new}; the old name goes with the next "
+        "release",
         FutureWarning,
         stacklevel=2,
     )
-    return getattr(stages, name)
+    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.server_optimizers.server import ServerAdam, ServerMomentum, ServerYogi
 from qsfl_flower.rounds.stages import Stage
+from qsfl_flower.strategies.options import StrategyOptions, first
 from qsfl_flower.strategies.stable import StableFedAvg
 
 
@@ -32,10 +33,13 @@ class FedAvgM(StableFedAvg):
     """
 
     def __init__(
-        self, *, server_learning_rate: float = 1.0, server_momentum: float = 0.0, **options: Any
+        self,
+        *,
+        server_learning_rate: float = 1.0,
+        server_momentum: float = 0.0,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        _add(options, ServerMomentum(server_learning_rate, server_momentum))
-        super().__init__(**options)
+        super().__init__(**_with(options, ServerMomentum(server_learning_rate, server_momentum)))
 
 
 class FedAdam(StableFedAvg):
@@ -68,10 +72,9 @@ class FedAdam(StableFedAvg):
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         tau: float = 1e-3,
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        _add(options, ServerAdam(eta, beta_1, beta_2, tau))
-        super().__init__(**options)
+        super().__init__(**_with(options, ServerAdam(eta, beta_1, beta_2, tau)))
 
 
 class FedYogi(StableFedAvg):
@@ -104,14 +107,13 @@ class FedYogi(StableFedAvg):
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         tau: float = 1e-3,
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        _add(options, ServerYogi(eta, beta_1, beta_2, tau))
-        super().__init__(**options)
+        super().__init__(**_with(options, ServerYogi(eta, beta_1, beta_2, tau)))
 
 
-def _add(options: dict[str, Any], optimizer: Stage) -> None:
-    """Put a server optimizer behind the stages that the caller gave."""
-    if options.pop("eta_l", None) is not None:
+def _with(options: StrategyOptions, optimizer: Stage) -> StrategyOptions:
+    """Return the options with a server optimizer; the clients' step size is no option."""
+    if "eta_l" in options:
         raise ConfigError("eta_l is the clients' step size, which the app sets; leave it out")
-    options["stages"] = [*options.get("stages", ()), optimizer]
+    return first(options, optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 from qsfl_flower.asynchrony import (
     Constant,
@@ -16,6 +16,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.server_optimizers.stale import StaleStep
 from qsfl_flower.rounds.buffered import SECOND_PLACE as SECOND_PLACE
 from qsfl_flower.rounds.buffered import BufferedRounds, Buffering
+from qsfl_flower.strategies.options import StrategyOptions
 from qsfl_flower.strategies.stable import StableFedAvg
 
 
@@ -38,10 +39,6 @@ class BufferedAsync(StableFedAvg):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``. Without `concurrency`, `fraction_train` and
-        `min_train_nodes` say how many clients are kept at work. Evaluation asks only clients that
-        are idle.
     buffer_size : int
         The number K of updates that make a new model, >= 1.
     concurrency : int, optional
@@ -54,7 +51,9 @@ class BufferedAsync(StableFedAvg):
     server_learning_rate, server_momentum, scale_by_staleness
         See `StaleStep`, which is added unless all three have their defaults.
     **options
-        Further keyword arguments of `StableFedAvg`; `deadline` is the time for one task.
+        Further keyword arguments of `StableFedAvg`; `deadline` is the time for one task. Without
+        `concurrency`, `fraction_train` and `min_train_nodes` say how many clients are kept at work.
+        Evaluation asks only clients that are idle.
 
     Raises
     ------
@@ -93,7 +92,7 @@ class BufferedAsync(StableFedAvg):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         buffer_size: int = 10,
         concurrency: int | None = None,
         staleness_weight: StalenessWeight | None = None,
@@ -101,7 +100,7 @@ class BufferedAsync(StableFedAvg):
         server_learning_rate: float = 1.0,
         server_momentum: float = 0.0,
         scale_by_staleness: bool = False,
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
         for hook in ("configure_train", "aggregate_train"):
             if getattr(type(self), hook) is not getattr(StableFedAvg, hook):
@@ -113,7 +112,7 @@ class BufferedAsync(StableFedAvg):
         step = (server_learning_rate, server_momentum, scale_by_staleness)
         if step != (1.0, 0.0, False):
             options["stages"] = (*options.get("stages", ()), StaleStep(*step))
-        super().__init__(*args, **options)
+        super().__init__(**options)
         for name, value in (("buffer_size", buffer_size), ("concurrency", concurrency)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be >= 1")
@@ -171,8 +170,6 @@ class FedAsync(BufferedAsync):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``.
     mixing : float
         The rate :math:`\alpha` in (0, 1].
     **options
@@ -190,7 +187,7 @@ class FedAsync(BufferedAsync):
     [0, 1, 1, 1]
     """
 
-    def __init__(self, *args: Any, mixing: float = 0.6, **options: Any) -> None:
+    def __init__(self, *, mixing: float = 0.6, **options: Unpack[StrategyOptions]) -> None:
         if not 0 < mixing <= 1:
             raise ConfigError(f"mixing is {mixing!r}; it must be in (0, 1]")
-        super().__init__(*args, buffer_size=1, server_learning_rate=mixing, **options)
+        super().__init__(buffer_size=1, server_learning_rate=mixing, **options)

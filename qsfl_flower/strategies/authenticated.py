@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.mechanisms.authentication.server import Authenticate
-from qsfl_flower.rounds.stages import Stage
+from qsfl_flower.strategies.options import StrategyOptions, first
 from qsfl_flower.strategies.stable import StableFedAvg
 
 
@@ -17,16 +16,12 @@ class AuthenticatedFedAvg(StableFedAvg):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``.
     credentials : Credentials or Path or str
         The server's keys and roster, or the folder that holds them.
     encrypt : bool
         Encrypt the arrays of the replies under the session with each client.
-    stages : Sequence[Stage]
-        Further stages.
     **options
-        Further keyword arguments of `StableFedAvg`.
+        Further arguments of `StableFedAvg`, ``stages`` among them.
 
     Notes
     -----
@@ -41,11 +36,9 @@ class AuthenticatedFedAvg(StableFedAvg):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         credentials: Credentials | Path | str,
         encrypt: bool = False,
-        stages: Sequence[Stage] = (),
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        gate = Authenticate(credentials, encrypt)
-        super().__init__(*args, stages=[gate, *stages], **options)
+        super().__init__(**first(options, Authenticate(credentials, encrypt)))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.mechanisms.compression.server import Compress
-from qsfl_flower.rounds.stages import Stage
+from qsfl_flower.strategies.options import StrategyOptions, first
 from qsfl_flower.strategies.stable import StableFedAvg
 
 
@@ -16,15 +15,11 @@ class CompressedFedAvg(StableFedAvg):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``.
     scheme : Scheme, optional
         By default the 1 % of largest magnitudes in 8 bits, with error feedback: half a percent of
         the bytes.
-    stages : Sequence[Stage]
-        Further stages.
     **options
-        Further keyword arguments of `StableFedAvg`.
+        Further arguments of `StableFedAvg`, ``stages`` among them.
 
     Notes
     -----
@@ -38,10 +33,9 @@ class CompressedFedAvg(StableFedAvg):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         scheme: Scheme | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
         seed = options.get("seed") or 0
-        super().__init__(*args, stages=[Compress(scheme, seed=seed), *stages], **options)
+        super().__init__(**first(options, Compress(scheme, seed=seed)))

@@ -35,7 +35,7 @@ def legacy_server_app(
         kept; metrics of the clients are averaged by examples, and evaluation on the clients is left
         to `options`.
     strategy : Callable[..., StableFedAvg]
-        A strategy of the suite, such as `CrossSilo`. If the run's configuration has ``qsfl-keys``,
+        A strategy of the suite, such as `cross_silo`. If the run's configuration has ``qsfl-keys``,
         it gets that folder as `credentials`.
     **options
         Further arguments of `strategy`.
@@ -56,7 +56,7 @@ def legacy_server_app(
     >>> from flwr.server import ServerAppComponents
     >>> def server_fn(context):  # the app's own
     ...     return ServerAppComponents()
-    >>> app = legacy_server_app(server_fn, CrossSilo, num_byzantine=1, clip_norm=5.0)
+    >>> app = legacy_server_app(server_fn, cross_silo, num_byzantine=1, clip_norm=5.0)
     """
     app = ServerApp()
 

@@ -1,6 +1,6 @@
-"""Chains for common needs, each as one strategy with the decisions that only its user can make.
+"""Chains for common needs: functions that return a strategy, from what only its user can decide.
 
-All of them take the arguments of Flower's ``FedAvg`` and of `StableFedAvg`, and further stages.
+All of them take the arguments of `StableFedAvg` by name, further stages among them.
 Those whose updates are hidden do not evaluate on the clients, whose metrics would arrive one by
 one: evaluate on the server.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
@@ -22,6 +22,12 @@ from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureSum
 from qsfl_flower.rounds.policies import Available
 from qsfl_flower.rounds.stages import Stage
+from qsfl_flower.strategies.options import (
+    StrategyOptions,
+    at_least,
+    first,
+    without_evaluation,
+)
 from qsfl_flower.strategies.secure import SecureFedAvg, SecureMultiKrum, sum_settings
 from qsfl_flower.strategies.stable import StableFedAvg
 
@@ -35,7 +41,17 @@ METRICS = ("train-loss", "train-accuracy", "train_loss", "train_acc", "train_acc
 _BITS = 20  # 2^-20 per coordinate: more room before a squared norm or distance could wrap
 
 
-class CrossSilo(SecureMultiKrum):
+def cross_silo(
+    *,
+    credentials: Credentials | Path | str,
+    num_byzantine: int,
+    clip_norm: float,
+    committee: Committee | None = None,
+    privacy: RecordDP | None = None,
+    metrics: Sequence[str] | None = None,
+    sums: Mapping[str, Any] | None = None,
+    **options: Unpack[StrategyOptions],
+) -> SecureMultiKrum:
     """A few known organizations that do not show each other, nor the server, what they learn.
 
     `Authenticate` and `SecureKrum`: only enrolled silos count, the server sees the mean of those
@@ -43,8 +59,6 @@ class CrossSilo(SecureMultiKrum):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to what a round needs.
     credentials : Credentials or Path or str
         The server's keys and roster, or the folder that holds them.
     num_byzantine : int
@@ -52,7 +66,7 @@ class CrossSilo(SecureMultiKrum):
         many as the committee has members.
     clip_norm : float
         Longest step of a silo, L2 norm, > 0: somewhat more than an honest one has in the first
-        rounds. `Research` shows the norms.
+        rounds. `research` shows the norms.
     committee : Committee, optional
         By default seven members, of whom three open a sum and five must agree on it.
     privacy : RecordDP, optional
@@ -64,10 +78,13 @@ class CrossSilo(SecureMultiKrum):
         whether or not the app reports it; others stay on the clients.
     sums : Mapping[str, Any], optional
         Further arguments of `SecureSum`.
-    stages : Sequence[Stage]
-        Further stages.
     **options
-        Further keyword arguments of `StableFedAvg`.
+        Further arguments of `StableFedAvg`, ``stages`` among them. Least numbers of nodes are
+        raised to what a round needs.
+
+    Returns
+    -------
+    SecureMultiKrum
 
     Notes
     -----
@@ -85,72 +102,87 @@ class CrossSilo(SecureMultiKrum):
     --------
     >>> from qsfl_flower.testing import LocalFederation
     >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
-    >>> strategy = CrossSilo(credentials=keys, num_byzantine=2, clip_norm=5.0)
+    >>> strategy = cross_silo(credentials=keys, num_byzantine=2, clip_norm=5.0)
     >>> strategy.min_available_nodes  # 2 f + 3
     7
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        credentials: Credentials | Path | str,
-        num_byzantine: int,
-        clip_norm: float,
-        committee: Committee | None = None,
-        privacy: RecordDP | None = None,
-        metrics: Sequence[str] | None = None,
-        sums: Mapping[str, Any] | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
-    ) -> None:
-        committee = committee or COMMITTEE
-        args, options = _enough(args, options, max(2 * num_byzantine + 3, committee.members))
-        own = {"bits": _BITS, "metrics": METRICS}
-        super().__init__(
-            *args,
-            credentials=credentials,
-            num_malicious_nodes=num_byzantine,
-            clip_norm=clip_norm,
-            committee=committee,
-            sums={**own, **sum_settings(SecureSum, "sums", sums, metrics)},
-            stages=[*([privacy] if privacy else []), *stages],
-            **options,
-        )
+    committee = committee or COMMITTEE
+    own = {"bits": _BITS, "metrics": METRICS}
+    options = at_least(options, max(2 * num_byzantine + 3, committee.members))
+    return SecureMultiKrum(
+        credentials=credentials,
+        num_malicious_nodes=num_byzantine,
+        clip_norm=clip_norm,
+        committee=committee,
+        sums={**own, **sum_settings(SecureSum, "sums", sums, metrics)},
+        **first(options, *([privacy] if privacy else [])),
+    )
 
 
-class FullChain(CrossSilo):
-    """Everything at once: `CrossSilo`, and each round only a small public part of the model.
+def full_chain(
+    *,
+    credentials: Credentials | Path | str,
+    num_byzantine: int,
+    clip_norm: float,
+    ratio: float = 0.01,
+    committee: Committee | None = None,
+    privacy: RecordDP | None = None,
+    metrics: Sequence[str] | None = None,
+    sums: Mapping[str, Any] | None = None,
+    **options: Unpack[StrategyOptions],
+) -> SecureMultiKrum:
+    """Everything at once: `cross_silo`, and each round only a small public part of the model.
 
     Parameters
     ----------
-    *args, credentials, num_byzantine, clip_norm, committee, privacy, stages, **options
-        As in `CrossSilo`. `clip_norm` bounds what is sent in one round: the chosen coordinates of
+    credentials, num_byzantine, clip_norm, committee, privacy, **options
+        As in `cross_silo`. `clip_norm` bounds what is sent in one round: the chosen coordinates of
         the step, and of what was kept back before.
     ratio : float
         Share of the coordinates that a round deals with, 0 < ratio <= 1. Clients keep the others
         for later rounds, so that nothing is lost, but it waits 1 / (2 ratio) rounds on average: 50
         with 1 %, which is for runs of many hundred rounds. Take more for shorter ones.
 
+    Returns
+    -------
+    SecureMultiKrum
+
     Notes
     -----
-    Guarantee and adversaries: as for `CrossSilo`. The coordinates are drawn from a public seed and
+    Guarantee and adversaries: as for `cross_silo`. The coordinates are drawn from a public seed and
     tell nothing about a client. Distances are those of the chosen coordinates; what the distances
-    of the whole would show can stay hidden for a round. Cost: `ratio` times that of `CrossSilo`,
+    of the whole would show can stay hidden for a round. Cost: `ratio` times that of `cross_silo`,
     0.4 bytes per coordinate with 1 %: a tenth of float32.
 
     Examples
     --------
     >>> from qsfl_flower.testing import LocalFederation
     >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
-    >>> strategy = FullChain(credentials=keys, num_byzantine=1, clip_norm=5.0, ratio=0.25)
+    >>> strategy = full_chain(credentials=keys, num_byzantine=1, clip_norm=5.0, ratio=0.25)
     """
+    return cross_silo(
+        credentials=credentials,
+        num_byzantine=num_byzantine,
+        clip_norm=clip_norm,
+        committee=committee,
+        privacy=privacy,
+        metrics=metrics,
+        sums=sums,
+        **first(options, _mask(ratio, options)),
+    )
 
-    def __init__(self, *args: Any, ratio: float = 0.01, **options: Any) -> None:
-        mask = SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0)
-        super().__init__(*args, stages=[mask, *options.pop("stages", ())], **options)
 
-
-class CrossDevice(SecureFedAvg):
+def cross_device(
+    *,
+    credentials: Credentials | Path | str,
+    clip_norm: float,
+    ratio: float = 0.01,
+    committee: Committee | None = None,
+    privacy: RecordDP | DistributedDP | None = None,
+    metrics: Sequence[str] | None = None,
+    sums: Mapping[str, Any] | None = None,
+    **options: Unpack[StrategyOptions],
+) -> SecureFedAvg:
     """Many devices that come and go, with little bandwidth: a secure mean of bounded steps.
 
     `Authenticate`, `SharedMask` and `SecureSum`: the server sees sums over many devices on a small
@@ -158,26 +190,28 @@ class CrossDevice(SecureFedAvg):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to the committee's size.
-    credentials, clip_norm, metrics, sums, stages, **options
-        As in `CrossSilo`.
+    credentials, clip_norm, metrics, sums, **options
+        As in `cross_silo`. Least numbers of nodes are raised to the committee's size.
     ratio : float
-        As in `FullChain`.
+        As in `full_chain`.
     committee : Committee, optional
-        As in `CrossSilo`. With `DistributedDP` its `min_clients` should be as many devices as a
+        As in `cross_silo`. With `DistributedDP` its `min_clients` should be as many devices as a
         round will surely have: noise is sized for that number.
     privacy : RecordDP or DistributedDP, optional
-        As in `CrossSilo`; or `DistributedDP` for whole devices, which no app needs to know about:
+        As in `cross_silo`; or `DistributedDP` for whole devices, which no app needs to know about:
         the mod adds a share of the noise to each update.
+
+    Returns
+    -------
+    SecureFedAvg
 
     Notes
     -----
-    Guarantee: who counts, and secrecy of single updates, as for `CrossSilo`; all devices count
+    Guarantee: who counts, and secrecy of single updates, as for `cross_silo`; all devices count
     alike, and the committee opens the norm of each update, so that f hostile ones among n move the
     mean by at most ``f * clip_norm / n``, though each of them by that much. Against: the server,
     even if it lies, together with two members of the committee; the network. Not against: three
-    members together, or many hostile devices: use `FullChain` where they can be a tenth of all.
+    members together, or many hostile devices: use `full_chain` where they can be a tenth of all.
     `DistributedDP` adds differential privacy against the server, but norms must stay closed then,
     and a hostile device is bound by the room for noise alone, ``clip_norm * (2 + 41 z)``; metrics
     of training stay on the devices.
@@ -190,63 +224,57 @@ class CrossDevice(SecureFedAvg):
     --------
     >>> from qsfl_flower.testing import LocalFederation
     >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
-    >>> strategy = CrossDevice(fraction_train=0.1, credentials=keys, clip_norm=2.0, ratio=0.05)
+    >>> strategy = cross_device(fraction_train=0.1, credentials=keys, clip_norm=2.0, ratio=0.05)
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        credentials: Credentials | Path | str,
-        clip_norm: float,
-        ratio: float = 0.01,
-        committee: Committee | None = None,
-        privacy: RecordDP | DistributedDP | None = None,
-        metrics: Sequence[str] | None = None,
-        sums: Mapping[str, Any] | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
-    ) -> None:
-        committee = committee or COMMITTEE
-        args, options = _enough(args, options, max(committee.members, committee.min_clients))
-        own: dict[str, Any] = {"bits": _BITS, "weighted": False}
-        if isinstance(privacy, DistributedDP):
-            # A share of the noise stays within 40 standard deviations.
-            room = clip_norm * (2 + 41 * privacy.noise_multiplier)
-            own |= {"metrics": (), "bound": room}
-        else:
-            own |= {"metrics": METRICS, "enforce_norm": True}
-        mask = SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0)
-        super().__init__(
-            *args,
-            credentials=credentials,
-            clip_norm=clip_norm,
-            committee=committee,
-            sums={**own, **sum_settings(SecureSum, "sums", sums, metrics)},
-            stages=[mask, *([privacy] if privacy else []), *stages],
-            **{"selection": Available(), **options},
-        )
+    committee = committee or COMMITTEE
+    own: dict[str, Any] = {"bits": _BITS, "weighted": False}
+    if isinstance(privacy, DistributedDP):
+        # A share of the noise stays within 40 standard deviations.
+        room = clip_norm * (2 + 41 * privacy.noise_multiplier)
+        own |= {"metrics": (), "bound": room}
+    else:
+        own |= {"metrics": METRICS, "enforce_norm": True}
+    options = at_least(options, max(committee.members, committee.min_clients))
+    options.setdefault("selection", Available())
+    return SecureFedAvg(
+        credentials=credentials,
+        clip_norm=clip_norm,
+        committee=committee,
+        sums={**own, **sum_settings(SecureSum, "sums", sums, metrics)},
+        **first(options, _mask(ratio, options), *([privacy] if privacy else [])),
+    )
 
 
-class Research(StableFedAvg):
-    """The mathematics of `CrossSilo` in the clear, for experiments: no keys, everything visible.
+def research(
+    *,
+    num_byzantine: int,
+    clip_norm: float,
+    ratio: float | None = None,
+    privacy: RecordDP | None = None,
+    **options: Unpack[StrategyOptions],
+) -> StableFedAvg:
+    """The mathematics of `cross_silo` in the clear, for experiments: no keys, everything visible.
 
     `Clip` and `Robust` (Multi-Krum): the same scores, and the same mean up to the fixed-point grid
-    but that n - f updates are averaged where `CrossSilo` takes n - f - 2. The server sees every
+    but that n - f updates are averaged where `cross_silo` takes n - f - 2. The server sees every
     update, so that norms, scores and single clients can be studied, and clients may evaluate.
     Drawing of clients is reproducible.
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``. Least numbers of nodes are raised to ``2 f + 3``.
     num_byzantine : int
         f: how many clients may be hostile, >= 0.
     clip_norm : float
-        As in `CrossSilo`.
+        As in `cross_silo`.
     ratio : float, optional
-        As in `FullChain`; None sends everything.
-    privacy, stages, **options
-        As in `CrossSilo`. With `privacy` nothing is evaluated on the clients.
+        As in `full_chain`; None sends everything.
+    privacy, **options
+        As in `cross_silo`. With `privacy` nothing is evaluated on the clients. Least numbers of
+        nodes are raised to ``2 f + 3``.
+
+    Returns
+    -------
+    StableFedAvg
 
     Notes
     -----
@@ -258,43 +286,22 @@ class Research(StableFedAvg):
     Examples
     --------
     >>> from qsfl_flower.testing import LocalFederation
-    >>> outcome = LocalFederation(clients=8).run(kind=Research, num_byzantine=1, clip_norm=5.0)
+    >>> outcome = LocalFederation(clients=8).run(kind=research, num_byzantine=1, clip_norm=5.0)
     >>> outcome.error is None
     True
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        num_byzantine: int,
-        clip_norm: float,
-        ratio: float | None = None,
-        privacy: RecordDP | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
-    ) -> None:
-        if "credentials" in options:
-            raise ConfigError("credentials: Research hides nothing and knows no keys; leave it out")
-        args, options = _enough(args, options, 2 * num_byzantine + 3)
-        own: list[Stage] = [Clip(clip_norm), Robust("multi_krum", num_byzantine)]
-        if ratio is not None:
-            own.append(SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0))
-        if privacy is not None:
-            own.append(privacy)
-            if len(args) < 2:
-                options = {"fraction_evaluate": 0.0, **options}
-        super().__init__(*args, stages=[*own, *stages], **{"seed": 0, **options})
+    if "credentials" in options:
+        raise ConfigError("credentials: research hides nothing and knows no keys; leave it out")
+    options = at_least(options, 2 * num_byzantine + 3)
+    own: list[Stage] = [Clip(clip_norm), Robust("multi_krum", num_byzantine)]
+    if ratio is not None:
+        own.append(_mask(ratio, options))
+    if privacy is not None:
+        own.append(privacy)
+        options = without_evaluation(options)
+    options.setdefault("seed", 0)
+    return StableFedAvg(**first(options, *own))
 
 
-def _enough(
-    args: Sequence[Any], options: dict[str, Any], least: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with at least so many nodes: a round with fewer would be in vain."""
-    positions = {"min_train_nodes": 2, "min_available_nodes": 4}
-    args, options = list(args), {**options}
-    for name, index in positions.items():
-        if index < len(args):
-            args[index] = max(args[index], least)
-        else:
-            options[name] = max(options.get(name, least), least)
-    return tuple(args), options
+def _mask(ratio: float, options: StrategyOptions) -> SharedMask:
+    return SharedMask(Mask(ratio=ratio), seed=options.get("seed") or 0)

@@ -10,13 +10,12 @@ Who sees what: see `Robust`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.robust import core as robust
 from qsfl_flower.mechanisms.robust.server import Robust
-from qsfl_flower.rounds.stages import Stage
+from qsfl_flower.strategies.options import StrategyOptions, first
 from qsfl_flower.strategies.stable import StableFedAvg
 
 
@@ -25,16 +24,12 @@ class RobustFedAvg(StableFedAvg):
 
     Parameters
     ----------
-    *args
-        Up to five arguments of Flower's ``FedAvg``, ``fraction_train`` to ``min_available_nodes``.
     rule : Rule or str
         The rule, or its name.
     num_byzantine : int, optional
         How many updates of a round may lie, for a rule given by name.
     before : Preparation or str, optional
         How updates are mixed first.
-    stages : Sequence[Stage]
-        Further stages.
     **options
         Further arguments of `StableFedAvg`.
 
@@ -51,17 +46,13 @@ class RobustFedAvg(StableFedAvg):
 
     def __init__(
         self,
-        *args: float,
+        *,
         rule: robust.Rule | str = "multi_krum",
         num_byzantine: int | None = None,
         before: robust.Preparation | str | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        if len(args) > 5:
-            raise ConfigError("give arguments after min_available_nodes by name")
-        combine = Robust(rule, num_byzantine, before)
-        super().__init__(*args, stages=[combine, *stages], **options)  # type: ignore[arg-type]
+        super().__init__(**first(options, Robust(rule, num_byzantine, before)))
 
 
 class Krum(RobustFedAvg):
@@ -78,8 +69,8 @@ class Krum(RobustFedAvg):
     True
     """
 
-    def __init__(self, *args: float, num_malicious_nodes: int = 0, **options: Any) -> None:
-        super().__init__(*args, rule=robust.Krum(num_malicious_nodes), **options)
+    def __init__(self, *, num_malicious_nodes: int = 0, **options: Unpack[StrategyOptions]) -> None:
+        super().__init__(rule=robust.Krum(num_malicious_nodes), **options)
 
 
 class MultiKrum(RobustFedAvg):
@@ -98,13 +89,13 @@ class MultiKrum(RobustFedAvg):
 
     def __init__(
         self,
-        *args: float,
+        *,
         num_malicious_nodes: int = 0,
         num_nodes_to_select: int | None = 1,
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
         rule = robust.MultiKrum(num_malicious_nodes, num_nodes_to_select)
-        super().__init__(*args, rule=rule, **options)
+        super().__init__(rule=rule, **options)
 
 
 class Bulyan(RobustFedAvg):
@@ -123,14 +114,14 @@ class Bulyan(RobustFedAvg):
 
     def __init__(
         self,
-        *args: float,
+        *,
         num_malicious_nodes: int = 0,
         selection_rule: None = None,
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
         if selection_rule is not None:
             raise ConfigError("selection_rule is not supported: Bulyan's guarantee is Krum's")
-        super().__init__(*args, rule=robust.Bulyan(num_malicious_nodes), **options)
+        super().__init__(rule=robust.Bulyan(num_malicious_nodes), **options)
 
 
 class FedMedian(RobustFedAvg):
@@ -147,8 +138,8 @@ class FedMedian(RobustFedAvg):
     True
     """
 
-    def __init__(self, *args: float, **options: Any) -> None:
-        super().__init__(*args, rule=robust.Median(), **options)
+    def __init__(self, **options: Unpack[StrategyOptions]) -> None:
+        super().__init__(rule=robust.Median(), **options)
 
 
 class FedTrimmedAvg(RobustFedAvg):
@@ -156,7 +147,7 @@ class FedTrimmedAvg(RobustFedAvg):
 
     Parameters
     ----------
-    *args, **options
+    **options
         As for `RobustFedAvg`.
     beta : float
         Share of the updates to leave out at each end, in [0, 0.5), rounded down: the default 0.2
@@ -178,13 +169,13 @@ class FedTrimmedAvg(RobustFedAvg):
 
     def __init__(
         self,
-        *args: float,
+        *,
         beta: float = 0.2,
         num_byzantine: int | None = None,
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
         share = beta if num_byzantine is None else None
-        super().__init__(*args, rule=robust.TrimmedMean(num_byzantine, share), **options)
+        super().__init__(rule=robust.TrimmedMean(num_byzantine, share), **options)
 
 
 class GeometricMedian(RobustFedAvg):
@@ -201,8 +192,8 @@ class GeometricMedian(RobustFedAvg):
     True
     """
 
-    def __init__(self, *args: float, **options: Any) -> None:
-        super().__init__(*args, rule=robust.GeometricMedian(), **options)
+    def __init__(self, **options: Unpack[StrategyOptions]) -> None:
+        super().__init__(rule=robust.GeometricMedian(), **options)
 
 
 class CenteredClipping(RobustFedAvg):
@@ -219,8 +210,8 @@ class CenteredClipping(RobustFedAvg):
     True
     """
 
-    def __init__(self, *args: float, radius: float | None = None, **options: Any) -> None:
-        super().__init__(*args, rule=robust.CenteredClipping(radius=radius), **options)
+    def __init__(self, *, radius: float | None = None, **options: Unpack[StrategyOptions]) -> None:
+        super().__init__(rule=robust.CenteredClipping(radius=radius), **options)
 
 
 class NormBounded(RobustFedAvg):
@@ -237,5 +228,5 @@ class NormBounded(RobustFedAvg):
     True
     """
 
-    def __init__(self, *args: float, bound: float | None = None, **options: Any) -> None:
-        super().__init__(*args, rule=robust.NormBoundedMean(bound=bound), **options)
+    def __init__(self, *, bound: float | None = None, **options: Unpack[StrategyOptions]) -> None:
+        super().__init__(rule=robust.NormBoundedMean(bound=bound), **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -17,6 +17,7 @@ from qsfl_flower.rounds.checkpoint import Snapshot
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
 from qsfl_flower.rounds.stages import VectorStage
+from qsfl_flower.strategies.options import StrategyOptions
 from qsfl_flower.strategies.stable import StableFedAvg
 from qsfl_flower.wire import from_record, to_record
 
@@ -90,9 +91,9 @@ class ScaffoldFedAvg(StableFedAvg):
     >>> strategy = ScaffoldFedAvg(participation=0.1, fraction_train=0.1)  # for `ScaffoldClient`
     """
 
-    def __init__(self, *, participation: float = 1.0, **arguments: Any) -> None:
-        stages = (*arguments.pop("stages", ()), ControlVariates(participation))
-        super().__init__(stages=stages, **arguments)
+    def __init__(self, *, participation: float = 1.0, **arguments: Unpack[StrategyOptions]) -> None:
+        arguments["stages"] = [*arguments.get("stages", ()), ControlVariates(participation)]
+        super().__init__(**arguments)
 
     def start(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.errors import ConfigError
@@ -14,6 +14,7 @@ from qsfl_flower.mechanisms.bounds.server import Clip
 from qsfl_flower.mechanisms.masked_sum.server import MaskedSum
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureKrum, SecureSum
 from qsfl_flower.rounds.stages import Stage
+from qsfl_flower.strategies.options import StrategyOptions, first, without_evaluation
 from qsfl_flower.strategies.stable import StableFedAvg
 
 
@@ -22,9 +23,6 @@ class SecureFedAvg(StableFedAvg):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``. Evaluation on the clients is off by default: their
-        evaluation metrics would arrive one by one.
     credentials : Credentials or Path or str
         The server's keys and roster, or the folder that holds them.
     clip_norm : float
@@ -35,10 +33,9 @@ class SecureFedAvg(StableFedAvg):
         Names of the clients' metrics that are averaged unseen; by default those of `SecureSum`.
     sums : Mapping[str, Any], optional
         Further arguments of `SecureSum`.
-    stages : Sequence[Stage]
-        Further stages.
     **options
-        Further keyword arguments of `StableFedAvg`.
+        Further arguments of `StableFedAvg`, ``stages`` among them. Evaluation
+        on the clients is off by default: their metrics would arrive one by one.
 
     Notes
     -----
@@ -53,18 +50,17 @@ class SecureFedAvg(StableFedAvg):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         credentials: Credentials | Path | str,
         clip_norm: float = 8.0,
         committee: Committee | None = None,
         metrics: Sequence[str] | None = None,
         sums: Mapping[str, Any] | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        settings, options = _shared(args, options, sum_settings(SecureSum, "sums", sums, metrics))
+        settings = _settings(options, sum_settings(SecureSum, "sums", sums, metrics))
         own = [Authenticate(credentials), SecureSum(clip_norm, committee, **settings)]
-        super().__init__(*args, stages=[*own, *stages], **options)
+        super().__init__(**first(without_evaluation(options), *own))
 
 
 class SecureMultiKrum(StableFedAvg):
@@ -72,15 +68,13 @@ class SecureMultiKrum(StableFedAvg):
 
     Parameters
     ----------
-    *args
-        Arguments of Flower's ``FedAvg``.
     credentials : Credentials or Path or str
         The server's keys and roster, or the folder that holds them.
     num_malicious_nodes : int
         f: how many clients may send anything; a round needs ``2 f + 3`` clients.
     num_nodes_to_select : int, optional
         How many updates are averaged; by default n - f - 2.
-    clip_norm, committee, metrics, sums, stages, **options
+    clip_norm, committee, metrics, sums, **options
         As in `SecureFedAvg`.
 
     Notes
@@ -96,7 +90,7 @@ class SecureMultiKrum(StableFedAvg):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         credentials: Credentials | Path | str,
         num_malicious_nodes: int,
         num_nodes_to_select: int | None = None,
@@ -104,10 +98,9 @@ class SecureMultiKrum(StableFedAvg):
         committee: Committee | None = None,
         metrics: Sequence[str] | None = None,
         sums: Mapping[str, Any] | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        settings, options = _shared(args, options, sum_settings(SecureSum, "sums", sums, metrics))
+        settings = _settings(options, sum_settings(SecureSum, "sums", sums, metrics))
         krum = SecureKrum(
             clip_norm,
             num_malicious_nodes,
@@ -115,7 +108,7 @@ class SecureMultiKrum(StableFedAvg):
             num_selected=num_nodes_to_select,
             **settings,
         )
-        super().__init__(*args, stages=[Authenticate(credentials), krum, *stages], **options)
+        super().__init__(**first(without_evaluation(options), Authenticate(credentials), krum))
 
 
 class SecAggFedAvg(StableFedAvg):
@@ -123,7 +116,7 @@ class SecAggFedAvg(StableFedAvg):
 
     Parameters
     ----------
-    *args, credentials, clip_norm, metrics, stages, **options
+    credentials, clip_norm, metrics, **options
         As in `SecureFedAvg`.
     masks : Mapping[str, Any], optional
         Further arguments of `MaskedSum`.
@@ -141,20 +134,19 @@ class SecAggFedAvg(StableFedAvg):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         credentials: Credentials | Path | str,
         clip_norm: float = 8.0,
         metrics: Sequence[str] | None = None,
         masks: Mapping[str, Any] | None = None,
-        stages: Sequence[Stage] = (),
-        **options: Any,
+        **options: Unpack[StrategyOptions],
     ) -> None:
         if "sums" in options:
             raise ConfigError("sums: SecAggFedAvg takes the arguments of MaskedSum as masks=")
-        settings, options = _shared(args, options, sum_settings(MaskedSum, "masks", masks, metrics))
+        settings = _settings(options, sum_settings(MaskedSum, "masks", masks, metrics))
         gate = Authenticate(credentials)
         masked = MaskedSum(gate.credentials, **{"bound": clip_norm, **settings})
-        super().__init__(*args, stages=[gate, Clip(clip_norm), masked, *stages], **options)
+        super().__init__(**first(without_evaluation(options), gate, Clip(clip_norm), masked))
 
 
 def sum_settings(
@@ -199,10 +191,6 @@ def sum_settings(
     return own
 
 
-def _shared(
-    args: Sequence[Any], options: Mapping[str, Any], more: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the stage, and those of the strategy without client evaluation."""
-    default = {} if len(args) > 1 else {"fraction_evaluate": 0.0}
-    weighted_by = options.get("weighted_by_key", args[5] if len(args) > 5 else "num-examples")
-    return {"weighted_by": weighted_by, **more}, {**default, **options}
+def _settings(options: StrategyOptions, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the stage that sums: it weighs as the strategy does."""
+    return {"weighted_by": options.get("weighted_by_key", "num-examples"), **own}

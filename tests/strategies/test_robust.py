@@ -215,7 +215,6 @@ def test_bucketing_shuffles_anew_every_round(fake_grid, trained):
         (lambda: strategies.MultiKrum(num_nodes_to_select=0), "num_selected is 0"),
         (lambda: strategies.FedTrimmedAvg(beta=0.5), "share is 0.5"),
         (lambda: strategies.Bulyan(selection_rule=len), "selection_rule"),
-        (lambda: strategies.Krum(1.0, 1.0, 2, 2, 2, 3), "by name"),
     ],
 )
 def test_bad_arguments_are_errors(make, what):
