@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,10 @@ from qsfl_flower.errors import DataError
 if TYPE_CHECKING:
     from qsfl_flower.clients.data_sources import RawData
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "npz", "synthetic")
+DATASETS = (
+    *("digits", "mnist", "fashion-mnist", "cifar10"),
+    *("npz", "table", "images", "synthetic"),
+)
 """Names that :func:`load_dataset` knows."""
 
 SOURCES: dict[str, Callable[..., Mapping[str, Any]]] = {}
@@ -49,6 +52,28 @@ class Normalization:
     std: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Format:
+    """How files of the user's own are read.
+
+    Parameters
+    ----------
+    task : str
+        ``classes``; ``labels``, of which an example may have several; or ``values`` (regression).
+    targets : tuple of str
+        For ``table``: the columns that are predicted.
+    id_column : str or None
+        For ``table``: the column that says whose an example is.
+    picture_size : int or None
+        For ``images``: height and width to which pictures are scaled.
+    """
+
+    task: str = "classes"
+    targets: tuple[str, ...] = ()
+    id_column: str | None = None
+    picture_size: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Examples for training and testing, with what is needed to use them.
@@ -60,12 +85,12 @@ class Dataset:
     x_train, x_test : ndarray
         ``uint8`` or ``float32``, shape ``(N, *input_shape)``; pictures are ``(N, C, H, W)``.
         Read-only.
-    y_train, y_test : ndarray of int64, shape (N,)
-        Labels, 0..num_classes-1. Read-only.
+    y_train, y_test : ndarray of int64, shape (N,), or of float32, shape (N, num_classes)
+        Labels, 0..num_classes-1; for the other tasks numbers. Read-only.
     input_shape : tuple of int
         Shape of one example.
     num_classes : int
-        Number of labels.
+        Number of labels, or of the model's outputs.
     class_names : tuple of str or None
         One name per label.
     source : str
@@ -73,18 +98,24 @@ class Dataset:
     normalization : Normalization
         Published constants for the named sets; for ``npz`` computed from the pooled training
         examples, which the members of a real federation would have to agree on.
+    task : str
+        See `Format`.
+    owners : ndarray of int64, shape (N,), or None
+        Whose each training example is, where the files tell.
     """
 
     name: str
     x_train: NDArray[np.generic]
-    y_train: NDArray[np.int64]
+    y_train: NDArray[Any]
     x_test: NDArray[np.generic]
-    y_test: NDArray[np.int64]
+    y_test: NDArray[Any]
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] | None
     source: str
     normalization: Normalization
+    task: str = "classes"
+    owners: NDArray[np.int64] | None = None
 
     def client_view(
         self, train: NDArray[np.int64], held_out: NDArray[np.int64] | Sequence[int] = ()
@@ -103,17 +134,13 @@ class Dataset:
         """
         train = np.asarray(train, dtype=np.int64)
         held_out = np.asarray(held_out, dtype=np.int64)
-        return Dataset(
-            name=self.name,
+        return replace(
+            self,
             x_train=self.x_train[train],
             y_train=self.y_train[train],
             x_test=self.x_train[held_out],
             y_test=self.y_train[held_out],
-            input_shape=self.input_shape,
-            num_classes=self.num_classes,
-            class_names=self.class_names,
-            source=self.source,
-            normalization=self.normalization,
+            owners=None,
         )
 
 
@@ -151,23 +178,29 @@ def load_dataset(
     file: Path | None = None,
     download: bool = False,
     options: Mapping[str, Any] | None = None,
+    form: Format = Format(),
 ) -> Dataset:
     """Load a data set by name; the result is shared by all callers of the process.
 
     Parameters
     ----------
-    name : {"digits", "mnist", "fashion-mnist", "cifar10", "npz", "synthetic"}
-        ``digits`` comes with scikit-learn and needs no file. ``synthetic`` is generated noise
-        around ten shapes, for tests only; it is never used unless asked for by name.
+    name : str
+        One of `DATASETS`. ``digits`` comes with scikit-learn and needs no file. ``synthetic`` is
+        generated noise around ten shapes, for tests only; it is never used unless asked for by
+        name.
     root : Path, optional
-        Folder with ``<name>.npz`` or torchvision's layout; see :func:`data_root`.
+        Folder with ``<name>.npz`` or torchvision's layout; see :func:`data_root`. For ``images``
+        the folder of the pictures.
     file : Path, optional
-        The archive, for ``npz`` only: arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``
-        and optionally ``class_names``.
+        For ``npz`` an archive of the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` and
+        optionally ``class_names`` and ``id_train`` (whose each example is); for ``table`` a CSV or
+        Parquet file.
     download : bool
         Let torchvision download a missing set into `root`.
     options : mapping, optional
         Of a data set of `SOURCES`; JSON values.
+    form : Format
+        How ``npz``, ``table``, ``images`` and plugins' data are read.
 
     Returns
     -------
@@ -180,19 +213,21 @@ def load_dataset(
         If the name is unknown, or the files are missing or damaged.
     """
     if name in SOURCES:
-        return _load_own(name, json.dumps(dict(options or {}), sort_keys=True))
+        return _load_own(name, json.dumps(dict(options or {}), sort_keys=True), form.task)
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise DataError(f"unknown data set {name!r}; allowed are {', '.join(DATASETS)}.{hint}")
-    if (name == "npz") != (file is not None):
+    if (name in ("npz", "table")) != (file is not None):
         raise DataError(
-            "data set 'npz' needs the path of the archive (data.file)"
-            if name == "npz"
-            else f"a file ({file}) can only be given for data set 'npz', not for {name!r}"
+            f"data set {name!r} needs the path of its file (data.file)"
+            if file is None
+            else f"a file ({file}) can only be given for data sets 'npz' and 'table', not {name!r}"
         )
+    if name == "images" and root is None:
+        raise DataError("data set 'images' needs the folder of its pictures (data.root)")
     path = None if file is None else Path(file).expanduser().absolute()
-    return _load(name, data_root(root), path, download)
+    return _load(name, data_root(root), path, download, form)
 
 
 def load_writers(root: Path | None = None) -> NDArray[np.int64]:
@@ -219,25 +254,30 @@ def load_writers(root: Path | None = None) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, root: Path, file: Path | None, download: bool) -> Dataset:
+def _load(name: str, root: Path, file: Path | None, download: bool, form: Format) -> Dataset:
+    from qsfl_flower.clients import data_files
     from qsfl_flower.clients import data_sources as sources
 
     if name == "digits":
         raw = sources.digits()
     elif name == "synthetic":
         raw = sources.synthetic()
+    elif name == "images":
+        raw = data_files.images(root, form.picture_size)
+    elif file is not None and name == "table":
+        raw = data_files.table(file, form.targets, form.id_column, form.task)
     elif file is not None:
-        raw = sources.npz(file)
+        raw = sources.npz(file, form.task)
     else:
         raw = sources.folder(name, root, download)
     return _dataset(name, raw)
 
 
 @lru_cache(maxsize=4)
-def _load_own(name: str, options: str) -> Dataset:
+def _load_own(name: str, options: str, task: str) -> Dataset:
     from qsfl_flower.clients import data_sources as sources
 
-    return _dataset(name, sources.own(name, SOURCES[name](**json.loads(options))))
+    return _dataset(name, sources.own(name, SOURCES[name](**json.loads(options)), task))
 
 
 def _dataset(name: str, raw: RawData) -> Dataset:
@@ -257,4 +297,6 @@ def _dataset(name: str, raw: RawData) -> Dataset:
         class_names=raw.class_names,
         source=raw.source,
         normalization=Normalization(*(raw.scale or mean_and_std(raw.x_train))),
+        task=raw.task,
+        owners=raw.owners,
     )

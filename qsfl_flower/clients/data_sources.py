@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,13 +30,15 @@ class RawData:
     """Validated arrays before they become a data set; ``scale`` is None if it must be computed."""
 
     x_train: NDArray[np.generic]
-    y_train: NDArray[np.int64]
+    y_train: NDArray[Any]
     x_test: NDArray[np.generic]
-    y_test: NDArray[np.int64]
+    y_test: NDArray[Any]
     num_classes: int
     class_names: tuple[str, ...] | None
     source: str
     scale: Scale | None
+    task: str = "classes"
+    owners: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,20 @@ def digits() -> RawData:
         pixels, labels = bunch.data.astype(np.uint8), bunch.target
     x = np.ascontiguousarray(pixels.reshape(-1, 1, 8, 8))
     y = labels.astype(np.int64)
-    order = np.empty(len(y), dtype=np.int64)
-    for label in range(10):
-        rows = np.flatnonzero(y == label)
-        order[rows] = np.arange(len(rows))
-    test = order % 5 == 4
+    test = every_fifth(y)
     return RawData(
         x[~test], y[~test], x[test], y[test], 10, _DIGIT_NAMES, "scikit-learn digits", None
     )
+
+
+def every_fifth(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which examples are for testing: stratified, and the same for ever."""
+    order = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        order[rows] = np.arange(len(rows))
+    test: NDArray[np.bool_] = order % 5 == 4
+    return test
 
 
 def synthetic(num_train: int = 2000, num_test: int = 500) -> RawData:
@@ -126,17 +135,17 @@ def synthetic(num_train: int = 2000, num_test: int = 500) -> RawData:
     )  # fmt: skip
 
 
-def npz(file: Path) -> RawData:
+def npz(file: Path, task: str = "classes") -> RawData:
     """Return the examples of an npz archive of the user's own."""
     if not file.is_file():
         raise DataError(f"data file {file} does not exist (data.file)")
     arrays = _read_npz(file)
     names = arrays.get("class_names")
     class_names = None if names is None else _class_names(names, file)
-    return _validated(arrays, file, class_names, None)
+    return validated(arrays, file, class_names, None, task)
 
 
-def own(name: str, arrays: Mapping[str, Any]) -> RawData:
+def own(name: str, arrays: Mapping[str, Any], task: str) -> RawData:
     """Return the examples that a plugin's data set has given, checked as an archive's are."""
     place = f"data set {name!r}"
     if not isinstance(arrays, Mapping) or not set(_ARRAYS) <= set(arrays):
@@ -144,7 +153,7 @@ def own(name: str, arrays: Mapping[str, Any]) -> RawData:
     arrays = {key: np.array(value) for key, value in arrays.items()}
     names = arrays.pop("class_names", None)
     names = None if names is None else _class_names(names, Path(place))
-    return _validated(arrays, Path(place), names, None)
+    return validated(arrays, Path(place), names, None, task)
 
 
 def folder(name: str, root: Path, download: bool) -> RawData:
@@ -152,7 +161,7 @@ def folder(name: str, root: Path, download: bool) -> RawData:
     known = _KNOWN[name]
     archive = root / f"{name}.npz"
     if archive.is_file():
-        raw = _validated(_read_npz(archive), archive, known.class_names, known.scale)
+        raw = validated(_read_npz(archive), archive, known.class_names, known.scale)
         if raw.x_train.shape[1:] != known.input_shape:
             raise DataError(
                 f"{archive}: {name} has examples of shape {known.input_shape}, "
@@ -187,7 +196,7 @@ def _from_torchvision(name: str, known: _Known, root: Path, download: bool) -> R
             f"data set {name!r} could not be read from {root / known.torchvision_path}: {error}."
             f"{todo} put {name}.npz into {root}"
         ) from error
-    return _validated(arrays, root / known.torchvision_path, known.class_names, known.scale)
+    return validated(arrays, root / known.torchvision_path, known.class_names, known.scale)
 
 
 def _download(constructor: Any, root: Path) -> None:
@@ -220,8 +229,8 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
                     f"{file} lacks the arrays {', '.join(missing)}; "
                     f"it holds {', '.join(archive.files) or 'nothing'}"
                 )
-            keys = [*_ARRAYS, *(["class_names"] if "class_names" in archive.files else [])]
-            return {key: archive[key] for key in keys}
+            more = [key for key in ("class_names", "id_train") if key in archive.files]
+            return {key: archive[key] for key in (*_ARRAYS, *more)}
     except DataError:
         raise
     except Exception as error:  # damaged bytes make zip, numpy and codecs raise a dozen kinds
@@ -231,12 +240,20 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _validated(
+def validated(
     arrays: Mapping[str, NDArray[Any]],
     place: Path,
     class_names: tuple[str, ...] | None,
     scale: Scale | None,
+    task: str = "classes",
 ) -> RawData:
+    """Return arrays as examples of one shape and type, with targets that fit the task.
+
+    Raises
+    ------
+    DataError
+        If they are not.
+    """
     x_train, x_test = (_examples(arrays[key], key, place) for key in ("x_train", "x_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
@@ -245,8 +262,19 @@ def _validated(
         )
     if x_train.dtype != x_test.dtype:
         raise DataError(f"{place}: x_train is {x_train.dtype}, x_test is {x_test.dtype}")
-    y_train = _labels(arrays["y_train"], "y_train", len(x_train), place)
-    y_test = _labels(arrays["y_test"], "y_test", len(x_test), place)
+    read = _labels if task == "classes" else partial(_numbers, task=task)
+    y_train = read(arrays["y_train"], "y_train", len(x_train), place)
+    y_test = read(arrays["y_test"], "y_test", len(x_test), place)
+    source, owners = f"file {place}", _owners(arrays.get("id_train"), len(x_train), place)
+    if task != "classes":
+        if y_train.shape[1] != y_test.shape[1]:
+            raise DataError(
+                f"{place}: examples of y_train have {y_train.shape[1]} {task}, those of y_test "
+                f"{y_test.shape[1]}"
+            )
+        return RawData(
+            x_train, y_train, x_test, y_test, y_train.shape[1], None, source, scale, task, owners
+        )
     found = np.unique(np.concatenate([y_train, y_test]))
     num_classes = len(found) if class_names is None else len(class_names)
     if found[0] < 0 or found[-1] >= num_classes:
@@ -260,7 +288,7 @@ def _validated(
             + f", found {found[0]}..{found[-1]}"
         )
     return RawData(
-        x_train, y_train, x_test, y_test, num_classes, class_names, f"file {place}", scale
+        x_train, y_train, x_test, y_test, num_classes, class_names, source, scale, task, owners
     )
 
 
@@ -284,12 +312,15 @@ def _examples(x: NDArray[Any], key: str, place: Path) -> NDArray[np.generic]:
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] not in (1, 3):
-        if x.shape[3] not in (1, 3):
+        first, last = x.shape[1], x.shape[3]  # pictures have fewer channels than rows or columns
+        if last not in (1, 3) and first == last:
             raise DataError(
                 f"{place}: {key} has shape {x.shape}; pictures are (N, H, W), (N, H, W, C) or "
-                f"(N, C, H, W) with C = 1 or 3"
+                f"(N, C, H, W), and here neither C = 1 nor C = 3 nor the smaller of two numbers "
+                "says which"
             )
-        x = x.transpose(0, 3, 1, 2)
+        if last in (1, 3) or last < first:
+            x = x.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(x)
 
 
@@ -304,6 +335,35 @@ def _labels(y: NDArray[Any], key: str, count: int, place: Path) -> NDArray[np.in
     # A copy, so that nobody else can change it; uint64 beyond the range turns negative and is
     # refused with the other labels out of range.
     return y.astype(np.int64)
+
+
+def _numbers(y: NDArray[Any], key: str, count: int, place: Path, task: str) -> NDArray[np.float32]:
+    """Return the targets of a regression, or of several labels: shape (N, k)."""
+    y = y[:, None] if y.ndim == 1 else y
+    if y.dtype.kind not in "buif" or y.ndim != 2 or len(y) != count or not y.size:
+        raise DataError(
+            f"{place}: {key} must hold numbers of shape ({count}, k), found {y.dtype} of shape "
+            f"{y.shape}"
+        )
+    with np.errstate(over="ignore"):
+        y = y.astype(np.float32)
+    if not np.isfinite(y).all():
+        raise DataError(f"{place}: {key} has NaN or infinite values")
+    if task == "labels" and not np.isin(y, (0, 1)).all():
+        raise DataError(f"{place}: {key} must hold 0 and 1 for task 'labels'")
+    return y
+
+
+def _owners(ids: NDArray[Any] | None, count: int, place: Path) -> NDArray[np.int64] | None:
+    """Return whose each training example is, counted from 0."""
+    if ids is None:
+        return None
+    if ids.shape != (count,) or ids.dtype.kind not in "iuU":
+        raise DataError(
+            f"{place}: id_train must name whose each of {count} examples is, in whole numbers or "
+            f"texts, found {ids.dtype} of shape {ids.shape}"
+        )
+    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
 
 
 def _class_names(names: NDArray[Any], place: Path) -> tuple[str, ...]:

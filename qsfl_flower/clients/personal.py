@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +16,10 @@ from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from qsfl_flower.clients.batches import least_batch, scale_of
 from qsfl_flower.clients.data import Dataset
+from qsfl_flower.clients.losses import loss_named
 from qsfl_flower.clients.models import get_arrays, set_arrays
 from qsfl_flower.clients.trainer import TrainingClient, derive_seed, number
 from qsfl_flower.clients.training import LocalTraining, TrainConfig, TrainResult, evaluate_model
@@ -133,7 +134,9 @@ class PersonalClient(TrainingClient):
         loss, count, metrics = super().evaluate(parameters, config)
         if count == 0:
             return loss, count, metrics
-        _, personal = self.evaluate_personal(parameters)
+        personal_loss, personal = self.evaluate_personal(parameters)
+        if math.isnan(personal):
+            return loss, count, {**metrics, "personal-loss": personal_loss}
         told: dict[str, Scalar] = {"personal-accuracy": personal}
         return loss, count, {**metrics, **told, "gain": personal - float(metrics["accuracy"])}
 
@@ -153,7 +156,9 @@ class PersonalClient(TrainingClient):
         """
         self.personalize(parameters, rows, steps)
         data = self._data
-        return evaluate_model(self._model, data.x_test, data.y_test, data.normalization)
+        return evaluate_model(
+            self._model, data.x_test, data.y_test, data.normalization, loss=self._config.loss
+        )
 
     def personalize(
         self, parameters: NDArrays, rows: NDArray[np.int64] | None = None, steps: int | None = None
@@ -268,9 +273,8 @@ class PersonalClient(TrainingClient):
 
     def _loss(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         images, labels = batch
-        return functional.cross_entropy(
-            functional_call(self._model, dict(weights), (images,)), labels
-        )
+        outputs = functional_call(self._model, dict(weights), (images,))
+        return loss_named(self._config.loss).function(outputs, labels)
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         images = torch.tensor(self._data.x_train[rows], dtype=torch.float32)

@@ -37,6 +37,8 @@ class TrainConfig:
     grad_clip_norm : float or None
         Bound on the norm of a batch's gradient, > 0, for stability only: it bounds nobody's
         influence and gives no privacy.
+    loss : str
+        A name in `qsfl_flower.clients.losses.LOSSES`.
     mixed_precision : bool
         Run the forward pass in bfloat16 where that is safe; weights and sums stay in float32.
     augment : bool
@@ -62,6 +64,7 @@ class TrainConfig:
     grad_clip_norm: float | None = None
     mixed_precision: bool = False
     augment: bool = False
+    loss: str = "cross-entropy"
 
     def __post_init__(self) -> None:
         rules = (

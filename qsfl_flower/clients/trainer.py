@@ -145,7 +145,7 @@ class TrainingClient(NumPyClient):
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Return loss, number of examples and accuracy on the held-out examples.
+        """Return loss, number of examples and accuracy on the held-out examples, if there is one.
 
         If ``config`` has a true ``per-class``, the metrics also tell the accuracy on each class
         that the client holds (``accuracy-class-3``). A client without held-out examples returns
@@ -156,9 +156,15 @@ class TrainingClient(NumPyClient):
             return 0.0, 0, {"accuracy": 0.0}
         self._load(parameters)
         loss, (examples, right) = evaluate_classes(
-            self._model, self._data.x_test, self._data.y_test, self._data.normalization
+            self._model,
+            self._data.x_test,
+            self._data.y_test,
+            self._data.normalization,
+            loss=self._config.loss,
         )
-        metrics: dict[str, Scalar] = {"accuracy": int(right.sum()) / count}
+        metrics: dict[str, Scalar] = {}
+        if examples.any():
+            metrics["accuracy"] = int(right.sum()) / int(examples.sum())
         if config.get("per-class"):
             for label in np.flatnonzero(examples):
                 metrics[f"accuracy-class-{label}"] = float(right[label] / examples[label])
@@ -169,9 +175,10 @@ class TrainingClient(NumPyClient):
         if self._declare_labels and len(self._data.y_train):
             counts = np.bincount(self._data.y_train, minlength=self._data.num_classes)
             labels = {f"label-{k}": float(n / counts.sum()) for k, n in enumerate(counts)}
+        accuracy: dict[str, Scalar] = {"train-accuracy": result.accuracy}
         return labels | {
             "train-loss": result.loss,
-            "train-accuracy": result.accuracy,
+            **(accuracy if self._data.task != "values" else {}),
             "skipped-batches": result.skipped_batches,
             "seconds": seconds,
         }

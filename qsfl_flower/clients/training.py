@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qsfl_flower.clients.batches import augmented, batch_end, least_batch, scale_of
 from qsfl_flower.clients.data import Normalization
+from qsfl_flower.clients.losses import loss_named
 from qsfl_flower.clients.optimizer import Optimizer
 from qsfl_flower.clients.train_config import OPTIMIZERS, TrainConfig
 from qsfl_flower.errors import DataError
@@ -69,7 +69,7 @@ class TrainResult:
 def train(
     model: nn.Module,
     x: NDArray[np.generic],
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     normalization: Normalization,
     config: TrainConfig,
     *,
@@ -95,11 +95,11 @@ def train(
 class LocalTraining:
     """One client's training in one round, which can be saved after any step and taken up again.
 
-    Minimizes the mean cross-entropy plus ``proximal_mu / 2 * |w - w_0|^2``, w_0 being the weights
-    at the start. A batch whose loss or gradient is not finite changes nothing and is counted. Under
-    batch norm a last batch of one example joins the batch before it; a client that has only one
-    example skips it where batch norm cannot normalize it. The result depends on the arguments
-    alone, bit for bit, interrupted or not.
+    Minimizes the mean loss (`TrainConfig.loss`) plus ``proximal_mu / 2 * |w - w_0|^2``, w_0 being
+    the weights at the start. A batch whose loss or gradient is not finite changes nothing and is
+    counted. Under batch norm a last batch of one example joins the batch before it; a client that
+    has only one example skips it where batch norm cannot normalize it. The result depends on the
+    arguments alone, bit for bit, interrupted or not.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class LocalTraining:
         self,
         model: nn.Module,
         x: NDArray[np.generic],
-        y: NDArray[np.int64],
+        y: NDArray[Any],
         normalization: Normalization,
         config: TrainConfig,
         *,
@@ -148,6 +148,7 @@ class LocalTraining:
     ) -> None:
         self._model, self._config, self._mu = model, config, proximal_mu
         self._images, self._labels = torch.tensor(x), torch.tensor(y)
+        self._loss = loss_named(config.loss)
         # Looked at before the forward pass, which would carry a NaN into batch norm's statistics.
         self._usable = self._images.flatten(1).isfinite().all(dim=1)
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -161,9 +162,9 @@ class LocalTraining:
         self._dropout = torch.Generator().manual_seed(seed).get_state()
         self._order = torch.zeros(0, dtype=torch.int64)
         self._epoch = self._position = self._batches = self._steps = 0
-        self._used = self._correct = self._skipped = self._last_batch = 0
+        self._used = self._skipped = self._last_batch = 0
         self._least = least_batch(model)
-        self._loss_sum = 0.0
+        self._correct = self._loss_sum = 0.0
         self._running = False
 
     @property
@@ -287,7 +288,7 @@ class LocalTraining:
         if self._config.augment and pictures.dim() == 4:
             pictures = augmented(pictures, self._shuffle)
         self._model.zero_grad(set_to_none=True)
-        value, correct = 0.0, 0
+        value, correct = 0.0, 0.0
         parts = self._parts(len(rows))
         for part in parts:
             batch = pictures[part] if len(parts) > 1 else pictures
@@ -301,14 +302,14 @@ class LocalTraining:
                 return False  # batch norm cannot normalize one value per channel
             logits = logits.float()
             labels = target[part] if len(parts) > 1 else target
-            loss = functional.cross_entropy(logits, labels)
+            loss = self._loss.function(logits, labels)
             if len(parts) > 1:
                 loss = loss * (len(part) / len(rows))
             value += loss.item()
             if not math.isfinite(value):
                 return False
             loss.backward()  # type: ignore[no-untyped-call]
-            correct += int((logits.argmax(dim=1) == labels).sum())
+            correct += self._loss.right(logits, labels)
         with torch.no_grad():
             for p, start in zip(self._parameters, self._anchor, strict=False):
                 if p.grad is not None:
@@ -341,21 +342,23 @@ _NUMBERS = (
 def evaluate_model(
     model: nn.Module,
     x: NDArray[np.generic],
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     normalization: Normalization,
     batch_size: int = 512,
+    loss: str = "cross-entropy",
 ) -> tuple[float, float]:
-    """Return mean cross-entropy and accuracy of a model; see `evaluate_classes`."""
-    loss, counts = evaluate_classes(model, x, y, normalization, batch_size)
-    return loss, int(counts[1].sum()) / len(y)
+    """Return mean loss and accuracy of a model, NaN in a regression; see `evaluate_classes`."""
+    found, (examples, right) = evaluate_classes(model, x, y, normalization, batch_size, loss)
+    return found, int(right.sum()) / int(examples.sum()) if examples.any() else math.nan
 
 
 def evaluate_classes(
     model: nn.Module,
     x: NDArray[np.generic],
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     normalization: Normalization,
     batch_size: int = 512,
+    loss: str = "cross-entropy",
 ) -> tuple[float, NDArray[np.int64]]:
     """Evaluate a model class by class; the loss is summed in float64.
 
@@ -369,13 +372,16 @@ def evaluate_classes(
         Applied to every batch.
     batch_size : int
         Examples at a time, >= 1; it bounds memory.
+    loss : str
+        A name in `qsfl_flower.clients.losses.LOSSES`.
 
     Returns
     -------
     loss : float
-        Mean cross-entropy; NaN or infinite if the model is.
+        The mean; NaN or infinite if the model is.
     counts : ndarray of int64, shape (2, classes)
-        Examples of each class, and how many of them were recognized.
+        Examples of each class, and how many of them were recognized; with several labels, answers
+        to each of them; in a regression 0.
 
     Raises
     ------
@@ -385,7 +391,8 @@ def evaluate_classes(
     if len(y) == 0:
         raise DataError("a model cannot be evaluated on 0 examples; at least 1 is needed")
     mean, std = scale_of(normalization, x.ndim)
-    loss, hits = 0.0, []
+    how = loss_named(loss)
+    total, hits = 0.0, []
     training = model.training
     model.eval()
     classes = 0
@@ -393,10 +400,17 @@ def evaluate_classes(
         for start in range(0, len(y), batch_size):
             batch = torch.tensor(x[start : start + batch_size], dtype=torch.float32)
             target = torch.tensor(y[start : start + batch_size])
-            logits = model(batch.sub_(mean).div_(std)).double()
-            loss += functional.cross_entropy(logits, target, reduction="sum").item()
-            hits.append(target[logits.argmax(dim=1) == target].numpy())
-            classes = logits.shape[1]
+            outputs = model(batch.sub_(mean).div_(std)).double()
+            total += how.total(outputs, target)
+            hits.append(how.hits(outputs, target))
+            classes = outputs.shape[1]
     model.train(training)
-    counts = [np.bincount(labels, minlength=classes) for labels in (y, np.concatenate(hits))]
-    return loss / len(y), np.array(counts)
+    counts = np.zeros((2, classes), np.int64)
+    if how.task != "values":
+        right = torch.cat([hit for hit in hits if hit is not None]).numpy()
+        counts = np.array(
+            [np.bincount(labels, minlength=classes) for labels in (y, y[right])]
+            if how.task == "classes"
+            else [np.full(classes, len(y)), right.sum(axis=0)]
+        )
+    return total / len(y), counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -30,6 +31,7 @@ from qsfl_flower.clients.partition import (
 from qsfl_flower.clients.personal import PersonalClient
 from qsfl_flower.clients.scaffold import ScaffoldClient
 from qsfl_flower.clients.trainer import TrainingClient, evaluate_model
+from qsfl_flower.errors import DataError
 from qsfl_flower.mechanisms.robust.core.attacks import build_attack
 from qsfl_flower.personalization import Personalization
 from qsfl_flower.simulations.asynchronous import clock_of, kind_of, monitor_of
@@ -38,6 +40,7 @@ from qsfl_flower.simulations.config import (
     Experiment,
     FedProxSpec,
     IidSpec,
+    NaturalSpec,
     ShardsSpec,
     WriterSpec,
 )
@@ -62,13 +65,21 @@ Owners = NDArray[np.int32]
 
 def owners_of(experiment: Experiment) -> Owners:
     """Divide the training examples among the clients; the same in every process."""
-    labels = dataset_of(experiment).y_train
+    data = dataset_of(experiment)
+    labels = data.y_train if data.task == "classes" else np.zeros(len(data.y_train), np.int64)
     spec, root = experiment.data.partition, root_rows(experiment)
     owners = np.full(len(labels), -1, dtype=np.int32)
     count, seed = experiment.clients.count, experiment.seed
     if isinstance(spec, WriterSpec):
         folder = Path(experiment.data.root) if experiment.data.root else None
         parts = by_writer(load_writers(folder), count, seed)
+    elif isinstance(spec, NaturalSpec):
+        if data.owners is None:
+            raise DataError(
+                f"data.partition: {data.source} does not say whose an example is; name "
+                "data.id_column, or put an array id_train into the archive"
+            )
+        parts = by_writer(data.owners, count, seed)
     else:
         free = np.setdiff1d(np.arange(len(labels)), root)
         parts = [free[rows] for rows in partition(labels[free], count, _scheme(spec), seed)]
@@ -100,13 +111,17 @@ def describe_partition(experiment: Experiment, owners: Owners) -> dict[str, Any]
     clients = []
     for client in range(experiment.clients.count):
         train, held_out = rows_of(experiment, owners, client)
-        counts = label_counts(data.y_train, [train], data.num_classes)[0]
+        counts = (
+            label_counts(data.y_train, [train], data.num_classes)[0].tolist()
+            if data.task == "classes"
+            else []
+        )
         clients.append(
             {
                 "client": str(client),
                 "num_train": len(train),
                 "num_test": len(held_out),
-                "label_counts": counts.tolist(),
+                "label_counts": counts,
             }
         )
     return {
@@ -194,12 +209,16 @@ def phone_folder(experiment: Experiment, run_id: int) -> Path:
 def evaluator_of(experiment: Experiment) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Return the server's evaluation on the data set's test split."""
     data, model = dataset_of(experiment), model_of(experiment)
+    name = training_of(experiment).loss
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         del server_round
         set_arrays(model, from_record(arrays))
-        loss, accuracy = evaluate_model(model, data.x_test, data.y_test, data.normalization)
-        return MetricRecord({"loss": loss, "accuracy": accuracy})
+        loss, accuracy = evaluate_model(
+            model, data.x_test, data.y_test, data.normalization, loss=name
+        )
+        told = {"loss": loss} if math.isnan(accuracy) else {"loss": loss, "accuracy": accuracy}
+        return MetricRecord({**told})
 
     return evaluate
 

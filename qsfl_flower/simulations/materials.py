@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from qsfl_flower.clients.data import Dataset, load_dataset
+from qsfl_flower.clients.data import Dataset, Format, load_dataset
+from qsfl_flower.clients.losses import LOSSES
 from qsfl_flower.clients.models import arrays_of, build_model, freeze, roles_of
 from qsfl_flower.clients.training import TrainConfig
 from qsfl_flower.errors import ConfigError
@@ -25,6 +26,7 @@ def dataset_of(experiment: Experiment) -> Dataset:
         file=Path(data.file) if data.file else None,
         download=data.download,
         options=data.options,
+        form=Format(data.task, data.targets, data.id_column, data.picture_size),
     )
 
 
@@ -55,6 +57,12 @@ def roles_of_model(experiment: Experiment) -> Mapping[str, str]:
     return roles
 
 
+def loss_of(experiment: Experiment) -> str:
+    """Return the name of the loss: the model's, or that of the data's task."""
+    fitting = (name for name, loss in LOSSES.items() if loss.task == experiment.data.task)
+    return experiment.model.loss or next(fitting)
+
+
 def training_of(experiment: Experiment) -> TrainConfig:
     """Return how a client of the experiment trains."""
     spec = experiment.clients
@@ -71,4 +79,5 @@ def training_of(experiment: Experiment) -> TrainConfig:
         warmup_rounds=spec.warmup_rounds,
         cosine_rounds=spec.cosine_rounds,
         mixed_precision=spec.mixed_precision,
+        loss=loss_of(experiment),
     )

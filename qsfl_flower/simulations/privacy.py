@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn import functional
 
 from qsfl_flower.clients.data import Dataset
+from qsfl_flower.clients.losses import LOSSES
 from qsfl_flower.clients.models import get_arrays, imported
 from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.clients.train_config import TrainConfig
@@ -44,7 +44,7 @@ from qsfl_flower.simulations.config import (
     SecureSumSpec,
 )
 from qsfl_flower.simulations.config.privacy import PrivacyKeys, RecordTrainingKeys
-from qsfl_flower.simulations.materials import model_of, roles_of_model
+from qsfl_flower.simulations.materials import loss_of, model_of, roles_of_model
 
 
 @lru_cache(maxsize=8)
@@ -131,18 +131,21 @@ def private_client(
     where: dict[str, Any] = {"seed": experiment.seed, "client_id": client}
     shares, batch = distributed_of(experiment), record_batch_of(experiment)
     if shares and shares.records and batch:
-        return GradientSumClient(model, data, batch, **_computed(shares.records), **where)
+        return GradientSumClient(
+            model, data, batch, **_computed(shares.records, experiment), **where
+        )
     for spec in experiment.strategy.stages:
         if isinstance(spec, RecordDPSpec):
             privacy = record_privacy(spec, experiment.rounds, size_of(experiment))
-            where |= {"copies": spec.copies, **_computed(spec)}
+            where |= {"copies": spec.copies, **_computed(spec, experiment)}
             return PrivateTrainingClient(model, data, config, privacy, **where)
     return None
 
 
-def _computed(spec: RecordTrainingKeys) -> dict[str, Any]:
+def _computed(spec: RecordTrainingKeys, experiment: Experiment) -> dict[str, Any]:
     """Return how gradients of single records are computed."""
-    loss = functional.cross_entropy if spec.loss is None else imported("loss", spec.loss)
+    named = LOSSES[loss_of(experiment)].function
+    loss = named if spec.loss is None else imported("loss", spec.loss)
     return {"loss": loss, "at_once": spec.at_once}
 
 

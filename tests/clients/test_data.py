@@ -186,7 +186,7 @@ BAD_ARCHIVES: dict[str, tuple[dict[str, Any], str]] = {
     "names-of-numbers": (arrays(class_names=np.arange(2)), "list of texts"),
     "shapes-differ": (arrays(x_test=np.zeros((6, 4), np.float32)), r"\(5,\), those of x_test \(4,"),
     "types-differ": (arrays(x_test=np.zeros((6, 5), np.uint8)), "x_test is uint8"),
-    "channels": (arrays((6, 9, 7, 4)), "with C = 1 or 3"),
+    "channels": (arrays((6, 5, 7, 5)), "neither C = 1 nor C = 3"),
 }
 
 
@@ -251,7 +251,7 @@ def test_names_and_files_are_checked(tmp_path: Path) -> None:
         load_dataset("cifar-10")
     with pytest.raises(DataError, match=r"needs the path .*data\.file"):
         load_dataset("npz")
-    with pytest.raises(DataError, match="only be given for data set 'npz'"):
+    with pytest.raises(DataError, match="only be given for data sets 'npz' and 'table'"):
         load_dataset("mnist", file=tmp_path / "x.npz")
     with pytest.raises(DataError, match="does not exist"):
         load_dataset("npz", file=tmp_path / "x.npz")

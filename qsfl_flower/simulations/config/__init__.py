@@ -9,6 +9,14 @@ from qsfl_flower.simulations.config.committee import (
     SecureKrumSpec,
     SecureSumSpec,
 )
+from qsfl_flower.simulations.config.data import (
+    DataSpec,
+    DirichletSpec,
+    IidSpec,
+    NaturalSpec,
+    ShardsSpec,
+    WriterSpec,
+)
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.experiment import Experiment
 from qsfl_flower.simulations.config.files import shipped_configs
@@ -30,15 +38,10 @@ from qsfl_flower.simulations.config.privacy import (
 from qsfl_flower.simulations.config.reference import json_schema, markdown
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
-    DataSpec,
-    DirichletSpec,
     FaultSpec,
-    IidSpec,
     ModelSpec,
     OutputSpec,
-    ShardsSpec,
     SimulationSpec,
-    WriterSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
     ClipSpec,
@@ -82,6 +85,7 @@ __all__ = [
     "MinimumSpec",
     "ModelSpec",
     "MonitorSpec",
+    "NaturalSpec",
     "OutputSpec",
     "PersonalizationSpec",
     "RecordDPSpec",

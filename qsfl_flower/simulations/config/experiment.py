@@ -15,6 +15,14 @@ from qsfl_flower.simulations.config.asynchronous import ConstantSpec
 from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import MODULE, Contradiction, Section, refuse
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
+from qsfl_flower.simulations.config.data import (
+    LOSSES,
+    DataSpec,
+    DirichletSpec,
+    IidSpec,
+    NaturalSpec,
+    WriterSpec,
+)
 from qsfl_flower.simulations.config.described import option_problems
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.extended import built_in, extend
@@ -22,14 +30,10 @@ from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec, RecordDPSpec
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
-    DataSpec,
-    DirichletSpec,
     FaultSpec,
-    IidSpec,
     ModelSpec,
     OutputSpec,
     SimulationSpec,
-    WriterSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
     HIDING,
@@ -137,6 +141,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             f"model {exp.model.name!r} does not fit data.dataset {exp.data.dataset!r}, "
             f"whose pictures are {kind}; choose another model.name or data.dataset",
         )
+    yield from _task(exp)
     if wrong := list(_options(exp)):
         yield from wrong
         return  # whatever is built with these options would fail
@@ -565,10 +570,35 @@ def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:
             )
 
 
+def _task(exp: Experiment) -> Iterator[Contradiction]:
+    """Tell what needs another task than that of the data."""
+    task, loss = exp.data.task, exp.model.loss
+    if loss is not None and loss not in LOSSES[task]:
+        yield Contradiction(
+            ("model.loss", "data.task"),
+            f"loss {loss!r} does not fit task {task!r}, which takes {', '.join(LOSSES[task])}; "
+            "set one of them, or data.task to another",
+        )
+    if task == "classes":
+        return
+    needs = {
+        "clients.declare_labels": exp.clients.declare_labels,
+        "clients.selection": exp.clients.selection == "diverse",
+        **{
+            f"attacks.{index}.attack": attack.attack in ("label-flip", "backdoor")
+            for index, attack in enumerate(exp.attacks)
+        },
+    }
+    for key in (key for key, wrong in needs.items() if wrong):
+        yield Contradiction(
+            (key, "data.task"), f"{key} is about classes, and task {task!r} has none; change one"
+        )
+
+
 def _too_few_examples(exp: Experiment) -> Iterator[Contradiction]:
     size = TRAIN_SIZES.get(exp.data.dataset)
     partition = exp.data.partition
-    if isinstance(partition, IidSpec | WriterSpec):
+    if isinstance(partition, IidSpec | WriterSpec | NaturalSpec):
         each, key = 1, "data.partition.scheme"
     elif isinstance(partition, DirichletSpec):
         each, key = partition.min_size, "data.partition.min_size"

@@ -11,11 +11,11 @@ from qsfl_flower import plugins
 from qsfl_flower.simulations.config import strategy
 from qsfl_flower.simulations.config.attacks import AttackKeys, AttackSpec
 from qsfl_flower.simulations.config.base import Section
+from qsfl_flower.simulations.config.data import DataSpec
 from qsfl_flower.simulations.config.described import Fields, section_of
 from qsfl_flower.simulations.config.sections import (
     BUILT_IN_MODELS,
     ClientsSpec,
-    DataSpec,
     ModelSpec,
     model_name,
 )

@@ -15,121 +15,10 @@ from qsfl_flower.simulations.config.base import (
     options_of,
     refuse,
 )
+from qsfl_flower.simulations.config.data import Names
 from qsfl_flower.simulations.config.privacy import MinimumSpec
 
 BUILT_IN_MODELS = ("linear", "mlp", "mnist-cnn", "cifar-cnn", "resnet18")
-
-
-class IidSpec(Section):
-    """Examples are dealt out at random, in equal shares."""
-
-    scheme: Literal["iid"] = Field(description="Name of the scheme.")
-
-
-class DirichletSpec(Section):
-    """Each class is split by proportions drawn from a symmetric Dirichlet distribution."""
-
-    scheme: Literal["dirichlet"] = Field(description="Name of the scheme.")
-    alpha: float = Field(gt=0, description="Concentration: 0.1 is very uneven, 100 nearly even.")
-    min_size: int = Field(
-        default=10, ge=1, le=10**9, description="Fewest examples that a client may get (examples)."
-    )
-
-
-class ShardsSpec(Section):
-    """Examples sorted by class are cut into shards and each client gets some of them."""
-
-    scheme: Literal["shards"] = Field(description="Name of the scheme.")
-    shards_per_client: int = Field(
-        ge=1, le=10**6, description="Shards that a client gets; 2 gives it about two classes."
-    )
-
-
-class WriterSpec(Section):
-    """Every client holds the digits of one or more people: mnist with mnist_writers.npz."""
-
-    scheme: Literal["writer"] = Field(description="Name of the scheme.")
-
-
-PartitionSpec = Annotated[
-    IidSpec | DirichletSpec | ShardsSpec | WriterSpec, Field(discriminator="scheme")
-]
-
-
-class DataSpec(Section):
-    """Which examples there are and who holds them."""
-
-    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "npz"] = Field(
-        default="digits",
-        description="Data set; digits comes with scikit-learn and needs no network.",
-    )
-    options: OptionValues = options_of("dataset", "a data set that a plugin brings")
-    root: PlaceText | None = Field(
-        default=None,
-        description="Folder that holds mnist, fashion-mnist or cifar10; null: $QSFL_DATA_DIR. "
-        "A relative path starts at the working folder.",
-    )
-    file: PlaceText | None = Field(
-        default=None,
-        description="The .npz file of dataset npz, which needs it; null for the others.",
-    )
-    download: bool = Field(
-        default=False, description="Fetch the data set into the folder when it is not there."
-    )
-    test_fraction: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.9,
-        description="Share of each client's examples held out for its own evaluation; "
-        "0: evaluation is on the server, with the data set's test split.",
-    )
-    partition: PartitionSpec = Field(
-        default=IidSpec(scheme="iid"),
-        description="How the training examples are spread over clients.",
-    )
-
-    @model_validator(mode="after")
-    def _npz_fits(self) -> Self:
-        npz = self.dataset == "npz"
-        found = []
-        if npz and self.file is None:
-            found.append(
-                Contradiction(
-                    ("data.dataset", "data.file"),
-                    "dataset 'npz' needs a file; set data.file to the path of an .npz file",
-                )
-            )
-        if not npz and self.file is not None:
-            found.append(
-                Contradiction(
-                    ("data.file", "data.dataset"),
-                    f"dataset {self.dataset!r} reads no file, only 'npz' does; "
-                    "set data.dataset to npz or data.file to null",
-                )
-            )
-        if isinstance(self.partition, WriterSpec) and self.dataset != "mnist":
-            found.append(
-                Contradiction(
-                    ("data.partition.scheme", "data.dataset"),
-                    f"nobody knows who made the examples of dataset {self.dataset!r}, only those "
-                    "of 'mnist'; set data.dataset to mnist or choose another scheme",
-                )
-            )
-        if npz and self.download:
-            found.append(
-                Contradiction(
-                    ("data.download", "data.dataset"),
-                    "dataset 'npz' cannot be downloaded; set data.download to false",
-                )
-            )
-        refuse(found)
-        return self
-
-
-LayerNames = Annotated[
-    tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...],
-    Field(strict=False, max_length=1000),
-]
 
 
 def model_name(names: tuple[str, ...]) -> Any:
@@ -150,12 +39,17 @@ class ModelSpec(Section):
 
     name: model_name(BUILT_IN_MODELS)[0] = model_name(BUILT_IN_MODELS)[1]  # type: ignore[valid-type]
     options: OptionValues = options_of("name", "the model: keywords of its factory")
-    frozen: LayerNames = Field(
+    loss: Literal["cross-entropy", "binary-cross-entropy", "mse", "l1", "huber"] | None = Field(
+        default=None,
+        description="What training minimizes; null: cross-entropy for data.task classes, "
+        "binary-cross-entropy for labels, mse for values.",
+    )
+    frozen: Names = Field(
         default=(),
         description="Layers, by name or class, or single arrays that keep their first values: they "
         "are not trained, sent, noised or masked.",
     )
-    local: LayerNames = Field(
+    local: Names = Field(
         default=(),
         description="Layers, by name or class, or single arrays that stay on each device; FedBN is "
         "[BatchNorm2d]. The server's evaluation sees their first values.",

@@ -7,12 +7,14 @@ import inspect
 
 import pytest
 
+from qsfl_flower.clients import losses
 from qsfl_flower.clients.data import DATASETS, load_dataset
 from qsfl_flower.clients.models import MODELS, build_model
 from qsfl_flower.clients.partition import Dirichlet, Shards
 from qsfl_flower.clients.training import TrainConfig
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.config import ClientsSpec, DataSpec, DirichletSpec, ShardsSpec
+from qsfl_flower.simulations.config.data import LOSSES
 from qsfl_flower.simulations.config.experiment import TRAIN_SIZES
 from qsfl_flower.simulations.config.sections import BUILT_IN_MODELS
 from qsfl_flower.simulations.config.strategy import (
@@ -28,8 +30,15 @@ from qsfl_flower.strategies import StableFedAvg
 NOT_SAME = {"self", "name", "stage", "stages"}
 
 
+def test_losses_are_the_trainer_s():
+    tasks = {task: [n for n, loss in losses.LOSSES.items() if loss.task == task] for task in LOSSES}
+    assert {task: list(names) for task, names in LOSSES.items()} == tasks
+    assert {name for names in tasks.values() for name in names} == losses.LOSSES.keys()
+
+
 def test_training_keys_are_the_trainer_s():
     ours = {key: field.default for key, field in ClientsSpec.model_fields.items()}
+    ours["loss"] = LOSSES["classes"][0]  # of the data's task, unless the model names one
     for field in dataclasses.fields(TrainConfig):
         assert ours[field.name] == field.default
 
