@@ -28,6 +28,7 @@ from qsfl_flower.secure.desk import Desk
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.stages import Clip, Committee, MaskedSum, SecureKrum, SecureSum, SharedMask
 from qsfl_flower.strategies import BufferedAsync, FedAsync
+from qsfl_flower.testing import VirtualTime
 from qsfl_flower.wire import to_record
 from qsfl_flower.wire.keys import HELLO_TASK, RELEASE_TASK, SECURE_RECORD, TAKE_TASK
 
@@ -60,10 +61,11 @@ def run(grid, seconds, stages, rounds=8, timeout=100.0, **options):
         clock=VirtualClock([Device(s) for s in seconds], patience=1.0), observer=seen,
         stages=stages, max_failed_rounds=9, **options,
     )  # fmt: skip
-    strategy.start(
-        grid, to_record(MODEL), num_rounds=rounds, timeout=timeout,
-        evaluate_fn=lambda _, arrays: models.append(flat(arrays)),
-    )  # fmt: skip
+    with VirtualTime().for_strategies():
+        strategy.start(
+            grid, to_record(MODEL), num_rounds=rounds, timeout=timeout,
+            evaluate_fn=lambda _, arrays: models.append(flat(arrays)),
+        )  # fmt: skip
     return models, seen, strategy
 
 
@@ -286,7 +288,7 @@ def test_public_coordinates_are_the_same_within_an_epoch(federation):
 
 @given(seconds=st.lists(st.floats(0.5, 9.0), min_size=6, max_size=6), limit=st.integers(0, 4))
 @settings(
-    max_examples=15, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_whatever_the_speeds_the_steps_are_those_of_the_definition(federation, seconds, limit):
     stages = [federation.gate, secure_sum(weighted=False)]

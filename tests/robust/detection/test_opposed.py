@@ -65,7 +65,7 @@ def test_the_last_step_shows_opponents_when_a_round_has_no_axis(seed):
     assert against(x, last) == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("clients", [3, 5, 20, 200])
+@pytest.mark.parametrize("clients", [3, 5, 20, pytest.param(200, marks=pytest.mark.slow)])
 def test_clients_with_a_common_direction_are_never_opposed(cohort, clients):
     assert not any(against(cohort(clients, seed=seed)) for seed in range(50))
 
