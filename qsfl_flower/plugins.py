@@ -19,7 +19,7 @@ rule. Either is imported only if a configuration asks for it; see docs/extending
 from __future__ import annotations
 
 import importlib
-import math
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -132,10 +132,10 @@ def check_options(values: Any) -> None:
         value, hint = getattr(values, one.name), hints[one.name]
         limits = one.metadata["about"].limits if "about" in one.metadata else {}
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = _is(value, hint) and all(
+        within = fits(value, hint) and all(
             not number or LIMITS[name][0](value, bound) for name, bound in limits.items()
         )
-        if not fits:
+        if not within:
             raise ConfigError(
                 f"{type(values).__name__}: {one.name} is {value!r:.60}; it must be "
                 + allowed(hint, limits)
@@ -154,26 +154,43 @@ def allowed(hint: Any, limits: Mapping[str, float]) -> str:
     if hint in (int, float):
         bounds = " and ".join(f"{LIMITS[name][1]} {bound:g}" for name, bound in limits.items())
         return f"{'a whole number' if hint is int else 'a number'} {bounds}".rstrip()
+    if is_dataclass(hint):
+        return f"the fields {', '.join(one.name for one in fields(hint))}"
     words = {bool: "true or false", str: "text", types.NoneType: "null"}
     return words.get(hint) or str(getattr(hint, "__name__", hint))
 
 
-def _is(value: object, hint: Any) -> bool:
+def fits(value: object, hint: Any) -> bool:
+    """Return whether a value is of a type, strictly: numbers are finite, and no truth values.
+
+    A mapping is of the type of a dataclass if it has its fields, and no other keys; fields with a
+    default may be missing.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in inner)
     if origin in (Union, types.UnionType):
-        return any(_is(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if origin is tuple:
         if len(inner) == 2 and inner[1] is Ellipsis:
-            return isinstance(value, tuple) and all(_is(one, inner[0]) for one in value)
+            return isinstance(value, tuple) and all(fits(one, inner[0]) for one in value)
         return isinstance(value, tuple) and len(value) == len(inner)
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        hints = get_type_hints(hint)
+        return _required(hint) <= set(value) <= set(hints) and all(
+            fits(tuple(one) if isinstance(one, list) else one, hints[name])
+            for name, one in value.items()
+        )
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(cast(float, value))
+        return number and abs(cast(float, value)) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _required(kind: Any) -> set[str]:
+    return {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, QSFLError, Refusal
 from qsfl_flower.node.memory import Facts, facts_of
 from qsfl_flower.node.policy import NodePolicy, counted
+from qsfl_flower.node.steps import check_parameters
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import Event
@@ -119,6 +120,8 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
     _check_sum(plan, policy)
     now = unix_time()
     promise = None if policy.privacy is None else _promise(plan, policy, policy.privacy)
+    for item in plan.items:
+        check_parameters(item.name, item.parameters)
     if promise is None and policy.releases is None:
         return
     with facts_of(context) as facts:

@@ -24,7 +24,7 @@ from qsfl_flower.errors import ConfigError, QSFLError, Refusal
 from qsfl_flower.node.memory import Facts, facts_of
 from qsfl_flower.node.policy import NodePolicy, policy_of
 from qsfl_flower.numerics import Layout, Vector
-from qsfl_flower.plugins import Mechanism
+from qsfl_flower.plugins import Mechanism, allowed, fits
 from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY, refusal
 from qsfl_flower.wire.content import instruction_digest
 
@@ -165,6 +165,26 @@ STEPS: dict[str, Step] = {}
 
 TASKS: dict[str, Task] = {}
 """Tasks by name."""
+
+
+PARAMETERS: dict[str, type | None] = {}
+"""A dataclass by the name of a step: the parameters that it takes. None: it takes none."""
+
+
+def check_parameters(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse parameters of a step that are missing, unknown, or of another type than its own.
+
+    Raises
+    ------
+    Refusal
+        ``policy-plan``; the app must not be called.
+    """
+    if name not in PARAMETERS:
+        return  # unknown, or of a third party
+    kind = PARAMETERS[name]
+    if not (fits(values, kind) if kind else not values):
+        told = allowed(kind, {}) if kind else "no parameters"
+        raise Refusal("policy-plan", f"{name}: found {dict(values)!r:.200}; it must have {told}")
 
 
 def add_steps(mechanism: Mechanism) -> None:

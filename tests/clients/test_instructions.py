@@ -1,5 +1,6 @@
 """A lying server writes the instructions: what a device sends although its policy forbids it."""
 
+import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.privacy import policy_mod, privacy_mod
-from qsfl_flower.errors import REFUSALS
-from qsfl_flower.node.instructions import check_instruction
+from qsfl_flower.errors import REFUSALS, Refusal
+from qsfl_flower.node.instructions import PHASES, check_instruction
 from qsfl_flower.node.policy import NodePolicy, policy_of
+from qsfl_flower.node.steps import PARAMETERS, check_parameters
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import Event
@@ -31,6 +33,7 @@ from qsfl_flower.wire import (
     to_record,
 )
 from qsfl_flower.wire.keys import MASKED_SUM, SHARES
+from tests.adversary.devices import valid_steps
 
 D = 64
 UPDATE = np.random.default_rng(5).normal(size=D)
@@ -298,6 +301,53 @@ def test_the_file_of_a_node_allows_other_hidden_weights(hidden, tmp_path):
             {QSFL_RECORD: ConfigRecord({PLAN_KEY: plan(hidden(**changes)).encode()})}
         )
         check_instruction(Message(content, 1, "train"), context, policy_of(context))
+
+
+def departures(values, into=True):
+    """Yield parameters that differ in one place from those that a strategy writes."""
+    yield {**values, "further": 1}
+    for key, value in values.items():
+        yield {k: v for k, v in values.items() if k != key}
+        if isinstance(value, dict) and into and key != "terms":
+            needed = {"clip_norm", "noise_multiplier", "fewest", "size"}  # others have defaults
+            for other in departures(value, into=False):
+                if set(value) - set(other) <= needed:
+                    yield {**values, key: other}
+        elif key != "terms":
+            yield {**values, key: {"x": 1}}
+            if value is not None:
+                yield {**values, key: None}
+            numbers = type(value) in (int, float)
+            for other in ["1", float("nan"), float("inf"), True] if numbers else [1, True]:
+                if type(other) is not type(value):
+                    yield {**values, key: other}
+            if type(value) is int:
+                yield {**values, key: 1.5}
+            if type(value) is float:
+                yield {**values, key: float("nan")}
+
+
+@pytest.mark.parametrize("name", sorted(PHASES))
+def test_no_step_is_taken_with_parameters_of_another_kind(name):
+    """Unknown, missing, text or a truth value for a number, no number, a fraction for a count."""
+    valid = valid_steps(1, 3.0, 1)[name]
+    device = Device(mods=[qsfl_mod])
+    assert name in PARAMETERS
+    check_parameters(name, valid)
+    hiding = name in (MASKED_SUM, SHARES)
+    for wrong in departures(valid):
+        item = PlanItem(name, wrong)
+        with pytest.raises(Refusal, match=r"policy-(plan|weights|terms|bits)"):
+            check_instruction(instruction_of(item), device.context, NodePolicy())
+        if not hiding:
+            with pytest.raises(Refusal, match="policy-plan"):
+                check_parameters(name, wrong)
+
+
+def instruction_of(*items):
+    body = {"version": 2, "steps": [{"name": i.name, "parameters": i.parameters} for i in items]}
+    content = {QSFL_RECORD: ConfigRecord({PLAN_KEY: json.dumps(body)})}
+    return Message(RecordDict(content), 1, "train")
 
 
 def test_releases_are_counted_whatever_is_promised_anew():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.node.steps import STEPS, ClientUpdate, StepContext
+from qsfl_flower.node.steps import PARAMETERS, STEPS, ClientUpdate, StepContext
 from qsfl_flower.numerics import Clip, Vector, measure
 from qsfl_flower.wire.keys import CLIP_STEP
 
@@ -31,4 +31,4 @@ def clip_step(
     return update
 
 
-STEPS[CLIP_STEP] = clip_step
+STEPS[CLIP_STEP], PARAMETERS[CLIP_STEP] = clip_step, Clip

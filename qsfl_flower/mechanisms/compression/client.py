@@ -20,7 +20,7 @@ from qsfl_flower.errors import QSFLError
 from qsfl_flower.mechanisms.compression.core import Mask, Memory, Scheme, derive_seed, encode_record
 from qsfl_flower.mechanisms.compression.core.mask import unpack_leading
 from qsfl_flower.mechanisms.compression.core.select import Indices
-from qsfl_flower.node.steps import STEPS, ClientUpdate, StepContext, client_name
+from qsfl_flower.node.steps import PARAMETERS, STEPS, ClientUpdate, StepContext, client_name
 from qsfl_flower.wire import (
     CHOOSE_STEP,
     COMPRESS_STEP,
@@ -143,3 +143,21 @@ COMPRESS_STEPS = {CHOOSE_STEP: choose_step, COMPRESS_STEP: compress_step}
 """The client's half of `qsfl_flower.mechanisms.COMPRESS`."""
 
 STEPS |= {**COMPRESS_STEPS, MASK_STEP: mask_step, MASK_ENCODE_STEP: mask_encode_step}
+
+
+@dataclass(frozen=True)
+class _ToChoose:
+    scheme: Scheme
+    round: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _ToMask:
+    mask: Mask
+    seed: int
+    rounding: int
+
+
+PARAMETERS |= {CHOOSE_STEP: _ToChoose, MASK_STEP: _ToMask}
+PARAMETERS |= {COMPRESS_STEP: None, MASK_ENCODE_STEP: None}

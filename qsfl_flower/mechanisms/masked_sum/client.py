@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -24,7 +24,7 @@ from flwr.app import ConfigRecord, RecordDict
 from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import COMPLAINTS, CryptoError, Refusal, RejectedUpdate
-from qsfl_flower.node.steps import ClientUpdate, Party, StepContext, Task
+from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext, Task
 from qsfl_flower.secure.pairwise.client import BadPacket, Client, deal, mask, release
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, encode_scalars
@@ -154,6 +154,21 @@ MASKED_TASKS = {
     f"{MASKED_SUM}.release": _named(release_task),
 }
 """The client's half, under the names that instructions use."""
+
+
+@dataclass(frozen=True)
+class _ToMask:
+    round: int
+    terms: str
+    clients: int
+    bound: float
+    min_clients: int
+    max_examples: int
+    metrics: tuple[str, ...]
+    weighted_by: str
+
+
+PARAMETERS[MASKED_SUM] = _ToMask
 
 
 def _deal(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.node.steps import STEPS, ClientUpdate, StepContext
+from qsfl_flower.node.steps import PARAMETERS, STEPS, ClientUpdate, StepContext
 from qsfl_flower.numerics.validation import MAX_EXAMPLES
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.gaussian import add_noise
@@ -58,6 +58,11 @@ def local_dp_step(
 ) -> ClientUpdate:
     """Clip the update, add all of the noise, and keep metrics and counters here."""
     clip, multiplier = float(parameters["clip_norm"]), float(parameters["noise_multiplier"])
+    if not (clip > 0 and multiplier > 0):
+        raise QSFLError(
+            f"local-dp: clip_norm is {clip!r} and noise_multiplier {multiplier!r}; both must be "
+            "greater than 0"
+        )
     norm = float(np.linalg.norm(update.vector))
     scaled = update.vector * min(1.0, clip / norm) if norm > 0 else update.vector
     noisy, _ = add_noise(scaled, 2 * clip, multiplier, Keystream.secure())
@@ -126,7 +131,25 @@ def _sum_after(last: PlanItem, share: NoiseShare) -> str:
     return str(p["weighted_by"])
 
 
-STEPS[PROTECTION] = protection_step
-STEPS[DISTRIBUTED_DP] = distributed_dp_step
-STEPS[RECORD_DP] = record_dp_step
-STEPS[LOCAL_DP] = local_dp_step
+@dataclass(frozen=True, kw_only=True)
+class _RecordNoise(RecordPrivacy):
+    public_metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _LocalNoise:
+    clip_norm: float
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class _SharedNoise:
+    share: NoiseShare
+    bound: float
+    batch: RecordBatch | None
+
+
+STEPS[PROTECTION], PARAMETERS[PROTECTION] = protection_step, Protection
+STEPS[DISTRIBUTED_DP], PARAMETERS[DISTRIBUTED_DP] = distributed_dp_step, _SharedNoise
+STEPS[RECORD_DP], PARAMETERS[RECORD_DP] = record_dp_step, _RecordNoise
+STEPS[LOCAL_DP], PARAMETERS[LOCAL_DP] = local_dp_step, _LocalNoise

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.node.memory import Facts
-from qsfl_flower.node.steps import STEPS, TASKS, ClientUpdate, Party, StepContext
+from qsfl_flower.node.steps import PARAMETERS, STEPS, TASKS, ClientUpdate, Party, StepContext
 from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import deal, read_header
 from qsfl_flower.secure.desk import Desk, Held
@@ -167,7 +167,16 @@ def hello_task(context: StepContext) -> RecordDict:
     return RecordDict({SECURE_RECORD: ConfigRecord({"seat": desk.seat})})
 
 
-STEPS[SHARES] = shares_step
+@dataclass(frozen=True)
+class _ToShare:
+    terms: object  # read by `Terms.decode`
+    max_examples: int
+    metrics: tuple[str, ...]
+    weighted_by: str
+    weighted: bool
+
+
+STEPS[SHARES], PARAMETERS[SHARES] = shares_step, _ToShare
 TASKS |= {TAKE_TASK: take_task, RELEASE_TASK: release_task, HELLO_TASK: hello_task}
 
 
