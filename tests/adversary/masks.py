@@ -61,7 +61,7 @@ class Offer:
         apart = tuple((f"client-{a}", f"client-{b}") for a, b in self.apart)
         try:
             made = Terms(1, self.round, names, degree, threshold, bytes([self.nonce] * 16), apart)
-            return Terms.decode(made.encode()) if made.graph else None
+            return Terms.decode(made.encode())
         except QSFLError:
             return None
 

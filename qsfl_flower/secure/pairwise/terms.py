@@ -50,6 +50,7 @@ class Terms:
             raise ConfigError("masked sum: the names must be sorted and distinct")
         for name in self.names:
             check_identifier(name, "client")
+        self.graph  # noqa: B018  # raises where there is none of this degree and threshold
         known = frozenset(self.names)
         if list(self.apart) != sorted(set(self.apart)) or any(
             not (a < b and a in known and b in known) for a, b in self.apart

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.errors import Malformed
 from qsfl_flower.crypto.identity import create_identity
 from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.secure.pairwise import client, server
@@ -205,6 +206,26 @@ def test_impossible_survivors_are_refused(make_sum, survivors):
     run.mask(0)
     with pytest.raises(Refusal, match="policy-terms: the list of survivors"):
         run.release(0, survivors)
+
+
+@pytest.mark.parametrize(
+    ("degree", "threshold", "says"),
+    [
+        (3, 2, "degree 3"),
+        (0, 1, "degree 0"),
+        (7, 2, "degree 7"),
+        (5, 0, "0 with 5"),
+        (5, 6, "6 with"),
+    ],
+)
+def test_terms_of_no_graph_are_refused_where_they_are_read(make_sum, degree, threshold, says):
+    """A server writes the bytes as it likes: they are no terms, whatever is done with them."""
+    terms = make_sum(6).terms
+    data = bytearray(terms.encode())
+    at = data.index(terms.nonce) + 16
+    data[at : at + 4] = degree.to_bytes(2) + threshold.to_bytes(2)
+    with pytest.raises(Malformed, match=says):
+        Terms.decode(bytes(data))
 
 
 def test_a_lying_server_cannot_insert_its_own_keys(make_sum, keys):
