@@ -70,6 +70,16 @@ class RejectedUpdate(QSFLError):
         return type(self), (self.reason, self.detail)
 
 
+def other_instruction(client: str, server_round: int) -> RejectedUpdate:
+    """Return why a client's part of a hidden sum does not count: it was made for another one."""
+    return RejectedUpdate(
+        "other-instruction",
+        f"{client} vouches for another model, configuration or plan than it was sent in round "
+        f"{server_round}; give its node the server's release of qsfl-flower, and put no mod that "
+        "changes instructions between auth_mod and qsfl_mod; if it goes on, look who holds its key",
+    )
+
+
 REFUSALS = frozenset(
     {
         "device-battery-low",

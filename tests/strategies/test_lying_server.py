@@ -219,6 +219,7 @@ def test_a_client_that_claims_another_instruction_stops_no_round(federation):
     assert run(grid, strategy) is not None
     assert seen.rounds[-1].rejected == {"other-instruction": 1}
     assert seen.rows[-1]["7"].status == "other-instruction"
+    assert "give its node the server's release" in seen.rows[-1]["7"].detail
     assert seen.rounds[-1].accepted == 7
 
 

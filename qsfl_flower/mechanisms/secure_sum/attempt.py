@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.crypto.roster import Roster
-from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.errors import QSFLError, RejectedUpdate, other_instruction
 from qsfl_flower.mechanisms.secure_sum.session import Session, Taken, sealed_of
 from qsfl_flower.numerics import Vector, measure
 from qsfl_flower.rounds.context import RoundContext
@@ -169,11 +169,7 @@ class Attempt:
                     f"{self.terms.round - update.staleness}",
                 )
             if header.instruction != self.context.instructions.get(header.round):
-                raise RejectedUpdate(
-                    "other-instruction",
-                    f"{header.client} has dealt on another model, configuration or plan than it "
-                    f"was sent in round {header.round}",
-                )
+                raise other_instruction(header.client, header.round)
             if header.size != size:
                 raise RejectedUpdate(
                     "wrong-shape", f"{header.size} coordinates are shared, there are {size}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from qsfl_flower.crypto.codec import Reader, Writer
 from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.secret import Secret
-from qsfl_flower.errors import QSFLError, RejectedUpdate
+from qsfl_flower.errors import QSFLError, RejectedUpdate, other_instruction
 from qsfl_flower.secure.field import SEED_SIZE
 from qsfl_flower.secure.pairwise.client import (
     COMMITMENTS_SIZE,
@@ -134,9 +134,7 @@ def read_deal(
         raise RejectedUpdate("bad-packet", f"the shares of {name} are signed by {signer.name}")
     promise = read_statement(signed.body, terms, place)
     if promise.instruction != instruction:
-        raise RejectedUpdate(
-            "other-instruction", f"{name} vouches for another instruction than it was given"
-        )
+        raise other_instruction(name, terms.round)
     packets, commitments = {}, {}
     for digest, neighbour in zip(promise.digests, terms.neighbours(place), strict=True):
         packets[neighbour] = reader.blob(MAX_PACKET)
