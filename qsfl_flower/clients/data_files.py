@@ -155,7 +155,7 @@ def _pictures(
         for index in range(len(folder)):
             picture = folder[index][0]
             found.append(np.asarray(picture if size is None else picture.resize((size, size))))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged and outsized pictures make PIL raise a dozen kinds
         raise DataError(f"{root}: the pictures cannot be read: {error} (data.root)") from error
     shapes = {picture.shape for picture in found}
     if len(shapes) > 1:

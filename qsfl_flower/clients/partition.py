@@ -241,8 +241,8 @@ def by_writer(writers: NDArray[np.integer[Any]], num_partitions: int, seed: int)
     names = np.unique(writers)
     if not 1 <= num_partitions <= len(names):
         raise DataError(
-            f"{len(names)} writers cannot be divided among {num_partitions} clients; take at least "
-            "1 and at most as many as there are writers"
+            f"{len(names)} writers (ids) cannot be divided among {num_partitions} clients; take at "
+            "least 1 and at most as many as there are writers"
         )
     order = np.random.default_rng(seed).permutation(names)
     client_of = {writer: i % num_partitions for i, writer in enumerate(order.tolist())}

@@ -203,6 +203,13 @@ def test_files_that_do_not_fit_are_named(file, tmp_path, change, message):
         check_fit(made(tmp_path, data))
 
 
+def test_a_picture_that_is_none_is_named(tmp_path):
+    pictures(tmp_path / "pets")
+    (tmp_path / "pets" / "cat" / "0.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match="pictures cannot be read"):
+        dataset_of(made(tmp_path, {"dataset": "images", "root": str(tmp_path / "pets")}))
+
+
 def test_a_value_that_is_missing_is_named(file, tmp_path):
     frame = pd.read_csv(file)
     frame.loc[3, "age"] = None
