@@ -16,10 +16,10 @@ from torch.nn import functional
 from benchmarks.timing import alternate
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import Dataset, Normalization
+from qsfl_flower.clients.dpsgd import flat
 from qsfl_flower.clients.models import get_arrays, mnist_cnn
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.per_example import ClippedGradients, made_up
-from qsfl_flower.clients.private_training import flat
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.privacy.discrete import discrete_gaussian
 from qsfl_flower.privacy.gaussian import add_noise

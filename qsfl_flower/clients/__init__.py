@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.checkpoints import ClientCheckpoints
     from qsfl_flower.clients.conditions import Conditions
     from qsfl_flower.clients.device import DeviceClass, DeviceProfile, SystemMonitor, TraceMonitor
+    from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
     from qsfl_flower.clients.kept_state import state_mod
-    from qsfl_flower.clients.mobile import Device, MobileClient
+    from qsfl_flower.clients.mobile import MobileClient
+    from qsfl_flower.clients.mobile_session import Device
     from qsfl_flower.clients.models import roles_of
     from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
     from qsfl_flower.clients.personal import PersonalClient
@@ -30,13 +32,15 @@ if TYPE_CHECKING:
 _WHERE = {
     "ClientCheckpoints": "qsfl_flower.clients.checkpoints",
     "Conditions": "qsfl_flower.clients.conditions",
-    "Device": "qsfl_flower.clients.mobile",
+    "DPSGD": "qsfl_flower.clients.dpsgd",
+    "Device": "qsfl_flower.clients.mobile_session",
     "DeviceClass": "qsfl_flower.clients.device",
     "DeviceProfile": "qsfl_flower.clients.device",
     "MobileClient": "qsfl_flower.clients.mobile",
     "PersonalClient": "qsfl_flower.clients.personal",
     "ScaffoldClient": "qsfl_flower.clients.scaffold",
     "GradientSumClient": "qsfl_flower.clients.private_training",
+    "GradientSums": "qsfl_flower.clients.dpsgd",
     "PrivateTrainingClient": "qsfl_flower.clients.private_training",
     "NodePolicy": "qsfl_flower.node.policy",
     "policy_mod": "qsfl_flower.clients.privacy",
@@ -57,12 +61,14 @@ _WHERE = {
 }
 
 __all__ = [
+    "DPSGD",
     "ClientCheckpoints",
     "Conditions",
     "Device",
     "DeviceClass",
     "DeviceProfile",
     "GradientSumClient",
+    "GradientSums",
     "MobileClient",
     "NodePolicy",
     "PersonalClient",

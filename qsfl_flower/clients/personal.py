@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from flwr.app import RecordDict
 from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
-from qsfl_flower.clients.batches import least_batch, scale_of
+from qsfl_flower.clients.batches import least_batch
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.losses import loss_named
+from qsfl_flower.clients.meta_training import MetaTraining, Weights
 from qsfl_flower.clients.models import get_arrays, set_arrays
-from qsfl_flower.clients.trainer import TrainingClient, derive_seed, number
+from qsfl_flower.clients.session import Session
+from qsfl_flower.clients.trainer import TrainingClient, derive_seed
 from qsfl_flower.clients.training import LocalTraining, TrainConfig, TrainResult, evaluate_model
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.personalization import (
-    Personalization,
-    adapt,
-    hessian_free_gradient,
-    meta_gradient,
-    support_and_query,
-)
+from qsfl_flower.personalization import Personalization, adapt, support_and_query
 from qsfl_flower.wire import from_record, to_record
+
+if TYPE_CHECKING:
+    from qsfl_flower.clients.dpsgd import RecordTraining
+    from qsfl_flower.clients.mobile_session import Device
 
 STATE = "qsfl-personal"
 """Record in Flower's client state that holds what stays on the device."""
-
-Batch = tuple[Tensor, Tensor]
 
 
 class PersonalClient(TrainingClient):
@@ -56,11 +51,25 @@ class PersonalClient(TrainingClient):
     state : RecordDict
         The client's memory: ``context.state`` of Flower. Personal layers and models are kept there
         and are never sent.
+    records : DPSGD or GradientSums, optional
+        As for `TrainingClient`. Layers that stay are trained by the same noisy steps as those that
+        are sent, and a record's gradient is bounded over both: later gradients of the sent layers
+        depend on the layers that stay, so that a head without noise would let every record
+        show through. ditto's own model moves nothing that is sent and is trained without noise, as
+        is adaptation before use.
+    device : Device, optional
+        As for `TrainingClient`. What stays is kept once the round is finished.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such layers, or `records` does not go with the method.
 
     Notes
     -----
     Who sees what: the server sees the common part of the update and the metrics; the personal part
-    stays in the client's memory.
+    stays in the client's memory. `evaluate` tells how good it is on the held-out examples, which
+    `records` does not protect.
 
     Examples
     --------
@@ -87,38 +96,22 @@ class PersonalClient(TrainingClient):
         personalization: Personalization,
         state: RecordDict,
         declare_labels: bool = False,
+        records: RecordTraining | None = None,
+        device: Device | None = None,
     ) -> None:
-        super().__init__(
-            model, data, config, seed=seed, client_id=client_id, declare_labels=declare_labels
-        )
+        if records is not None:
+            personalization.check_records(records.noisy, records.steps())
         self._how = personalization
         self._state = state
+        super().__init__(
+            model, data, config, seed=seed, client_id=client_id, declare_labels=declare_labels,
+            records=records, device=device,
+        )  # fmt: skip
         if personalization.method in ("fedper", "fedrep") and not self._kept():
             raise ConfigError(
                 f"no parameter of the model begins with {' or '.join(personalization.head)}; it "
                 f"has {', '.join(model.state_dict())}"
             )
-
-    def fit(
-        self, parameters: NDArrays, config: dict[str, Scalar]
-    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train from the given parameters; see `TrainingClient.fit`."""
-        started = time.perf_counter()
-        server_round = int(number(config, "server-round", 1, 0))
-        self._load(parameters)
-        method = self._how.method
-        if method in ("maml", "per-fedavg"):
-            result = self._meta_train(server_round)
-        elif method in ("fedper", "fedrep"):
-            result = self._train_with_head(parameters, server_round, config)
-        else:
-            result = self._train(server_round, number(config, "proximal-mu", 0.0, 0))
-            if method == "ditto" and result.num_examples:
-                result = self._with_own(parameters, server_round, result)
-        if result.num_examples == 0:
-            self._load(parameters)
-        arrays = self.get_parameters({})
-        return arrays, result.num_examples, self._told(result, time.perf_counter() - started)
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -167,76 +160,68 @@ class PersonalClient(TrainingClient):
         self._load(parameters)
         kept = self._remembered()
         set_arrays(self._model, {**get_arrays(self._model), **kept})
+        of = Weights(self._model, self._data, loss_named(self._config.loss))
         if kept or self._how.method == "ditto" or len(self._data.y_train) == 0:
             return self._model
         rows = np.arange(len(self._data.y_train)) if rows is None else rows
         steps = self._how.inner_steps if steps is None else steps
         if len(rows) and steps:
             self._model.eval()
-            self._put(
-                adapt(self._loss, self._weights(), self._batch(rows), self._how.inner_rate, steps)
-            )
+            of.put(adapt(of.loss, of.now(), of.batch(rows), self._how.inner_rate, steps))
         return self._model
 
-    def _train(
-        self,
-        server_round: int,
-        proximal_mu: float,
-        config: TrainConfig | None = None,
-        start: Mapping[str, NDArray[Any]] | None = None,
-    ) -> TrainResult:
-        """Train the model as it is; its weights are the anchor also if it starts from others."""
-        training = LocalTraining(
-            self._model,
-            self._data.x_train,
-            self._data.y_train,
-            self._data.normalization,
-            config or self._config,
-            seed=derive_seed(self._seed, self._client_id, server_round),
-            server_round=server_round,
-            proximal_mu=proximal_mu,
-        )
-        if start is not None:
-            set_arrays(self._model, start)
-        training.run()
-        return training.result()
-
-    def _train_with_head(
-        self, parameters: NDArrays, server_round: int, config: Mapping[str, Scalar]
-    ) -> TrainResult:
-        """Train common layers and the device's own; leave the common model's head as it came."""
-        set_arrays(self._model, {**get_arrays(self._model), **self._remembered()})
-        proximal_mu = number(config, "proximal-mu", 0.0, 0)
-        if self._how.method == "fedrep":
-            with _frozen(self._model, lambda name: not self._how.stays(name)):
-                self._train(server_round, 0.0)
-            with _frozen(self._model, self._how.stays):
-                result = self._train(server_round, proximal_mu, replace(self._config, epochs=1))
+    def _train_round(self, session: Session) -> tuple[NDArrays, TrainResult]:
+        """Train what stays, then what is sent."""
+        self._load(session.base)
+        method = self._how.method
+        if method in ("fedper", "fedrep"):
+            return self._train_with_head(session)
+        if method in ("maml", "per-fedavg"):
+            result = self._meta_train(session)
         else:
-            result = self._train(server_round, proximal_mu)
-        trained = get_arrays(self._model)
-        kept = self._kept()
-        if result.num_examples:
-            self._state[STATE] = to_record({k: trained[k] for k in kept})
-        common = dict(zip(trained, parameters, strict=True))
-        set_arrays(self._model, {**trained, **{k: common[k] for k in kept}})
-        return result
+            if method == "ditto":
+                self._train_own(session)
+            result = session.run(self._training(session))
+            if session.kept and result.num_examples:
+                self._state[STATE] = to_record(session.kept)
+        return self.get_parameters({}), result
 
-    def _with_own(
-        self, parameters: NDArrays, server_round: int, result: TrainResult
-    ) -> TrainResult:
-        """Train Ditto's own model beside the common one, towards the model that was sent."""
+    def _train_with_head(self, session: Session) -> tuple[NDArrays, TrainResult]:
+        """Train common layers and the device's own; leave the common model's head as it came."""
         common = get_arrays(self._model)
-        self._load(parameters)
-        own = self._train(
-            server_round, self._how.proximal, start=self._remembered() or get_arrays(self._model)
-        )
-        if own.num_examples:
-            self._state[STATE] = to_record(get_arrays(self._model))
-        set_arrays(self._model, common)
-        return result
+        set_arrays(self._model, {**common, **self._remembered()})
+        if self._how.method == "fedrep":
+            # The head is trained for as many epochs as the client trains, the rest for one.
+            share = self._config.epochs / (self._config.epochs + 1)
+            if session.kept is None:
+                with _frozen(self._model, lambda name: not self._how.stays(name)):
+                    session.run(self._training(session, share=share, proximal_mu=0.0))
+                session.kept = self._head()
+            set_arrays(self._model, {**get_arrays(self._model), **session.kept})
+            with _frozen(self._model, self._how.stays):
+                once = replace(self._config, epochs=1)
+                result = session.run(self._training(session, once, share=1 - share))
+        else:
+            result = session.run(self._training(session))
+        head = self._head()
+        if result.num_examples:
+            self._state[STATE] = to_record(head)
+        set_arrays(self._model, {**get_arrays(self._model), **{k: common[k] for k in head}})
+        return self.get_parameters({}), result
 
-    def _meta_train(self, server_round: int) -> TrainResult:
+    def _train_own(self, session: Session) -> None:
+        """Train Ditto's own model, towards the model that was sent; that one is loaded after it."""
+        if session.kept is None:
+            own = LocalTraining(
+                self._model, self._data.x_train, self._data.y_train, self._data.normalization,
+                self._config, seed=self._seed_of(session), server_round=session.server_round,
+                proximal_mu=self._how.proximal, micro_batch=session.micro_batch,
+            )  # fmt: skip
+            set_arrays(self._model, {**get_arrays(self._model), **self._remembered()})
+            session.kept = get_arrays(self._model) if session.run(own).num_examples else {}
+            self._load(session.base)
+
+    def _meta_train(self, session: Session) -> TrainResult:
         """Take meta-steps; the data are divided once, batches are drawn for every step."""
         how, count = self._how, len(self._data.y_train)
         if count < 2:
@@ -246,49 +231,17 @@ class PersonalClient(TrainingClient):
         )
         if min(how.meta_batch, *map(len, parts)) < least_batch(self._model):
             return TrainResult(0, 0.0, 0.0, how.meta_steps)
-        generator = np.random.default_rng(derive_seed(self._seed, self._client_id, server_round))
-        self._model.train()
-        losses = []
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(generator.integers(2**62)))
-            for _ in range(how.meta_steps):
-                support, query, more = (
-                    self._batch(generator.choice(p, min(how.meta_batch, len(p)), replace=False))
-                    for p in (parts[0], parts[1], parts[0])
-                )
-                weights = self._weights()
-                slope, loss = meta_gradient(
-                    self._loss, weights, support, query, how.inner_rate, how.inner_steps,
-                    first_order=how.order != "second",
-                )  # fmt: skip
-                if how.order == "hessian-free":
-                    slope = hessian_free_gradient(
-                        self._loss, weights, support, query, more, how.inner_rate
-                    )
-                if not all(bool(g.isfinite().all()) for g in slope.values()):
-                    return TrainResult(0, 0.0, 0.0, how.meta_steps)
-                self._put({k: v - how.meta_rate * slope[k] for k, v in weights.items()})
-                losses.append(loss)
-        return TrainResult(count, float(np.mean(losses)), 0.0, 0, how.meta_steps)
+        seed = self._seed_of(session)
+        training = MetaTraining(self._model, self._data, self._config, how, parts, seed)
+        return session.run(training)
 
-    def _loss(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        images, labels = batch
-        outputs = functional_call(self._model, dict(weights), (images,))
-        return loss_named(self._config.loss).function(outputs, labels)
+    def _head(self) -> dict[str, NDArray[Any]]:
+        """Return the layers that stay, as they are now."""
+        arrays = get_arrays(self._model)
+        return {name: arrays[name] for name in self._kept()}
 
-    def _batch(self, rows: NDArray[np.int64]) -> Batch:
-        images = torch.tensor(self._data.x_train[rows], dtype=torch.float32)
-        mean, std = scale_of(self._data.normalization, images.dim())
-        return images.sub_(mean).div_(std), torch.tensor(self._data.y_train[rows])
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {k: v.detach() for k, v in self._model.named_parameters() if v.requires_grad}
-
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
-                if name in weights:
-                    parameter.copy_(weights[name])
+    def _method(self) -> list[Any]:
+        return [*super()._method(), asdict(self._how)]
 
     def _kept(self) -> list[str]:
         """Names of the arrays that stay on the device."""

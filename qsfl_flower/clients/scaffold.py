@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,10 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qsfl_flower.clients.data import Dataset
-from qsfl_flower.clients.trainer import TrainingClient, derive_seed, number
-from qsfl_flower.clients.training import LocalTraining, TrainConfig
+from qsfl_flower.clients.session import Session
+from qsfl_flower.clients.trainer import TrainingClient
+from qsfl_flower.clients.training import TrainConfig, TrainResult
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.wire import from_record, to_record
+
+if TYPE_CHECKING:
+    from qsfl_flower.clients.dpsgd import RecordTraining
+    from qsfl_flower.clients.mobile_session import Device
 
 STATE = "qsfl-scaffold"
 """Record in Flower's client state that holds the client's control variate."""
@@ -42,11 +46,18 @@ class ScaffoldClient(TrainingClient):
         With plain ``sgd``: the formula for :math:`c_i^+` assumes it.
     state : RecordDict
         The client's memory: ``context.state`` of Flower. It holds :math:`c_i`.
+    records : DPSGD, optional
+        Steps are noisy; all that a control variate is made of are models before and after them, so
+        that it costs no privacy of its own (Noble, Bellet, Dieuleveut 2022).
+    device : Device, optional
+        As for `TrainingClient`.
 
     References
     ----------
     S. P. Karimireddy et al., "SCAFFOLD: stochastic controlled averaging for federated learning",
     2020. arXiv:1910.06378 (option II).
+    M. Noble, A. Bellet, A. Dieuleveut, "Differentially private federated learning on heterogeneous
+    data", 2022. arXiv:2111.09278 (DP-SCAFFOLD).
 
     Notes
     -----
@@ -75,49 +86,40 @@ class ScaffoldClient(TrainingClient):
         client_id: int | str,
         state: RecordDict,
         declare_labels: bool = False,
+        records: RecordTraining | None = None,
+        device: Device | None = None,
     ) -> None:
         if config.optimizer != "sgd" or config.momentum or config.weight_decay:
             raise ConfigError(
                 "scaffold needs optimizer 'sgd' without momentum and weight decay: its control "
                 "variates are mean gradients of such steps"
             )
+        if records is not None and not records.noisy:
+            raise ConfigError(
+                "scaffold cannot train by sums of gradients without noise: the control variate "
+                "would keep what no noise covers; use DPSGD"
+            )
         super().__init__(
-            model, data, config, seed=seed, client_id=client_id, declare_labels=declare_labels
-        )
+            model, data, config, seed=seed, client_id=client_id, declare_labels=declare_labels,
+            records=records, device=device,
+        )  # fmt: skip
         self._state = state
 
-    def fit(
-        self, parameters: NDArrays, config: dict[str, Scalar]
-    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train from the given model and control variate; see `TrainingClient.fit`."""
-        started = time.perf_counter()
-        server_round = int(number(config, "server-round", 1, 0))
-        given, controls = self._split(parameters)
+    def _train_round(self, session: Session) -> tuple[NDArrays, TrainResult]:
+        """Train from the given model and control variate."""
+        given, controls = self._split(session.base)
         own = self._own(controls)
         self._load(given)
         names = [k for k, v in self._model.state_dict().items() if v.is_floating_point()]
         shift = dict(zip(names, (c - o for c, o in zip(controls, own, strict=True)), strict=True))
-        training = LocalTraining(
-            self._model,
-            self._data.x_train,
-            self._data.y_train,
-            self._data.normalization,
-            self._config,
-            seed=derive_seed(self._seed, self._client_id, server_round),
-            server_round=server_round,
-            proximal_mu=number(config, "proximal-mu", 0.0, 0),
-            correction=[
-                torch.tensor(shift[k]) for k, p in self._model.named_parameters() if p.requires_grad
-            ],
+        learned = [k for k, p in self._model.named_parameters() if p.requires_grad]
+        result = session.run(
+            self._training(session, correction=[torch.tensor(shift[k]) for k in learned])
         )
-        training.run()
-        result = training.result()
-        metrics = self._told(result, time.perf_counter() - started)
         if result.num_examples == 0:
-            return parameters, 0, metrics
+            return session.base, result
         trained = self.get_parameters({})
-        length = result.steps * self._config.rate(server_round)
-        learned = {k for k, p in self._model.named_parameters() if p.requires_grad}
+        length = result.steps * self._config.rate(session.server_round)
         floats = [(x, y) for x, y in zip(given, trained, strict=True) if x.dtype.kind == "f"]
         new = [
             next_control(o, c, x, y, length) if name in learned else o
@@ -125,7 +127,7 @@ class ScaffoldClient(TrainingClient):
         ]
         self._state[STATE] = to_record(dict(zip(names, new, strict=True)))
         told = [c + (n - o) for c, n, o in zip(controls, new, own, strict=True)]
-        return [*trained, *told], result.num_examples, metrics
+        return [*trained, *told], result
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import time
+import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -14,16 +16,24 @@ from torch import nn
 
 from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.models import get_arrays, set_arrays
+from qsfl_flower.clients.session import Declined, Session
 from qsfl_flower.clients.training import (
+    LocalTraining,
     TrainConfig,
     TrainResult,
     evaluate_classes,
     evaluate_model,
-    train,
 )
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.wire import DETAIL_KEY, REFUSED_KEY
 
-__all__ = ["TrainConfig", "TrainResult", "TrainingClient", "evaluate_model", "number", "train"]
+if TYPE_CHECKING:
+    from qsfl_flower.clients.dpsgd import RecordTraining
+    from qsfl_flower.clients.mobile_session import Device
+    from qsfl_flower.clients.per_example import ClippedGradients
+    from qsfl_flower.clients.workload import MemoryModel
+
+__all__ = ["TrainConfig", "TrainResult", "TrainingClient", "evaluate_model", "number"]
 
 
 class TrainingClient(NumPyClient):
@@ -46,10 +56,21 @@ class TrainingClient(NumPyClient):
         Makes the client's random numbers its own.
     declare_labels : bool
         Tell the server the share of each label, for the policy ``diverse``.
+    records : DPSGD or GradientSums, optional
+        Bounds what each record does; see `PrivateTrainingClient` and `GradientSumClient`.
+    device : Device, optional
+        What it runs on, where that is not always there and willing; see `MobileClient`.
+
+    Raises
+    ------
+    ConfigError
+        With `records`: if the gradients of single records cannot be bounded, with the name of the
+        layer.
 
     Notes
     -----
-    Who sees what: the server sees the trained parameters, the number of examples and the metrics.
+    Who sees what: the server sees the trained parameters, the number of examples and the metrics;
+    with `records` no metrics but what is done for them.
 
     Examples
     --------
@@ -72,13 +93,21 @@ class TrainingClient(NumPyClient):
         seed: int,
         client_id: int | str,
         declare_labels: bool = False,
+        records: RecordTraining | None = None,
+        device: Device | None = None,
     ) -> None:
+        if device is not None:
+            config = replace(config, epochs=device.amount(config.epochs))
         self._model = model
         self._data = data
         self._config = config
         self._seed = seed
         self._client_id = client_id
         self._declare_labels = declare_labels
+        self._records, self._device = records, device
+        self._engines: dict[tuple[bool, ...], ClippedGradients] = {}
+        if records is not None:
+            self._clipped_gradients(records)
 
     def get_properties(self, config: Config) -> dict[str, Scalar]:
         """Return what the client tells about itself: its numbers of examples."""
@@ -116,31 +145,131 @@ class TrainingClient(NumPyClient):
             Weight of the update; 0 if it must not be used.
         metrics : dict
             ``train-loss``, ``train-accuracy`` (both 0 when nothing was usable),
-            ``skipped-batches`` and ``seconds``.
+            ``skipped-batches`` and ``seconds``; in place of the first three, with `records`, what
+            is done for them under ``dp-...``. A device adds what `MobileClient` says.
 
         Raises
         ------
         ConfigError
             If the parameters do not fit the model or the configuration is out of range.
         """
-        started = time.perf_counter()
         server_round = int(number(config, "server-round", 1, 0))
         proximal_mu = number(config, "proximal-mu", 0.0, 0)
-        self._load(parameters)
-        result = train(
-            self._model,
-            self._data.x_train,
-            self._data.y_train,
-            self._data.normalization,
-            self._config,
-            seed=derive_seed(self._seed, self._client_id, server_round),
-            server_round=server_round,
-            proximal_mu=proximal_mu,
+        try:
+            if self._device is None:
+                session = Session(parameters, server_round, proximal_mu)
+            else:
+                session = self._device.session(
+                    parameters,
+                    server_round,
+                    proximal_mu,
+                    deadline=number(config, "deadline", float("inf"), 0),
+                    wanted=self._at_once(),
+                    memory=self._memory,
+                    owner=self._owner(),
+                )
+            arrays, result = self._train_round(session)
+        except Declined as why:
+            return parameters, 0, {REFUSED_KEY: why.reason, DETAIL_KEY: why.detail}
+        arrays = session.finish(arrays)
+        told = self._told(result) | session.told()
+        return (arrays if result.num_examples else parameters), result.num_examples, told
+
+    def _train_round(self, session: Session) -> tuple[NDArrays, TrainResult]:
+        """Train from the session's model; what a method of training is made of."""
+        self._load(session.base)
+        result = session.run(self._training(session))
+        return self.get_parameters({}), result
+
+    def _training(
+        self,
+        session: Session,
+        config: TrainConfig | None = None,
+        *,
+        share: float = 1.0,
+        **options: Any,
+    ) -> LocalTraining:
+        """Return a training of the model as it is now, which is also what it is held near to.
+
+        Parameters
+        ----------
+        session : Session
+            The round.
+        config : TrainConfig, optional
+            Where it is not the client's.
+        share : float
+            Part of the round's noisy steps, in (0, 1]; used with `records` only.
+        **options
+            As for `LocalTraining`.
+        """
+        data, records, config = self._data, self._records, config or self._config
+        where = (self._model, data.x_train, data.y_train, data.normalization, config)
+        options = {
+            "server_round": session.server_round,
+            "proximal_mu": session.proximal_mu,
+            "micro_batch": session.micro_batch,
+            **options,
+        }
+        if records is None:
+            return LocalTraining(*where, seed=self._seed_of(session), **options)
+        steps = records.steps(share)
+        if self._device is not None:
+            steps = self._device.amount(steps)
+        gradients = self._clipped_gradients(records)
+        return records.training(*where, gradients, max_steps=steps, **options)
+
+    def _seed_of(self, session: Session) -> int:
+        return derive_seed(self._seed, self._client_id, session.server_round)
+
+    def _clipped_gradients(self, records: RecordTraining) -> ClippedGradients:
+        """Return what computes single gradients of the parameters that are trained now."""
+        from qsfl_flower.clients.dpsgd import gradients_of
+
+        key = tuple(p.requires_grad for p in self._model.parameters())
+        if key not in self._engines:
+            self._engines[key] = gradients_of(
+                self._model, self._data.x_train, self._data.y_train, self._data.normalization,
+                loss=records.loss, at_once=records.at_once,
+            )  # fmt: skip
+        return self._engines[key]
+
+    def _at_once(self) -> int:
+        """Return the examples that a step works on at a time, if there is room for them."""
+        return self._config.batch_size if self._records is None else max(1, len(self._data.y_train))
+
+    def _memory(self) -> MemoryModel:
+        """Return what a step needs, measured once for a model on a device."""
+        from qsfl_flower.clients.workload import measure_memory, remembered
+
+        config = self._config
+        what: list[Any] = [self._shapes(), config.optimizer, config.momentum > 0]
+        what += [config.mixed_precision, *([] if self._records is None else ["records"])]
+        store = None if self._device is None else self._device.checkpoints
+        return remembered(
+            hashlib.sha256(json.dumps(what).encode()).hexdigest(),
+            None if store is None else store.folder,
+            lambda: measure_memory(
+                lambda: copy.deepcopy(self._model),
+                self._data.input_shape,
+                config,
+                self._records,
+                self._data.y_train[:0],
+            ),
         )
-        if result.num_examples == 0:
-            self._load(parameters)
-        metrics = self._told(result, time.perf_counter() - started)
-        return self.get_parameters({}), result.num_examples, metrics
+
+    def _owner(self) -> str:
+        """Identify client, data and settings: other checkpoints are not this client's."""
+        labels = hashlib.sha256(self._data.y_train.tobytes()).hexdigest()
+        what: list[Any] = [type(self).__name__, str(self._client_id), self._seed, labels]
+        what += [asdict(self._config), self._shapes(), self._method()]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+    def _method(self) -> list[Any]:
+        """Return how is trained, as JSON."""
+        return [] if self._records is None else [self._records.told()]
+
+    def _shapes(self) -> list[Any]:
+        return [(k, list(v.shape)) for k, v in self._model.state_dict().items()]
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -170,7 +299,9 @@ class TrainingClient(NumPyClient):
                 metrics[f"accuracy-class-{label}"] = float(right[label] / examples[label])
         return loss, count, metrics
 
-    def _told(self, result: TrainResult, seconds: float) -> dict[str, Scalar]:
+    def _told(self, result: TrainResult) -> dict[str, Scalar]:
+        if self._records is not None:
+            return {**self._records.told()}
         labels: dict[str, Scalar] = {}
         if self._declare_labels and len(self._data.y_train):
             counts = np.bincount(self._data.y_train, minlength=self._data.num_classes)
@@ -180,7 +311,6 @@ class TrainingClient(NumPyClient):
             "train-loss": result.loss,
             **(accuracy if self._data.task != "values" else {}),
             "skipped-batches": result.skipped_batches,
-            "seconds": seconds,
         }
 
     def _load(self, parameters: NDArrays) -> None:

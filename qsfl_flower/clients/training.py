@@ -185,6 +185,10 @@ class LocalTraining:
         whole = self._config.epochs * max(batches, min(count, 1))
         return whole if self._max_steps is None else min(whole, self._max_steps)
 
+    def halve(self) -> None:
+        """Plan half of the batches, at least one."""
+        self._max_steps = max(1, self.planned // 2)
+
     def run(self, after: Callable[[LocalTraining], After] | None = None) -> bool:
         """Train on, and return whether training is finished.
 
@@ -310,6 +314,15 @@ class LocalTraining:
                 return False
             loss.backward()  # type: ignore[no-untyped-call]
             correct += self._loss.right(logits, labels)
+        if not self._move():
+            return False
+        self._used += len(rows)
+        self._loss_sum += value * len(rows)
+        self._correct += correct
+        return True
+
+    def _move(self) -> bool:
+        """Take the optimizer's step; return False, having changed nothing, if it is not usable."""
         with torch.no_grad():
             for p, start in zip(self._parameters, self._anchor, strict=False):
                 if p.grad is not None:
@@ -317,12 +330,7 @@ class LocalTraining:
             for p, shift in zip(self._parameters, self._correction, strict=False):
                 if p.grad is not None:
                     p.grad.add_(shift)
-            if not self._optimizer():
-                return False
-        self._used += len(rows)
-        self._loss_sum += value * len(rows)
-        self._correct += correct
-        return True
+            return self._optimizer()
 
     def _parts(self, count: int) -> list[Tensor]:
         """Return which examples of a batch are worked on at a time."""

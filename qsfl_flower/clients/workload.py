@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from qsfl_flower.clients.data import Normalization
@@ -20,7 +22,11 @@ from qsfl_flower.clients.training import train
 from qsfl_flower.crypto.files import write_file
 from qsfl_flower.errors import ConfigError, CryptoError
 
+if TYPE_CHECKING:
+    from qsfl_flower.clients.dpsgd import RecordTraining
+
 _SMALL, _LARGE = 2, 16
+NO_LABELS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,11 @@ class MemoryModel:
 
 
 def measure_memory(
-    make_model: Callable[[], nn.Module], input_shape: tuple[int, ...], config: TrainConfig
+    make_model: Callable[[], nn.Module],
+    input_shape: tuple[int, ...],
+    config: TrainConfig,
+    records: RecordTraining | None = None,
+    labels: NDArray[Any] = NO_LABELS,
 ) -> MemoryModel:
     """Train a copy of the model on a few blank examples and watch torch's allocator.
 
@@ -60,9 +70,14 @@ def measure_memory(
         Shape of one example.
     config : TrainConfig
         Optimizer and precision count.
+    records : RecordTraining or None
+        How single records are bounded, which needs memory of its own.
+    labels : numpy.ndarray
+        Of which kind the labels are, shape (examples, ...).
     """
     small, large = (
-        _peak(make_model(), examples, input_shape, config) for examples in (_SMALL, _LARGE)
+        _peak(make_model(), examples, input_shape, config, records, labels)
+        for examples in (_SMALL, _LARGE)
     )
     slope = max(0.0, (large - small) / (_LARGE - _SMALL))
     return MemoryModel(max(0.0, small - slope * _SMALL), slope)
@@ -97,11 +112,17 @@ def remembered(key: str, folder: Path | None, measure: Callable[[], MemoryModel]
 
 
 def _peak(
-    model: nn.Module, examples: int, input_shape: tuple[int, ...], config: TrainConfig
+    model: nn.Module,
+    examples: int,
+    input_shape: tuple[int, ...],
+    config: TrainConfig,
+    records: RecordTraining | None = None,
+    labels: NDArray[Any] = NO_LABELS,
 ) -> float:
     from torch.autograd import profiler
 
-    x, y = np.zeros((examples, *input_shape), np.uint8), np.zeros(examples, np.int64)
+    x = np.zeros((examples, *input_shape), np.uint8)
+    y = np.zeros((examples, *labels.shape[1:]), labels.dtype)
     channels = input_shape[0]
     scale = Normalization((0.0,) * channels, (1.0,) * channels)
     one = TrainConfig(
@@ -109,9 +130,17 @@ def _peak(
         optimizer=config.optimizer,
         momentum=config.momentum,
         mixed_precision=config.mixed_precision,
+        loss=config.loss,
     )
+    if records is not None:
+        from qsfl_flower.clients.dpsgd import gradients_of
+
+        gradients = gradients_of(model, x, y, scale, loss=records.loss)
     with _quiet(), profiler.profile(profile_memory=True) as profile:
-        train(model, x, y, scale, one, seed=0)
+        if records is None:
+            train(model, x, y, scale, one, seed=0)
+        else:
+            records.everything().training(model, x, y, scale, one, gradients).run()
     events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

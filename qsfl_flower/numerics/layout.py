@@ -130,6 +130,13 @@ class Layout:
         return sum(span.stop - span.start for span in self.slices.values())
 
     @cached_property
+    def moved(self) -> int:
+        """Number of floats that training moves: of the flat vector, and those that stay local."""
+        rows = zip(self.shapes, self.dtypes, self.roles, strict=True)
+        own = (math.prod(s) for s, kind, role in rows if role == LOCAL and kind.startswith("float"))
+        return self.size + sum(own)
+
+    @cached_property
     def told(self) -> str:
         """What the other end has to know to have the same layout; empty if all roles are usual."""
         if not self.declared:

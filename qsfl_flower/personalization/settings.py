@@ -98,6 +98,38 @@ class Personalization:
             if not valid:
                 raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
 
+    def check_records(self, noisy: bool, steps: int) -> None:
+        """Refuse what would show single records, although training bounds what each of them does.
+
+        Parameters
+        ----------
+        noisy : bool
+            Whether all that training moves has noise in it already.
+        steps : int
+            Steps of a round.
+
+        Raises
+        ------
+        ConfigError
+            With the reason and what to use instead.
+        """
+        if self.method in ("maml", "per-fedavg"):
+            raise ConfigError(
+                f"method {self.method!r} adapts to records before it takes the gradient of others, "
+                "so that one record changes the gradients of all and no bound for each is known; "
+                "use reptile, fine-tune, fedper, fedrep or ditto"
+            )
+        if self.method in ("fedper", "fedrep") and not noisy:
+            raise ConfigError(
+                f"method {self.method!r} would train the layers that stay by sums without noise, "
+                "on which all that is sent later depends; use stage record_dp, ditto or fine-tune"
+            )
+        if self.method == "fedrep" and steps < 2:
+            raise ConfigError(
+                "method 'fedrep' divides the noisy steps of a round between the layers that stay "
+                "and those that are sent; set steps to 2 or more, or use fedper"
+            )
+
     def stays(self, name: str) -> bool:
         """Return whether a parameter of this name stays on the device."""
         return self.method in ("fedper", "fedrep") and name.startswith(self.head)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
@@ -138,6 +139,21 @@ class RecordBatch:
     def told(self) -> dict[str, float]:
         """Return the metrics with which a client says that it has done this."""
         return _told(self)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Refuse models of which a device keeps layers: nothing adds noise to them.
+
+        Raises
+        ------
+        ConfigError
+            With the first of them.
+        """
+        if layout.moved > layout.size:
+            raise ConfigError(
+                f"distributed-dp with records: array {layout.local[0]!r} would stay on the device "
+                "and move by sums without noise, on which all that is sent later depends; use "
+                "record-dp, or leave model.local empty"
+            )
 
     def weaker(self, told: Mapping[str, Any]) -> str | None:
         """As `RecordPrivacy.weaker`."""

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from qsfl_flower import plugins
 from qsfl_flower.clients.data import Dataset, load_writers
+from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
+from qsfl_flower.clients.mobile_session import Device
 from qsfl_flower.clients.models import set_arrays
 from qsfl_flower.clients.partition import (
     Dirichlet,
@@ -45,8 +47,8 @@ from qsfl_flower.simulations.config import (
     WriterSpec,
 )
 from qsfl_flower.simulations.materials import dataset_of, model_of, roles_of_model, training_of
-from qsfl_flower.simulations.phones import PhoneClient, phones_of
-from qsfl_flower.simulations.privacy import private_client
+from qsfl_flower.simulations.phones import device_of, phones_of
+from qsfl_flower.simulations.privacy import record_training
 from qsfl_flower.simulations.root import root_rows
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import POLICIES, CheckpointStore, RunObserver, StableFedAvg
@@ -57,6 +59,11 @@ class _Common(TypedDict):
     seed: int
     client_id: int
     declare_labels: bool
+
+
+class _How(TypedDict):
+    records: DPSGD | GradientSums | None
+    device: Device | None
 
 
 Owners = NDArray[np.int32]
@@ -170,34 +177,25 @@ def client_of(
         client,
         dataset_of(experiment).client_view(*rows_of(experiment, owners, client)),
     )
-    model, common = (
-        model_of(experiment),
-        _Common(seed=experiment.seed, client_id=client, declare_labels=spec.declare_labels),
-    )
-    if (private := private_client(experiment, model, view, config, client)) is not None:
-        return private
+    model = model_of(experiment)
     memory = RecordDict() if state is None else state
+    common = _Common(seed=experiment.seed, client_id=client, declare_labels=spec.declare_labels)
     own = plugins.added("algorithm").get(spec.algorithm)
     if isinstance(own, plugins.Extension):
         made = own.make(model, view, config, state=memory, **common, **spec.algorithm_options)
         return cast(TrainingClient, made)
+    how = _How(records=record_training(experiment), device=None)
+    if experiment.devices.simulate:
+        phone = phones_of(experiment.devices, spec.count, experiment.seed)[client]
+        folder = phone_folder(experiment, run_id) / f"client-{client}"
+        how["device"] = device_of(experiment.devices, phone, folder)
     if experiment.strategy.name == "scaffold":
-        return ScaffoldClient(model, view, config, state=memory, **common)
-    if experiment.personalization.method != "none":
-        how = Personalization(**experiment.personalization.model_dump())
-        return PersonalClient(model, view, config, personalization=how, state=memory, **common)
-    if not experiment.devices.simulate:
-        return TrainingClient(model, view, config, **common)
-    phones = phones_of(experiment.devices, spec.count, experiment.seed)
-    folder = phone_folder(experiment, run_id) / f"client-{client}"
-    return PhoneClient(
-        model,
-        view,
-        config,
-        spec=experiment.devices,
-        phone=phones[client],
-        folder=folder,
-        **common,
+        return ScaffoldClient(model, view, config, state=memory, **common, **how)
+    if experiment.personalization.method == "none":
+        return TrainingClient(model, view, config, **common, **how)
+    personal = Personalization(**experiment.personalization.model_dump())
+    return PersonalClient(
+        model, view, config, personalization=personal, state=memory, **common, **how
     )
 
 

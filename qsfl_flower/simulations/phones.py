@@ -11,16 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from flwr.common import NDArrays, Scalar
-from torch import nn
 
 from qsfl_flower.clients.checkpoints import ClientCheckpoints
 from qsfl_flower.clients.conditions import Conditions
-from qsfl_flower.clients.data import Dataset
 from qsfl_flower.clients.device import DeviceClass, DeviceProfile, Reading, TraceMonitor
-from qsfl_flower.clients.mobile import Device, MobileClient
-from qsfl_flower.clients.train_config import TrainConfig
-from qsfl_flower.clients.trainer import number
+from qsfl_flower.clients.mobile_session import Device
 from qsfl_flower.clients.workload import Workload
 from qsfl_flower.simulations.config import DevicesSpec
 
@@ -136,67 +131,34 @@ def moment_of(spec: DevicesSpec, server_round: int) -> float:
     return spec.start_hour * HOUR + (server_round - 1) * spec.round_minutes * 60
 
 
-class PhoneClient(MobileClient):
-    """A `MobileClient` on a simulated phone, whose clock stands at the round's hour.
+def device_of(spec: DevicesSpec, phone: Phone, folder: Path) -> Device:
+    """Return a simulated phone as a client's device; its clock stands at each round's hour.
 
     Parameters
     ----------
-    model, data, config, seed, client_id, declare_labels
-        As for `MobileClient`.
     spec : DevicesSpec
         The fleet's section.
     phone : Phone
-        This client's phone.
+        The phone.
     folder : Path
         Where its checkpoints go.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Dataset,
-        config: TrainConfig,
-        *,
-        seed: int,
-        client_id: int | str,
-        declare_labels: bool,
-        spec: DevicesSpec,
-        phone: Phone,
-        folder: Path,
-    ) -> None:
-        self._spec = spec
-        self._clock = TraceMonitor(phone.habits, 0.0, phone.examples_per_second)
-        epochs = {
-            DeviceClass.HIGH: 1.0,
-            DeviceClass.MID: spec.mid_epochs,
-            DeviceClass.LOW: spec.low_epochs,
-        }
-        device = Device(
-            phone.profile,
-            self._clock,
-            conditions_of(spec),
-            Workload(epochs=epochs, deadline=spec.deadline),
-            ClientCheckpoints(folder),
-            spec.checkpoint_every,
-            spec.max_staleness,
-        )
-        super().__init__(
-            model,
-            data,
-            config,
-            seed=seed,
-            client_id=client_id,
-            device=device,
-            declare_labels=declare_labels,
-        )
-
-    def fit(
-        self, parameters: NDArrays, config: dict[str, Scalar]
-    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train at the hour of this round."""
-        now = moment_of(self._spec, int(number(config, "server-round", 1, 0)))
-        self._clock.rest(now - self._clock.seconds())
-        return super().fit(parameters, config)
+    clock = TraceMonitor(phone.habits, 0.0, phone.examples_per_second)
+    epochs = {
+        DeviceClass.HIGH: 1.0,
+        DeviceClass.MID: spec.mid_epochs,
+        DeviceClass.LOW: spec.low_epochs,
+    }
+    return Device(
+        phone.profile,
+        clock,
+        conditions_of(spec),
+        Workload(epochs=epochs, deadline=spec.deadline),
+        ClientCheckpoints(folder),
+        spec.checkpoint_every,
+        spec.max_staleness,
+        lambda server_round: clock.rest(moment_of(spec, server_round) - clock.seconds()),
+    )
 
 
 def conditions_of(spec: DevicesSpec) -> Conditions:

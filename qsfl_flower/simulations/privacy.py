@@ -7,14 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from qsfl_flower.clients.data import Dataset
+from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
 from qsfl_flower.clients.losses import LOSSES
 from qsfl_flower.clients.models import get_arrays, imported
-from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
-from qsfl_flower.clients.train_config import TrainConfig
-from qsfl_flower.clients.trainer import TrainingClient
 from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
 from qsfl_flower.mechanisms.privacy.server import (
     AdaptiveClip,
@@ -50,7 +45,7 @@ from qsfl_flower.simulations.materials import loss_of, model_of, roles_of_model
 @lru_cache(maxsize=8)
 def size_of(experiment: Experiment) -> int:
     """Return how many values a release has at most: parameters of the model, and a clip norm."""
-    return Layout.of(get_arrays(model_of(experiment)), roles_of_model(experiment)).size + 1
+    return Layout.of(get_arrays(model_of(experiment)), roles_of_model(experiment)).moved + 1
 
 
 def cohort_of(experiment: Experiment) -> float:
@@ -118,27 +113,15 @@ def record_privacy(spec: RecordDPSpec, rounds: int, size: int) -> RecordPrivacy:
     return RecordPrivacy.within(spec.epsilon, spec.delta, rounds, size=size, **per_step)
 
 
-def private_client(
-    experiment: Experiment, model: nn.Module, data: Dataset, config: TrainConfig, client: int
-) -> TrainingClient | None:
-    """Build a client that bounds what each of its records does, where the experiment asks for it.
-
-    Parameters
-    ----------
-    experiment, model, data, config, client
-        What is run, and with what the client trains how.
-    """
-    where: dict[str, Any] = {"seed": experiment.seed, "client_id": client}
+def record_training(experiment: Experiment) -> DPSGD | GradientSums | None:
+    """Return how clients bound what each of their records does, if the experiment asks for it."""
     shares, batch = distributed_of(experiment), record_batch_of(experiment)
     if shares and shares.records and batch:
-        return GradientSumClient(
-            model, data, batch, **_computed(shares.records, experiment), **where
-        )
+        return GradientSums(batch, **_computed(shares.records, experiment))
     for spec in experiment.strategy.stages:
         if isinstance(spec, RecordDPSpec):
             privacy = record_privacy(spec, experiment.rounds, size_of(experiment))
-            where |= {"copies": spec.copies, **_computed(spec, experiment)}
-            return PrivateTrainingClient(model, data, config, privacy, **where)
+            return DPSGD(privacy, copies=spec.copies, **_computed(spec, experiment))
     return None
 
 

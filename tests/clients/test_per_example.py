@@ -15,15 +15,12 @@ from qsfl_flower.clients.models import build_model, mnist_cnn
 from qsfl_flower.clients.per_example import ClippedGradients, clipped_gradient_sum, made_up
 from qsfl_flower.clients.per_example.functional import ByVmap, OneByOne
 from qsfl_flower.clients.per_example.work import Work, buffers_kept
-from qsfl_flower.clients.private_training import (
-    GradientSumClient,
-    PrivateTrainingClient,
-    train_privately,
-)
+from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.clients.train_config import TrainConfig
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
+from tests.clients.support import train_privately
 
 X, Y = torch.randn(7, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1] * 3 + [0])
 

@@ -14,6 +14,7 @@ from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import build_model
 from qsfl_flower.clients.personal import STATE, PersonalClient
+from qsfl_flower.clients.session import Session
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.personalization import METHODS, Personalization
@@ -87,18 +88,18 @@ def test_a_local_head_never_leaves_and_comes_back(method: str) -> None:
     assert of.evaluate_personal(foreign) == of.evaluate_personal(arrays)
 
 
-def test_fedrep_trains_the_head_before_the_body() -> None:
+def test_fedrep_trains_the_head_before_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first phase the body is still what was sent: only the second one moves it."""
     of = build(method="fedrep")
     seen = []
-    original = of._train
+    original = Session.run
 
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
+    def spy(*args: Any) -> Any:
+        result = original(*args)
         seen.append({k: v.clone() for k, v in of._model.state_dict().items()})
         return result
 
-    of._train = spy  # type: ignore[method-assign]
+    monkeypatch.setattr(Session, "run", spy)
     of.fit(START, ROUND)
     first, second = seen
     for name, old in zip(NAMES, START, strict=True):

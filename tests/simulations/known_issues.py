@@ -22,7 +22,8 @@ AUTHENTICATE = {"stage": "authenticate"}
 SUM = {"stage": "secure_sum", "clip_norm": 1.0}
 CAPABILITIES: dict[str, dict[str, Any]] = {
     "simulated devices": {"devices": {"simulate": True}},
-    "meta-learning": {"personalization": {"method": "reptile"}},
+    "meta-gradients": {"personalization": {"method": "maml"}},
+    "reptile": {"personalization": {"method": "reptile"}},
     "private layers": {"personalization": {"method": "fedper", "head": ["3."]}},
     "ditto": {"personalization": {"method": "ditto"}},
     "scaffold": {"strategy": {"name": "scaffold"}},
@@ -38,6 +39,16 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
             "stages": [
                 {"stage": "record_dp", "epsilon": 4.0, "clip_norm": 1.0, "sampling_rate": 0.1,
                  "steps": 2},
+            ]
+        }
+    },
+    "record privacy in shares": {
+        "strategy": {
+            "stages": [
+                AUTHENTICATE,
+                {"stage": "secure_sum", "clip_norm": 20.0, "weighted": False, "metrics": []},
+                {"stage": "distributed_dp", "epsilon": 4.0,
+                 "records": {"clip_norm": 1.0, "sampling_rate": 0.1, "count": 1000}},
             ]
         }
     },
@@ -67,6 +78,8 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any] | No
             return None
         stages = [*mine.get("stages", [])]
         stages += [s for s in value.get("stages", []) if s not in stages]
+        if len({s["stage"] for s in stages}) < len(stages):
+            return None
         whole["strategy"] = {**mine, **value, "stages": stages}
     return whole
 

@@ -52,7 +52,6 @@ def test_private_names_need_examples():
     ("bad", "named"),
     [
         ({"personalization": {"method": "fedper"}}, "head"),
-        ({"personalization": {"method": "ditto"}, "devices": {"simulate": True}}, "devices"),
     ],
 )
 def test_contradictions_are_named(bad, named):

@@ -5,7 +5,6 @@ import pytest
 
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.privacy import policy_mod
-from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
 from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP, RecordDP
@@ -35,9 +34,8 @@ RECORDS = {"clip_norm": 1.0, "sampling_rate": 0.1, "count": 1000}
 
 
 def experiment(*stages, **sections):
-    return experiment_from_dict(
-        {"rounds": 50, "strategy": {"name": "fedavg", "stages": list(stages)}, **sections}
-    )
+    strategy = {"name": "fedavg", "stages": list(stages), **sections.pop("strategy", {})}
+    return experiment_from_dict({"rounds": 50, "strategy": strategy, **sections})
 
 
 def test_noise_is_calibrated_for_all_rounds_and_the_real_sampling():
@@ -62,7 +60,8 @@ def test_clients_train_privately_where_the_strategy_requires_it():
     exp = experiment(RECORD)
     stage = next(s for s in stages_of(exp) if isinstance(s, RecordDP))
     client = client_of(exp, owners_of(exp), 0)
-    assert isinstance(client, PrivateTrainingClient)
+    told = client.fit(client.get_parameters({}), {})[2]
+    assert stage.privacy.weaker(told) is None
     assert epsilon_of_events([stage.privacy.event(1000, 50)], 1e-5) <= 2.0
 
 
@@ -102,7 +101,7 @@ def test_the_loss_and_the_physical_batch_are_the_files(stages, monkeypatch):
 def test_copies_of_a_record_are_augmented(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "qsfl_flower.clients.private_training.augmented",
+        "qsfl_flower.clients.dpsgd.augmented",
         lambda pictures, generator: seen.append(len(pictures)) or pictures,
     )
     exp = experiment(
@@ -123,7 +122,8 @@ def test_noise_in_shares_is_calibrated_and_has_room(records):
     assert stage.denominator == (10 if records is None else 100)
     assert 0.95 < epsilon_of_events([Event(stage.noise_multiplier, rate, 50)], 1e-5) <= 1.0
     client = client_of(exp, owners_of(exp), 0)
-    assert isinstance(client, GradientSumClient) == (records is not None)
+    told = client.fit(client.get_parameters({}), {})[2]
+    assert ("dp-sum-norm" in told) == (records is not None)
 
 
 def test_local_noise_covers_replacing_an_update():
@@ -143,10 +143,11 @@ def test_clients_with_a_minimum_get_the_mod_inside_authentication():
     [
         ([CENTRAL], {}, "add stage clip"),
         ([{"stage": "adaptive_clip", "initial": 1.0}], {}, "only central_dp pays"),
+        ([RECORD], {"personalization": {"method": "maml"}}, "changes the gradients of all"),
         (
-            [{"stage": "record_dp", "epsilon": 1.0, "clip_norm": 1.0, "sampling_rate": 0.1}],
-            {"devices": {"simulate": True}},
-            "do not train by DP-SGD",
+            [{**RECORD, "steps": 1}],
+            {"personalization": {"method": "fedrep", "head": ["3."]}},
+            "set steps to 2 or more",
         ),
         ([{**RECORD, "copies": 2}], {}, "copies: 2 equal copies of a record"),
         ([{**RECORD, "copies": 0}], {"clients": {"augment": True}}, "copies: must be"),
@@ -155,8 +156,13 @@ def test_clients_with_a_minimum_get_the_mod_inside_authentication():
         ([SHARES], {}, "add stage secure_sum or masked_sum"),
         (
             [*SECURE, {**SHARES, "records": RECORDS}],
-            {"devices": {"simulate": True}},
-            "do not train by DP-SGD",
+            {"personalization": {"method": "fedper", "head": ["3."]}},
+            "by sums without noise",
+        ),
+        (
+            [*SECURE, {**SHARES, "records": RECORDS}],
+            {"strategy": {"name": "scaffold"}},
+            "before any noise is added",
         ),
         ([CLIP, {**CENTRAL, "epsilon": 0}], {}, "epsilon"),
         ([CLIP, {**CENTRAL, "delta": 1}], {}, "delta"),

@@ -37,6 +37,7 @@ from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.node.steps import STEPS, ClientUpdate, StepContext
 from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.numerics.roles import LOCAL
 from qsfl_flower.privacy.calibration import epsilon_of_events, rounds_for
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import Event
@@ -519,6 +520,18 @@ def test_everybody_adds_nothing_is_refused(keys):
         StableFedAvg(fraction_evaluate=0.0, stages=[*stages, stage(non_contributors=FEWEST)])
 
 
+WITH_LOCAL = Layout.of({"w": np.zeros(3), "own": np.zeros(2)}, {"own": LOCAL})
+
+
+def test_layers_that_stay_have_no_noise_in_sums_and_are_counted_with_noise_on_the_device():
+    with pytest.raises(ConfigError, match="'own' would stay on the device"):
+        stage(batch=EVERY_RECORD).init(WITH_LOCAL)
+    stage().init(WITH_LOCAL)  # whole clients: the layer is the client's own
+    privacy = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.1, steps=2)
+    (planned,) = RecordDP(privacy).planned(WITH_LOCAL, 3)
+    assert planned == privacy.event(5, 3)
+
+
 SHARE = NoiseShare(clip_norm=1.0, noise_multiplier=2.0, fewest=4, size=3)
 OFFER = {
     "placement": "distributed", "clip_norm": 1.0, "noise_multiplier": 2.0, "sampling_rate": 1.0,
@@ -542,9 +555,9 @@ def instruction(offer=None, share=None, bound=1.0, batch=None, last=None):
     return told, RecordDict({QSFL_RECORD: ConfigRecord({PLAN_KEY: Plan(items).encode()})})
 
 
-def take_step(metrics=None, **options):
+def take_step(metrics=None, layout=None, **options):
     told, content = instruction(**options)
-    layout = Layout.of({"w": np.zeros(3)})
+    layout = layout or Layout.of({"w": np.zeros(3)})
     update = ClientUpdate(np.array([0.5, 0.0, -0.5]), layout, metrics or {"num-examples": 7})
     return STEPS[DISTRIBUTED_DP](update, told, StepContext(None, content, "train", Vector(())))
 
@@ -592,6 +605,15 @@ def test_what_a_client_sends_lies_on_the_grid_and_tells_no_counts():
                 "metrics": {"dp-clip-norm": 2.0, "dp-sampling-rate": 0.1, "dp-sum-norm": 2.0},
             },
             id="records longer than the noise covers",
+        ),
+        pytest.param(
+            {
+                "batch": {"clip_norm": 1.0, "sampling_rate": 0.1, "sum_norm": 1.0},
+                "offer": {"placement": "distributed-record", "sampling_rate": 0.1},
+                "metrics": {"dp-clip-norm": 1.0, "dp-sampling-rate": 0.1, "dp-sum-norm": 1.0},
+                "layout": WITH_LOCAL,
+            },
+            id="layers that stay, which no noise covers",
         ),
         pytest.param(
             {

@@ -89,7 +89,15 @@ class ClippedGradients:
         """Name of the engine that was chosen."""
         return self._choice.engine.name
 
-    def sum(self, batch: Any, target: Tensor, clip_norm: float, *, copies: int = 1) -> ClippedSum:
+    def sum(
+        self,
+        batch: Any,
+        target: Tensor,
+        clip_norm: float,
+        *,
+        copies: int = 1,
+        at_once: int | None = None,
+    ) -> ClippedSum:
         """Return the clipped sum of a batch, which may be empty.
 
         Parameters
@@ -101,6 +109,8 @@ class ClippedGradients:
         copies : int
             Consecutive rows that belong to one example, for example augmented ones; its gradient
             is the mean over them (De et al. 2022).
+        at_once : int or None
+            Where fewer examples fit than `at_once` of the class says; >= 1.
 
         Raises
         ------
@@ -111,7 +121,7 @@ class ClippedGradients:
         if not self._asserted and work.examples:
             _assert(self._choice, self._work, work.part(0, min(2, work.examples)), clip_norm)
             self._asserted = True
-        together = self._at_once or max(work.examples, 1)
+        together = min(n for n in (self._at_once, at_once, max(work.examples, 1)) if n)
         if 0 < work.examples <= together:
             parts = [self._choice.sum(work, clip_norm)]
         else:

@@ -87,6 +87,7 @@ def distributed_dp_step(
     placement, rate, moved = "distributed", 1.0, bound
     if parameters["batch"] is not None:
         required = RecordBatch(**parameters["batch"])
+        required.check_layout(update.layout)
         placement, rate = "distributed-record", required.sampling_rate
         moved = required.clip_norm
         if (difference := required.weaker(update.metrics)) is not None:

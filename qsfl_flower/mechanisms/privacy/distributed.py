@@ -192,8 +192,9 @@ class DistributedDP(VectorStage):
         return share.event(self.batch.sampling_rate)
 
     def init(self, layout: Layout) -> State:
-        """Start with nobody asked."""
-        del layout
+        """Start with nobody asked; see `RecordBatch.check_layout`."""
+        if self.batch is not None:
+            self.batch.check_layout(layout)
         return {"asked": {}, "events": []}
 
     def prepare(self, state: State, context: RoundContext) -> State:

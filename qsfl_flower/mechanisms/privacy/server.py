@@ -316,13 +316,17 @@ class ClientSideDP(CohortStage):
     def event(self, size: int) -> Event:
         """Return what one round of a model with `size` parameters costs."""
 
+    def size(self, layout: Layout) -> int:
+        """Return how many values get noise in a step."""
+        return layout.size
+
     @abstractmethod
     def step(self, context: RoundContext) -> tuple[ClientPhase, PlanItem]:
         """Return what the mod has to do."""
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is promised to a client that trains in every round."""
-        noise = self.event(layout.size).noise_multiplier
+        noise = self.event(self.size(layout)).noise_multiplier
         return self.spending.promise(
             self.planned(layout, rounds),
             self.unit,
@@ -332,7 +336,7 @@ class ClientSideDP(CohortStage):
 
     def planned(self, layout: Layout, rounds: int) -> list[Event]:
         """Return what so many rounds cost a client that trains in all of them."""
-        return self._planned(rounds, layout.size)
+        return self._planned(rounds, self.size(layout))
 
     def _planned(self, rounds: int, size: int) -> list[Event]:
         event = self.event(size)
@@ -345,11 +349,12 @@ class ClientSideDP(CohortStage):
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Charge the round to those who are asked, or end the run."""
-        return self.spending.charge_asked(state, self.event(context.layout.size), context)
+        event = self.event(self.size(context.layout))
+        return self.spending.charge_asked(state, event, context)
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Tell the clients what is promised and what they have to do for it."""
-        event = self.event(context.layout.size)
+        event = self.event(self.size(context.layout))
         offered = Protection(
             placement=self.placement,
             clip_norm=self.clip_norm,
@@ -427,6 +432,10 @@ class RecordDP(ClientSideDP):
     def event(self, size: int) -> Event:
         """Return what the steps of one round cost a record."""
         return self.privacy.event(size)
+
+    def size(self, layout: Layout) -> int:
+        """Count layers that stay on the device too: later steps depend on them."""
+        return layout.moved
 
     def step(self, context: RoundContext) -> tuple[ClientPhase, PlanItem]:
         """Have the mod compare what the app did with what is required."""

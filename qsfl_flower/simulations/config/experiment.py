@@ -227,7 +227,7 @@ def _options(exp: Experiment) -> Iterator[Contradiction]:
             ("personalization.method", exp.personalization.method, "none"),
             ("devices.simulate", exp.devices.simulate, False),
             ("strategy.name", exp.strategy.name == "scaffold", False),
-            ("strategy.stages", _trains_by_record(exp), False),
+            ("strategy.stages", bool(_by_record(exp)), False),
         ):
             if other != usual:
                 yield Contradiction(
@@ -247,12 +247,14 @@ def _problems(kind: str, name: str, options: Mapping[str, Any]) -> list[str]:
         return [str(error)]
 
 
-def _trains_by_record(exp: Experiment) -> bool:
-    return any(
-        isinstance(stage, RecordDPSpec)
+def _by_record(exp: Experiment) -> list[tuple[str, RecordDPSpec | DistributedDPSpec]]:
+    """Return the stages that have clients bound what each record does, and where they stand."""
+    return [
+        (f"strategy.stages.{index}", stage)
+        for index, stage in enumerate(exp.strategy.stages)
+        if isinstance(stage, RecordDPSpec)
         or (isinstance(stage, DistributedDPSpec) and stage.records is not None)
-        for stage in exp.strategy.stages
-    )
+    ]
 
 
 def _ours(kind: str, name: str) -> Any:
@@ -322,24 +324,12 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
                 f"{stage.copies} equal copies of a record have the gradient of one; set "
                 "clients.augment to true, or copies to 1",
             )
-    by_record = [where[n] for n in ("record_dp",) if n in where]
-    if shares is not None and shares.records is not None:
-        by_record.append(where["distributed_dp"])
-    for place in by_record:
-        if exp.devices.simulate:
+    for place, training in _by_record(exp):
+        if isinstance(training, DistributedDPSpec) and exp.model.local:
             yield Contradiction(
-                (f"{place}.stage", "devices.simulate"),
-                "simulated devices do not train by DP-SGD; set devices.simulate to false",
-            )
-        if exp.personalization.method != "none":
-            yield Contradiction(
-                (f"{place}.stage", "personalization.method"),
-                "personal models are not trained by DP-SGD; set personalization.method to none",
-            )
-        if exp.strategy.name == "scaffold":
-            yield Contradiction(
-                (f"{place}.stage", "strategy.name"),
-                "control variates are not trained by DP-SGD; choose another strategy",
+                (f"{place}.stage", "model.local"),
+                "layers that stay would move by sums without noise, on which all that is sent "
+                "later depends; use stage record_dp, or leave model.local empty",
             )
     central = next((s for s in exp.strategy.stages if isinstance(s, CentralDPSpec)), None)
     drawn = central is not None and central.poisson and exp.clients.fraction_train < 1
@@ -367,12 +357,13 @@ def _scaffold(exp: Experiment) -> Iterator[Contradiction]:
             "control variates belong to what all clients share; leave model.local empty or choose "
             "another strategy",
         )
-    if exp.devices.simulate:
-        yield Contradiction(
-            ("strategy.name", "devices.simulate"),
-            "strategy 'scaffold' is for clients that are always there; set devices.simulate to "
-            "false or choose another strategy",
-        )
+    for place, spec in _by_record(exp):
+        if isinstance(spec, DistributedDPSpec):
+            yield Contradiction(
+                (f"{place}.stage", "strategy.name"),
+                "control variates would keep what the clients compute before any noise is added; "
+                "use stage record_dp or another strategy",
+            )
 
 
 def _personal(exp: Experiment) -> Iterator[Contradiction]:
@@ -383,20 +374,22 @@ def _personal(exp: Experiment) -> Iterator[Contradiction]:
     from qsfl_flower.personalization import Personalization
 
     try:
-        Personalization(**spec.model_dump())
+        how = Personalization(**spec.model_dump())
     except ConfigError as error:
         yield Contradiction(("personalization",), f"personalization.{error}")
+        return
+    for place, stage in _by_record(exp):
+        try:
+            how.check_records(isinstance(stage, RecordDPSpec), getattr(stage, "steps", 1))
+        except ConfigError as error:
+            keys = (f"{place}.stage", "personalization.method")
+            yield Contradiction(keys, f"personalization.{error}")
     if exp.strategy.name == "scaffold":
         yield Contradiction(
             ("personalization.method", "strategy.name"),
-            "strategy 'scaffold' has clients of its own; set personalization.method to none or "
-            "choose another strategy",
-        )
-    if exp.devices.simulate:
-        yield Contradiction(
-            ("personalization.method", "devices.simulate"),
-            f"personalization.method {spec.method!r} is for clients that are always there; set "
-            "devices.simulate to false or personalization.method to none",
+            f"strategy 'scaffold' and personalization.method {spec.method!r} both say how the "
+            "common model is trained, and no client does both; set personalization.method to none "
+            "or choose another strategy",
         )
 
 
