@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.mods import legacy_mod, qsfl_mod
 from qsfl_flower.errors import DataError, QSFLError, RejectedUpdate
+from qsfl_flower.node.steps import STEPS
 from qsfl_flower.stages import Clip
 from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.wire import (
@@ -174,9 +175,10 @@ def test_a_client_that_returns_too_few_arrays_is_told_so(inside_run):
         legacy(instruction(), context())
 
 
-MASKED = PlanItem(
-    "masked_sum", {"bound": 4.0, "clients": 6, "max_examples": 9, "weighted_by": "num-examples"}
-)
+MASKED = PlanItem("masked_sum", {
+    "round": 1, "terms": "", "clients": 6, "bound": 4.0, "min_clients": 4, "max_examples": 9,
+    "metrics": [], "weighted_by": "num-examples",
+})  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_what_a_failing_app_says_stays_on_a_device_that_hides_its_update(
     assert quoted or error.__name__ in str(caught.value)
 
 
-def test_a_step_that_cannot_read_its_parameters_says_nothing_of_the_update(inside_run):
+def test_a_step_that_fails_says_nothing_of_the_update(inside_run, monkeypatch):
     client = ClientApp(mods=[qsfl_mod])
 
     @client.train()
@@ -214,7 +216,8 @@ def test_a_step_that_cannot_read_its_parameters_says_nothing_of_the_update(insid
                                    "metrics": MetricRecord({"num-examples": 7919})}),
                        reply_to=message)  # fmt: skip
 
-    plan = Plan((PlanItem("clip", {}), MASKED))
-    with pytest.raises(QSFLError, match="TypeError on the device") as caught:
+    monkeypatch.setitem(STEPS, "clip", lambda update, *told: int(f"{update.metrics}"))
+    plan = Plan((PlanItem("clip", {"clip_norm": 1.0}), MASKED))
+    with pytest.raises(QSFLError, match="ValueError on the device") as caught:
         client(instruction(plan=plan), context())
     assert "7919" not in str(caught.value)
