@@ -23,6 +23,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
@@ -48,9 +49,18 @@ class About:
 
     text: str
     limits: Mapping[str, float]
+    kind: str = ""
+    schema: Mapping[str, str] = field(default_factory=dict)
 
 
-def option(text: str, default: Any = MISSING, **limits: float) -> Any:
+def option(
+    text: str,
+    default: Any = MISSING,
+    *,
+    kind: str = "",
+    schema: Mapping[str, str] | None = None,
+    **limits: float,
+) -> Any:
     """Describe a field of a dataclass: the only place of a parameter.
 
     Parameters
@@ -59,17 +69,25 @@ def option(text: str, default: Any = MISSING, **limits: float) -> Any:
         What it means, with its unit, as one sentence.
     default : object
         Its default; without one the option is required.
+    kind : str
+        One of `KINDS` if it names something of this kind: what plugins add is allowed too.
+    schema : Mapping[str, str], optional
+        What is added to its JSON schema.
     **limits : float
         ``gt``, ``ge``, ``lt`` or ``le``: what the value must be.
     """
-    return field(default=default, metadata={"about": About(text, limits)})
+    about = {"about": About(text, limits, kind, schema or {})}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: default, metadata=about)
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Parameters of a mechanism, the same on both ends; subclass it with `option` fields.
 
-    Types are numbers, texts, truth values, ``Literal``, tuples of these, and ``None``.
+    Types are numbers, texts, truth values, ``Literal``, tuples of these, other options, and
+    ``None``. A stage whose constructor takes its options and nothing else is a subclass of both.
 
     Raises
     ------
@@ -90,12 +108,17 @@ class Options:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return options from a section: those of options within options stand in it too."""
-        own, hints = dict(values), get_type_hints(cls)
+        """Return options from a section: those of options within options stand in it too.
+
+        Options that may be None have a section of their own within it.
+        """
+        own, hints = dict(values), _hints(cls)
         for one in fields(cls):
             if is_options(within := hints[one.name]):
                 names = {inner.name for inner in fields(within)} & own.keys()
                 own[one.name] = within(**{name: own.pop(name) for name in names})
+            elif isinstance(own.get(one.name), Mapping) and any(map(is_options, get_args(within))):
+                own[one.name] = next(filter(is_options, get_args(within))).of(own[one.name])
         return cls(**own)
 
     @classmethod
@@ -119,6 +142,9 @@ def is_options(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Options)
 
 
+_hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
+
+
 def check_options(values: Any) -> None:
     """Refuse a dataclass instance with a value outside the type or the limits of its field.
 
@@ -127,18 +153,18 @@ def check_options(values: Any) -> None:
     ConfigError
         Naming class and field, what was found, and what is allowed.
     """
-    hints = get_type_hints(type(values))
+    hints = _hints(type(values))
     for one in fields(values):
         value, hint = getattr(values, one.name), hints[one.name]
-        limits = one.metadata["about"].limits if "about" in one.metadata else {}
+        about = one.metadata.get("about", About("", {}))
         number = isinstance(value, int | float) and not isinstance(value, bool)
         within = fits(value, hint) and all(
-            not number or LIMITS[name][0](value, bound) for name, bound in limits.items()
+            not number or LIMITS[name][0](value, bound) for name, bound in about.limits.items()
         )
-        if not within:
+        if not within and not (isinstance(value, str) and value in _ADDED.get(about.kind, ())):
             raise ConfigError(
                 f"{type(values).__name__}: {one.name} is {value!r:.60}; it must be "
-                + allowed(hint, limits)
+                + allowed(hint, about.limits)
             )
 
 

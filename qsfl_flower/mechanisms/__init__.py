@@ -4,11 +4,16 @@ Nothing here needs NumPy, Flower or torch: reading a configuration imports it.
 """
 
 from qsfl_flower.mechanisms.authentication import AUTHENTICATE
-from qsfl_flower.mechanisms.compression import COMPRESS
+from qsfl_flower.mechanisms.bounds import CLIP, VALIDATE
+from qsfl_flower.mechanisms.broadcast import BROADCAST
+from qsfl_flower.mechanisms.compression import COMPRESS, SHARED_MASK
 from qsfl_flower.mechanisms.masked_sum import MASKED_SUM
 from qsfl_flower.plugins import Mechanism, added
 
-BUILT_IN: dict[str, Mechanism] = {one.name: one for one in (AUTHENTICATE, MASKED_SUM, COMPRESS)}
+BUILT_IN: dict[str, Mechanism] = {
+    one.name: one
+    for one in (AUTHENTICATE, VALIDATE, CLIP, MASKED_SUM, COMPRESS, SHARED_MASK, BROADCAST)
+}
 
 
 def find(name: str) -> Mechanism | None:

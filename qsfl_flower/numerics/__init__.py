@@ -7,7 +7,7 @@ from qsfl_flower.numerics.carried import combine_carried, median_carried
 from qsfl_flower.numerics.layout import CastOverflow, Layout
 from qsfl_flower.numerics.mean import CompensatedSum, sum_and_measure, weighted_sum
 from qsfl_flower.numerics.monitor import Monitor, MonitorState, Reaction
-from qsfl_flower.numerics.norms import Clip, Measure, clip_scale, measure, rough_norms
+from qsfl_flower.numerics.norms import Measure, clip_scale, clip_scales, measure, rough_norms
 from qsfl_flower.numerics.npy import dump_npy, view_npy
 from qsfl_flower.numerics.sparse import SparseVector
 from qsfl_flower.numerics.validation import (
@@ -20,7 +20,6 @@ from qsfl_flower.numerics.vector import Vector
 
 __all__ = [
     "CastOverflow",
-    "Clip",
     "CompensatedSum",
     "Layout",
     "Measure",
@@ -32,6 +31,7 @@ __all__ = [
     "bounded_weights",
     "check_finite_and_size",
     "clip_scale",
+    "clip_scales",
     "combine_carried",
     "dump_npy",
     "example_count",

@@ -174,9 +174,10 @@ def clip_scale(norm: float, clip_norm: float) -> float:
     return scale
 
 
-@dataclass(frozen=True)
-class Clip:
-    r"""A bound C on the Euclidean norm of each client's update.
+def clip_scales(
+    measure: Measure, clip_norm: float, per_layer: bool = False
+) -> float | NDArray[np.float64]:
+    r"""Return the factor of a whole update, or one factor per float array (shape ``(L,)``).
 
     By default one factor is applied to all arrays together, which keeps the direction of the
     update. Per layer, each of L float arrays is clipped to :math:`C / \sqrt{L}`: the direction
@@ -186,6 +187,8 @@ class Clip:
 
     Parameters
     ----------
+    measure : Measure
+        The size of the update.
     clip_norm : float
         The bound C, finite and above 0, in the unit of the model's parameters.
     per_layer : bool
@@ -194,43 +197,19 @@ class Clip:
     Raises
     ------
     ConfigError
-        If `clip_norm` is not a finite number above 0 or `per_layer` is not a boolean.
+        If per-layer factors are wanted of a measure without layer norms.
+    RejectedUpdate
+        With reason ``"not-finite"`` if the update is not finite.
     """
-
-    clip_norm: float
-    per_layer: bool = False
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.clip_norm, int | float) and not isinstance(self.clip_norm, bool)
-        if not (number and 0 < self.clip_norm < math.inf):
-            raise ConfigError(
-                f"clip_norm is {self.clip_norm!r}; allowed is a finite number above 0"
-            )
-        if not isinstance(self.per_layer, bool):
-            raise ConfigError(f"per_layer is {self.per_layer!r}; allowed are true and false")
-
-    def scales(self, measure: Measure) -> float | NDArray[np.float64]:
-        """Return the factor of the whole update, or one factor per float array (shape ``(L,)``).
-
-        Raises
-        ------
-        ConfigError
-            If per-layer factors are wanted of a measure without layer norms.
-        RejectedUpdate
-            With reason ``"not-finite"`` if the update is not finite.
-        """
-        if not self.per_layer or not measure.finite:
-            return clip_scale(measure.norm, float(self.clip_norm))
-        if measure.layer_norms is None:
-            raise ConfigError("per-layer clipping needs layer norms: measure with a layout")
-        bound = self._layer_bound(max(1, len(measure.layer_norms)))
-        return np.array([clip_scale(norm, bound) for norm in measure.layer_norms])
-
-    def _layer_bound(self, layers: int) -> float:
-        bound = self.clip_norm / math.sqrt(layers)
-        while layers * Fraction(bound) ** 2 > Fraction(self.clip_norm) ** 2:
-            bound = math.nextafter(bound, 0.0)
-        return bound
+    if not per_layer or not measure.finite:
+        return clip_scale(measure.norm, float(clip_norm))
+    if measure.layer_norms is None:
+        raise ConfigError("per-layer clipping needs layer norms: measure with a layout")
+    layers = max(1, len(measure.layer_norms))
+    bound = clip_norm / math.sqrt(layers)
+    while layers * Fraction(bound) ** 2 > Fraction(clip_norm) ** 2:
+        bound = math.nextafter(bound, 0.0)
+    return np.array([clip_scale(norm, bound) for norm in measure.layer_norms])
 
 
 def _squares(

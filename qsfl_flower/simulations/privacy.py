@@ -10,6 +10,7 @@ from typing import Any
 from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
 from qsfl_flower.clients.losses import LOSSES
 from qsfl_flower.clients.models import get_arrays, imported
+from qsfl_flower.mechanisms.bounds import ClipOptions
 from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
 from qsfl_flower.mechanisms.privacy.server import (
     AdaptiveClip,
@@ -31,13 +32,13 @@ from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
     CentralDPSpec,
-    ClipSpec,
     DistributedDPSpec,
     Experiment,
     LocalDPSpec,
     RecordDPSpec,
     SecureSumSpec,
 )
+from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.config.privacy import PrivacyKeys, RecordTrainingKeys
 from qsfl_flower.simulations.materials import loss_of, model_of, roles_of_model
 
@@ -171,7 +172,8 @@ def record_batch_of(experiment: Experiment) -> RecordBatch | None:
     if spec is None or spec.records is None:
         return None
     stages = experiment.strategy.stages
-    norms = [s.clip_norm for s in stages if isinstance(s, ClipSpec | SecureSumSpec)]
+    bounds = [s for s in map(parameters_of, stages) if isinstance(s, ClipOptions | SecureSumSpec)]
+    norms = [s.clip_norm for s in bounds]
     clip_norm = spec.records.clip_norm
     return RecordBatch(
         clip_norm=clip_norm,

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from qsfl_flower import mechanisms, plugins
 from qsfl_flower.clients.models import get_arrays
-from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.mechanisms.detection.core import Detection, Reputation
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.events import Event
@@ -16,7 +15,6 @@ from qsfl_flower.simulations import privacy
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
     CentralDPSpec,
-    ClipSpec,
     CommitteeSpec,
     DetectSpec,
     DistributedDPSpec,
@@ -29,15 +27,12 @@ from qsfl_flower.simulations.config import (
     RobustSpec,
     SecureKrumSpec,
     SecureSumSpec,
-    ValidateSpec,
 )
-from qsfl_flower.simulations.config.compression import BroadcastSpec, SharedMaskSpec
+from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.root import root_update_of
 from qsfl_flower.stages import (
-    Broadcast,
-    Clip,
     Committee,
     Detect,
     Robust,
@@ -46,9 +41,7 @@ from qsfl_flower.stages import (
     ServerAdam,
     ServerMomentum,
     ServerYogi,
-    SharedMask,
     Stage,
-    Validate,
 )
 
 
@@ -62,7 +55,7 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
 def _stage(spec: Any, experiment: Experiment) -> Stage:
     if (mechanism := mechanisms.find(spec.stage)) is not None:
-        options = mechanism.options.of(spec.model_dump(exclude={"stage"}))
+        options = parameters_of(spec)
         needed = {name: NEEDED[name](experiment) for name in mechanism.needs or ()}
         return cast(Stage, mechanism.stage(options, experiment.seed, **needed))
     # With plugins, a section may be a subclass of the suite's.
@@ -86,11 +79,6 @@ def _secure_krum(spec: SecureKrumSpec, _: Experiment) -> Stage:
     clip_norm, committee, settings = _committee(spec)
     settings["num_selected"] = spec.num_selected
     return SecureKrum(clip_norm, spec.num_byzantine, committee, **settings)
-
-
-def _shared_mask(spec: SharedMaskSpec, experiment: Experiment) -> Stage:
-    mask = Mask(**spec.model_dump(exclude={"stage", "epoch"}))
-    return SharedMask(mask, seed=experiment.seed, epoch=spec.epoch)
 
 
 def _robust(spec: RobustSpec, experiment: Experiment) -> Stage:
@@ -117,12 +105,8 @@ NEEDED: dict[str, Callable[[Experiment], Any]] = {"credentials": server_credenti
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
     SecureKrumSpec: _secure_krum,
     SecureSumSpec: _secure_sum,
-    SharedMaskSpec: _shared_mask,
-    BroadcastSpec: lambda spec, _: Broadcast(spec.ratio, spec.values, spec.zstd),
     RobustSpec: _robust,
-    ValidateSpec: lambda spec, _: Validate(spec.max_norm),
     DetectSpec: _detect,
-    ClipSpec: lambda spec, _: Clip(spec.clip_norm, spec.per_layer),
     CentralDPSpec: privacy.central_dp,
     AdaptiveClipSpec: privacy.adaptive_clip,
     RecordDPSpec: privacy.record_dp,

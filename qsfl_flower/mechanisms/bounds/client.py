@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.mechanisms.bounds.options import ClipOptions
 from qsfl_flower.node.steps import PARAMETERS, STEPS, ClientUpdate, StepContext
-from qsfl_flower.numerics import Clip, Vector, measure
+from qsfl_flower.numerics import Vector, clip_scales, measure
 from qsfl_flower.wire.keys import CLIP_STEP
 
 
@@ -19,11 +20,12 @@ def clip_step(
 ) -> ClientUpdate:
     """Clip the difference; the strategy's half is `Clip` of `server`."""
     del context
-    clip, vector = Clip(**parameters), update.vector
+    clip, vector = ClipOptions(**parameters), update.vector
     whole = vector.size == update.layout.size
     if clip.per_layer and not whole:
         raise QSFLError("clip: per_layer needs the whole update, not k coordinates of it")
-    scales = clip.scales(measure(Vector.dense(vector), None, update.layout if whole else None))
+    size = measure(Vector.dense(vector), None, update.layout if whole else None)
+    scales = clip_scales(size, clip.clip_norm, clip.per_layer)
     if np.ndim(scales) == 0:
         return replace(update, vector=vector * scales)
     for view, scale in zip(update.layout.views(vector).values(), np.asarray(scales), strict=True):
@@ -31,4 +33,8 @@ def clip_step(
     return update
 
 
-STEPS[CLIP_STEP], PARAMETERS[CLIP_STEP] = clip_step, Clip
+CLIP_STEPS = {CLIP_STEP: clip_step}
+"""The client's half of `qsfl_flower.mechanisms.CLIP`."""
+
+STEPS |= CLIP_STEPS
+PARAMETERS[CLIP_STEP] = ClipOptions

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from qsfl_flower.errors import ConfigError
-from qsfl_flower.numerics import Clip as ClipParameters
-from qsfl_flower.numerics import Layout, check_finite_and_size, measure, not_finite
+from qsfl_flower.mechanisms.bounds.options import ClipOptions, ValidateOptions
+from qsfl_flower.numerics import Layout, check_finite_and_size, clip_scales, measure, not_finite
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State, Steps
 from qsfl_flower.rounds.facts import Facts, Sentences, Topic
@@ -17,7 +16,7 @@ from qsfl_flower.rounds.update import ABSURD_NORM, Cohort, Update
 from qsfl_flower.wire import ClientPhase, PlanItem
 
 
-class Validate(CohortStage):
+class Validate(ValidateOptions, CohortStage):
     """Reject updates with NaN or Inf, or whose size cannot be honest.
 
     Parameters
@@ -47,11 +46,9 @@ class Validate(CohortStage):
     phase = Phase.ADMIT
     blind = True
 
-    def __init__(self, max_norm: float | None = None) -> None:
-        if max_norm is not None and not max_norm > 0:
-            raise ConfigError(f"validate: max_norm is {max_norm!r}; it must be greater than 0")
-        self.max_norm = ABSURD_NORM if max_norm is None else max_norm
-        self.needs_norms = max_norm is not None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.needs_norms = self.max_norm is not None
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -81,13 +78,13 @@ class Validate(CohortStage):
             if update.measure is not None:
                 if not update.measure.finite:
                     raise not_finite(update.vector, context.layout)
-                check_finite_and_size(update.measure, self.max_norm)
+                check_finite_and_size(update.measure, self.max_norm or ABSURD_NORM)
             return update
 
         return cohort.each(check), state, {}
 
 
-class Clip(CohortStage):
+class Clip(ClipOptions, CohortStage):
     r"""Bound the influence of every client on the mean.
 
     .. math:: \Delta_i \leftarrow \Delta_i \cdot \min(1, C / \lVert \Delta_i \rVert_2)
@@ -118,31 +115,26 @@ class Clip(CohortStage):
     phase = Phase.BOUND
     blind = True
 
-    def __init__(self, clip_norm: float, per_layer: bool = False) -> None:
-        self.parameters = ClipParameters(clip_norm=clip_norm, per_layer=per_layer)
-
     @property
     def traits(self) -> frozenset[Trait]:
         """It may need layers."""
-        return frozenset({Trait.PER_LAYER} if self.parameters.per_layer else ())
+        return frozenset({Trait.PER_LAYER} if self.per_layer else ())
 
     @property
     def facts(self) -> Facts:
         """The bound."""
-        return Facts(clip_norm=lambda states: self.parameters.clip_norm)
+        return Facts(clip_norm=lambda states: self.clip_norm)
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say how far one client can go."""
-        norm = self.parameters.clip_norm
+        norm = self.clip_norm
         return {
             Topic.LIARS: [f"no update is longer than {norm:g} (L2 norm), whatever a client sends"]
         }
 
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Ask the mod to clip with the same parameters."""
-        p = self.parameters
-        item = PlanItem(self.name, {"clip_norm": p.clip_norm, "per_layer": p.per_layer})
-        return [(ClientPhase.CLIP, item)]
+        return [(ClientPhase.CLIP, PlanItem(self.name, self.to_dict()))]
 
     def apply(
         self, cohort: Cohort, state: State, context: RoundContext
@@ -151,9 +143,9 @@ class Clip(CohortStage):
 
         def clip(update: Update) -> Update:
             size = update.measured()
-            if self.parameters.per_layer:
+            if self.per_layer:
                 size = measure(update.vector, update.base(context.model), context.layout)
-            return replace(update, scale=self.parameters.scales(size))
+            return replace(update, scale=clip_scales(size, self.clip_norm, self.per_layer))
 
         clipped = cohort.each(clip)
         changed = sum(bool(np.any(np.asarray(u.scale) < 1.0)) for u in clipped.updates)

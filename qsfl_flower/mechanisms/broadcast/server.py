@@ -8,9 +8,9 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from qsfl_flower.mechanisms.broadcast.options import BroadcastOptions
 from qsfl_flower.mechanisms.compression.core import Memory, Scheme
 from qsfl_flower.mechanisms.compression.core.released import Released, model_digest
-from qsfl_flower.mechanisms.compression.options import Values
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.context import Exchange, Measurements, Phase, RoundContext, State
 from qsfl_flower.rounds.stages import VectorStage
@@ -28,7 +28,7 @@ from qsfl_flower.wire import (
 )
 
 
-class Broadcast(VectorStage):
+class Broadcast(BroadcastOptions, VectorStage):
     """Release the global step compressed, and send clients what they miss instead of the model.
 
     The global model itself moves by what the record says, so that server and clients have the same
@@ -63,8 +63,9 @@ class Broadcast(VectorStage):
     name = "broadcast"
     phase = Phase.RELEASE
 
-    def __init__(self, ratio: float = 0.05, values: Values = "int8", zstd: bool = False) -> None:
-        self.scheme = Scheme("topk", ratio, values=values, zstd=zstd)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scheme = Scheme("topk", self.ratio, values=self.values, zstd=self.zstd)
 
     def init(self, layout: Layout) -> State:
         """Return the state before the first round: nothing left out, nobody holds anything."""

@@ -1,6 +1,6 @@
 """Fewer bytes: chosen coordinates in few bits."""
 
-from qsfl_flower.mechanisms.compression.options import CompressOptions
+from qsfl_flower.mechanisms.compression.options import CompressOptions, SharedMaskOptions
 from qsfl_flower.plugins import Mechanism
 
 COMPRESS = Mechanism(
@@ -9,3 +9,11 @@ COMPRESS = Mechanism(
     server="qsfl_flower.mechanisms.compression.server:Compress",
     client="qsfl_flower.mechanisms.compression.client:COMPRESS_STEPS",
 )
+SHARED_MASK = Mechanism(
+    "shared_mask",
+    SharedMaskOptions,
+    server="qsfl_flower.mechanisms.compression.server:SharedMask",
+    client="qsfl_flower.mechanisms.compression.client:MASK_STEPS",
+)
+
+__all__ = ["COMPRESS", "SHARED_MASK", "CompressOptions", "SharedMaskOptions"]

@@ -142,7 +142,10 @@ def remember(state: RecordDict, memory: Memory) -> None:
 COMPRESS_STEPS = {CHOOSE_STEP: choose_step, COMPRESS_STEP: compress_step}
 """The client's half of `qsfl_flower.mechanisms.COMPRESS`."""
 
-STEPS |= {**COMPRESS_STEPS, MASK_STEP: mask_step, MASK_ENCODE_STEP: mask_encode_step}
+MASK_STEPS = {MASK_STEP: mask_step, MASK_ENCODE_STEP: mask_encode_step}
+"""The client's half of `qsfl_flower.mechanisms.SHARED_MASK`."""
+
+STEPS |= {**COMPRESS_STEPS, **MASK_STEPS}
 
 
 @dataclass(frozen=True)

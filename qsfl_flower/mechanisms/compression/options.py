@@ -55,5 +55,38 @@ class CompressOptions(Options):
             raise _error("warmup_rounds", self.warmup_rounds, ">= 0, with topk and randomk only")
 
 
+@dataclass(frozen=True)
+class MaskOptions(Options):
+    """How the public coordinates of a round are found, and how their values are sent."""
+
+    select: Literal["randomk", "topk"] = option(
+        "Random coordinates, or half of them where the last released step was largest.", "randomk"
+    )
+    ratio: float = option("Share of the coordinates.", 0.01, gt=0, le=1)
+    values: Values = option("Format of the values where nothing hides them.", "int8")
+    feedback: bool = option("Keep the other coordinates for the client's next update.", True)
+
+
+@dataclass(frozen=True)
+class SharedMaskOptions(MaskOptions):
+    """All clients of a round send the same public coordinates; sums of them can be hidden."""
+
+    epoch: int = option(
+        "Rounds in a row with the same random coordinates; in asynchronous strategies more than "
+        "max_staleness.",
+        1,
+        ge=1,
+        le=10_000,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epoch > 1 and self.select != "randomk":
+            raise ConfigError(
+                f"shared_mask: epoch is {self.epoch}, but the coordinates of select "
+                f"{self.select!r} follow every step of the model; set select to randomk"
+            )
+
+
 def _error(name: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"compression: {name} is {value!r}; allowed: {allowed}")

@@ -8,11 +8,15 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError, QSFLError, RejectedUpdate
+from qsfl_flower.errors import QSFLError, RejectedUpdate
 from qsfl_flower.mechanisms.compression.core import Mask, Scheme, decode_record, derive_seed
 from qsfl_flower.mechanisms.compression.core.mask import pack_leading
 from qsfl_flower.mechanisms.compression.core.select import keep_count
-from qsfl_flower.mechanisms.compression.options import CompressOptions
+from qsfl_flower.mechanisms.compression.options import (
+    CompressOptions,
+    MaskOptions,
+    SharedMaskOptions,
+)
 from qsfl_flower.numerics import SparseVector, Vector
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Exchange, RoundContext, State, Steps
@@ -102,8 +106,8 @@ class SharedMask(DecodeStage):
 
     Parameters
     ----------
-    mask : Mask
-        How the coordinates are found.
+    mask : MaskOptions
+        How the coordinates are found (a `Mask` is one).
     seed : int
         Of the random coordinates and of stochastic rounding.
     epoch : int
@@ -129,17 +133,11 @@ class SharedMask(DecodeStage):
     encoding = MASK_STEP
     declares = frozenset({Trait.FLAT})
 
-    def __init__(self, mask: Mask | None = None, *, seed: int = 0, epoch: int = 1) -> None:
-        self.mask = Mask() if mask is None else mask
-        self.seed = seed
-        if epoch < 1:
-            raise ConfigError(f"shared_mask: epoch is {epoch!r}; it must be >= 1")
-        if epoch > 1 and self.mask.select != "randomk":
-            raise ConfigError(
-                f"shared_mask: epoch is {epoch}, but the coordinates of select "
-                f"{self.mask.select!r} follow every step of the model; set select to randomk"
-            )
-        self.epoch = epoch
+    def __init__(self, mask: MaskOptions | None = None, *, seed: int = 0, epoch: int = 1) -> None:
+        given = Mask() if mask is None else mask
+        values = SharedMaskOptions(**{"epoch": epoch, **given.to_dict()}).to_dict()
+        self.epoch, self.seed = values.pop("epoch"), seed
+        self.mask = Mask(**values)
 
     def prepare(self, state: State, context: RoundContext) -> State:
         """Find the largest coordinates of the step that the global model has just made."""

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
-from qsfl_flower.numerics import Clip as ClipParameters
-from qsfl_flower.numerics import Layout
+from qsfl_flower.numerics import Layout, clip_scales
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.events import REPLACE, Event
 from qsfl_flower.privacy.gaussian import add_noise, grid_slack
@@ -92,8 +91,7 @@ class AdaptiveClip(CohortStage):
     ) -> tuple[Cohort, State, Measurements]:
         """Clip every update and move the norm by a noisy count."""
         current = float(state["clip_norm"])
-        clip = ClipParameters(clip_norm=current)
-        clipped = cohort.each(lambda u: replace(u, scale=clip.scales(u.measured())))
+        clipped = cohort.each(lambda u: replace(u, scale=clip_scales(u.measured(), current)))
         # What was clipped on the device has the norm itself, up to rounding.
         within = sum(u.measured().norm < current * (1 - 1e-6) for u in clipped.updates)
         source = _source(self._seed, self.name, context)

@@ -44,7 +44,6 @@ from qsfl_flower.simulations.config.sections import (
     SimulationSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
-    ClipSpec,
     DetectSpec,
     FedAdamSpec,
     FedAsyncSpec,
@@ -55,7 +54,6 @@ from qsfl_flower.simulations.config.strategy import (
     FedYogiSpec,
     RobustSpec,
     ScaffoldSpec,
-    ValidateSpec,
 )
 from qsfl_flower.simulations.config.timing import TimingSpec
 
@@ -64,7 +62,6 @@ __all__ = [
     "AttackKeys",
     "CentralDPSpec",
     "ClientsSpec",
-    "ClipSpec",
     "CommitteeSpec",
     "DataSpec",
     "DetectSpec",
@@ -96,7 +93,6 @@ __all__ = [
     "ShardsSpec",
     "SimulationSpec",
     "TimingSpec",
-    "ValidateSpec",
     "WriterSpec",
     "asked_imports",
     "dump_experiment",

@@ -7,13 +7,14 @@ import difflib
 import inspect
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args, get_type_hints
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_type_hints
 
 from pydantic import Field, ValidationError, create_model, model_validator
 
-from qsfl_flower import plugins
+from qsfl_flower import mechanisms, plugins
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.simulations.config.base import Contradiction, Section, refuse
+from qsfl_flower.simulations.config.base import Contradiction, OptionValues, Section, refuse
 from qsfl_flower.simulations.config.tree import shown
 
 Fields = dict[str, Any]
@@ -31,10 +32,10 @@ _model: Any = create_model  # whose types do not know of fields in a mapping
 def section_of(plugin: plugins.Plugin, tag: str, base: type[Section]) -> type[Section]:
     """Return the section of a stage or an attack: the options of a plugin, beside `tag`."""
     about = _described(plugin)
-    known = set(base.model_fields) - {tag}
+    known = {tag, *base.model_fields}
 
     def sensible(self: Any) -> Any:
-        values = {k: v for k, v in self if k != tag and k not in known}
+        values = self.model_dump(exclude=known)
         try:
             if isinstance(plugin, plugins.Mechanism):
                 plugin.options.of(values)
@@ -56,11 +57,20 @@ def section_of(plugin: plugins.Plugin, tag: str, base: type[Section]) -> type[Se
     return own
 
 
+def parameters_of(spec: Any) -> Any:
+    """Return the options that the section of a stage was made of; else the section itself."""
+    mechanism = mechanisms.find(spec.stage)
+    return spec if mechanism is None else mechanism.options.of(spec.model_dump(exclude={"stage"}))
+
+
 def _described(plugin: plugins.Plugin) -> str:
     """Return the first sentence of what the author says about a plugin."""
     make = getattr(plugin, "make", None)
-    text = inspect.getdoc(plugin.options or make) or inspect.getdoc(make) or plugin.name
-    return text.partition("\n")[0]
+    return _first(plugin.options or make) or _first(make) or plugin.name
+
+
+def _first(made: Any) -> str:
+    return (inspect.getdoc(made) or "").partition("\n")[0]
 
 
 def fields_of(plugin: plugins.Plugin) -> Fields:
@@ -86,22 +96,34 @@ def _fields(make: Any, given: Iterable[str]) -> Fields:
             default: Any = one.default if one.default is not dataclasses.MISSING else ...
             if one.default_factory is not dataclasses.MISSING:
                 default = one.default_factory()
-            found[one.name] = _field(hints.get(one.name, Any), default, about.text, about.limits)
+            found[one.name] = _field(hints.get(one.name, Any), default, about)
         return found
     for name, parameter in inspect.signature(make).parameters.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if named and name not in given:
             default = ... if parameter.default is parameter.empty else parameter.default
-            found[name] = _field(hints.get(name, Any), default, f"Option {name}.", {})
+            about = plugins.About(f"Option {name}.", {})
+            found[name] = _field(hints.get(name, Any), default, about)
     return found
 
 
-def _field(hint: Any, default: Any, text: str, limits: Mapping[str, float]) -> Any:
-    kwargs: Any = dict(limits)
+def _field(hint: Any, default: Any, about: plugins.About) -> Any:
+    kwargs: Any = dict(about.limits)
     inner = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if any(getattr(one, "__origin__", one) is tuple for one in inner):
         kwargs["strict"] = False
-    return (hint, Field(default=default, description=text, **kwargs))
+    if "x-options-of" in about.schema:
+        hint, kwargs["validate_default"] = OptionValues, True
+    elif any(map(plugins.is_options, inner)):
+        hint = Union[tuple(_nested(o) if plugins.is_options(o) else o for o in inner)]  # noqa: UP007
+    extra: Any = dict(about.schema) or None
+    return (hint, Field(default, description=about.text, json_schema_extra=extra, **kwargs))
+
+
+@cache
+def _nested(made: type) -> Any:
+    name = made.__name__.removesuffix("Options") + "Spec"
+    return _model(name, __base__=Section, __doc__=_first(made), **_fields(made, ()))
 
 
 def option_problems(plugin: plugins.Plugin, options: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ from qsfl_flower.simulations.config.base import (
     refuse,
 )
 from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
-from qsfl_flower.simulations.config.compression import BroadcastSpec, SharedMaskSpec
 from qsfl_flower.simulations.config.described import section_of
 from qsfl_flower.simulations.config.privacy import (
     AdaptiveClipSpec,
@@ -28,29 +27,6 @@ from qsfl_flower.simulations.config.privacy import (
 
 if TYPE_CHECKING:
     from qsfl_flower.mechanisms.robust.core import Preparation, Rule
-
-
-class ValidateSpec(Section):
-    """Refuses replies that are malformed, not finite, or absurdly large."""
-
-    stage: Literal["validate"] = Field(description="Name of the stage.")
-    max_norm: float | None = Field(
-        default=None,
-        gt=0,
-        description="Largest L2 norm of an update that is still believed; null: 1e15, which only "
-        "stops absurd sizes.",
-    )
-
-
-class ClipSpec(Section):
-    """Scales updates down to a given L2 norm; shorter ones stay as they are."""
-
-    stage: Literal["clip"] = Field(description="Name of the stage.")
-    clip_norm: float = Field(gt=0, description="Largest L2 norm of an update after this stage.")
-    per_layer: bool = Field(
-        default=False,
-        description="Clip each of the L arrays to clip_norm / sqrt(L) instead of the whole update.",
-    )
 
 
 class RobustSpec(Section):
@@ -154,20 +130,22 @@ class DetectSpec(Section):
     )
 
 
-SECTIONS = {one.name: section_of(one, "stage", Section) for one in BUILT_IN.values()}
+SECTIONS: dict[str, Any] = {
+    one.name: section_of(one, "stage", Section) for one in BUILT_IN.values()
+}
 """The sections of stages that are described by their options."""
 
 _STAGES = (
     SECTIONS["authenticate"],
-    ValidateSpec,
-    ClipSpec,
+    SECTIONS["validate"],
+    SECTIONS["clip"],
     DetectSpec,
     SECTIONS["masked_sum"],
     SecureKrumSpec,
     SecureSumSpec,
     SECTIONS["compress"],
-    SharedMaskSpec,
-    BroadcastSpec,
+    SECTIONS["shared_mask"],
+    SECTIONS["broadcast"],
     RobustSpec,
     CentralDPSpec,
     AdaptiveClipSpec,
@@ -190,7 +168,7 @@ class CommonStrategySpec(Section):
 
     name: str = Field(description="Name of the strategy.")
     stages: tuple[StageSpec, ...] = Field(
-        default=(ValidateSpec(stage="validate"),),
+        default=(SECTIONS["validate"](stage="validate"),),
         strict=False,
         description="What is done to updates before they are combined, each stage at most once; "
         "validate always takes part.",

@@ -18,13 +18,12 @@ from qsfl_flower.simulations.config.data import LOSSES
 from qsfl_flower.simulations.config.experiment import TRAIN_SIZES
 from qsfl_flower.simulations.config.sections import BUILT_IN_MODELS
 from qsfl_flower.simulations.config.strategy import (
-    ClipSpec,
     CommonStrategySpec,
     FedAdamSpec,
     FedAvgMSpec,
     FedYogiSpec,
 )
-from qsfl_flower.stages import Clip, ServerAdam, ServerMomentum, ServerYogi
+from qsfl_flower.stages import ServerAdam, ServerMomentum, ServerYogi
 from qsfl_flower.strategies import StableFedAvg
 
 NOT_SAME = {"self", "name", "stage", "stages"}
@@ -48,7 +47,6 @@ def test_training_keys_are_the_trainer_s():
     [
         (DirichletSpec, Dirichlet),
         (ShardsSpec, Shards),
-        (ClipSpec, Clip),
         (FedAvgMSpec, ServerMomentum),
         (FedAdamSpec, ServerAdam),
         (FedYogiSpec, ServerYogi),

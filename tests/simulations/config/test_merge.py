@@ -8,15 +8,14 @@ import pytest
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.config import (
-    ClipSpec,
     DirichletSpec,
     FedAdamSpec,
     FedAvgSpec,
     IidSpec,
-    ValidateSpec,
     experiment_from_dict,
     load_experiment,
 )
+from qsfl_flower.simulations.config.strategy import SECTIONS
 
 
 def message(path: str, *overrides: str) -> str:
@@ -41,7 +40,7 @@ def test_sections_merge_and_lists_replace(write):
     )
     experiment = load_experiment("case.yaml")
     assert (experiment.rounds, experiment.clients.count, experiment.clients.epochs) == (5, 4, 7)
-    assert experiment.strategy.stages == (ClipSpec(stage="clip", clip_norm=9.0),)
+    assert experiment.strategy.stages == (SECTIONS["clip"](stage="clip", clip_norm=9.0),)
     assert experiment.strategy.min_replies == 3
     assert [fault.client for fault in experiment.faults] == [1]
 
@@ -248,14 +247,14 @@ def test_overrides_of_lists(write):
     def stages(*overrides: str):
         return load_experiment("case.yaml", overrides).strategy.stages
 
-    clip = ClipSpec(stage="clip", clip_norm=2.0)
-    validate = ValidateSpec(stage="validate")
+    clip = SECTIONS["clip"](stage="clip", clip_norm=2.0)
+    validate = SECTIONS["validate"](stage="validate")
     assert stages("strategy.stages.1.clip_norm=2") == (validate, clip)
     assert stages("strategy.stages=[{stage: clip, clip_norm: 2}]") == (clip,)
     assert stages("strategy.stages=[]") == ()
     assert stages("strategy.stages.1={per_layer: true}") == (
         validate,
-        ClipSpec(stage="clip", clip_norm=1.0, per_layer=True),
+        SECTIONS["clip"](stage="clip", clip_norm=1.0, per_layer=True),
     )
     assert stages("strategy.stages.1={stage: validate}", "strategy.stages.0=" "{stage: clip}",
                   "strategy.stages.0.clip_norm=2") == (clip, validate)  # fmt: skip
@@ -279,7 +278,7 @@ def test_overrides_of_defaults(write):
         ],
     )
     assert experiment.strategy == FedAdamSpec(
-        name="fedadam", stages=(ValidateSpec(stage="validate", max_norm=3.0),)
+        name="fedadam", stages=(SECTIONS["validate"](stage="validate", max_norm=3.0),)
     )
     assert experiment.data.partition == DirichletSpec(scheme="dirichlet", alpha=1.0)
 

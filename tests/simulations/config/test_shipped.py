@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from qsfl_flower.simulations.config import (
-    ClipSpec,
     DirichletSpec,
-    ValidateSpec,
     load_experiment,
     shipped_configs,
 )
@@ -66,7 +64,7 @@ def test_plain_is_offline_uneven_and_bounded():
     assert not experiment.data.download
     assert isinstance(experiment.data.partition, DirichletSpec)
     assert experiment.clients.count == 10
-    assert [type(stage) for stage in experiment.strategy.stages] == [ValidateSpec, ClipSpec]
+    assert [stage.stage for stage in experiment.strategy.stages] == ["validate", "clip"]
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("mnist", 0.5), ("cifar10", 1.0)])

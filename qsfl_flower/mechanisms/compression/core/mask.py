@@ -11,20 +11,19 @@ coordinates themselves tell nothing about a client. Two kinds:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.mechanisms.compression.core.indices import decode_indices, encode_indices
 from qsfl_flower.mechanisms.compression.core.select import Indices, keep_count, random_k, top_k
-from qsfl_flower.mechanisms.compression.core.values import FORMATS, Floats
-from qsfl_flower.mechanisms.compression.options import Values
+from qsfl_flower.mechanisms.compression.core.values import Floats
+from qsfl_flower.mechanisms.compression.options import MaskOptions
 
 
 @dataclass(frozen=True)
-class Mask:
+class Mask(MaskOptions):
     """How the public coordinates of a round are found, and how their values are sent.
 
     Parameters
@@ -40,24 +39,6 @@ class Mask:
         Keep the other coordinates on the client for its next difference. Without it the values of
         ``randomk`` are multiplied by d / k, so that the update is right in expectation.
     """
-
-    select: str = "randomk"
-    ratio: float = 0.01
-    values: Values = "int8"
-    feedback: bool = True
-
-    def __post_init__(self) -> None:
-        if self.select not in ("randomk", "topk"):
-            raise ConfigError(f"shared mask: select is {self.select!r}; allowed: randomk, topk")
-        if not 0 < self.ratio <= 1:
-            raise ConfigError(f"shared mask: ratio is {self.ratio!r}; allowed: 0 < ratio <= 1")
-        if self.values not in FORMATS:
-            allowed = ", ".join(FORMATS)
-            raise ConfigError(f"shared mask: values is {self.values!r}; allowed: {allowed}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the parameters as JSON values."""
-        return asdict(self)
 
     def leading(self, last_step: Floats | None) -> Indices:
         """Return the coordinates that come from the last released step, shape (d,), if any."""
