@@ -32,7 +32,7 @@ MOVED = {
     "strategies.broadcast": "mechanisms.broadcast.server",
     "strategies.compression": "mechanisms.compression.server",
     "strategies.detection": "mechanisms.detection.server",
-    "strategies.distributed_dp": "mechanisms.privacy.distributed",
+    "strategies.distributed_dp": "mechanisms.privacy.server.distributed",
     "strategies.masked_sum": "mechanisms.masked_sum.server",
     "strategies.privacy": "mechanisms.privacy.server",
     "strategies.robust": "mechanisms.robust.server",

@@ -9,8 +9,13 @@ from qsfl_flower.mechanisms.broadcast.server import Broadcast
 from qsfl_flower.mechanisms.compression.server import Compress, SharedMask
 from qsfl_flower.mechanisms.detection.server import Detect
 from qsfl_flower.mechanisms.masked_sum.server import MaskedSum
-from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
-from qsfl_flower.mechanisms.privacy.server import AdaptiveClip, CentralDP, LocalDP, RecordDP
+from qsfl_flower.mechanisms.privacy.server import (
+    AdaptiveClip,
+    CentralDP,
+    DistributedDP,
+    LocalDP,
+    RecordDP,
+)
 from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureKrum, SecureSum
 from qsfl_flower.mechanisms.server_optimizers.server import ServerAdam, ServerMomentum, ServerYogi

@@ -40,6 +40,11 @@ class Keystream:
         """Return the stream of a public seed, the same on every machine."""
         return cls(hashlib.sha256(b"qsfl noise, not private" + repr(seed).encode()).digest())
 
+    @classmethod
+    def of(cls, seed: int | None, *where: int | str) -> Keystream:
+        """Return the stream of a public seed at a place, or a secure one without a seed."""
+        return cls.secure() if seed is None else cls.seeded(seed, *where)
+
     def words(self, count: int) -> NDArray[np.uint64]:
         """Return independent uniform 64-bit words, shape (count,)."""
         raw = bytearray(8 * count)

@@ -11,10 +11,10 @@ from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
 from qsfl_flower.clients.losses import LOSSES
 from qsfl_flower.clients.models import get_arrays, imported
 from qsfl_flower.mechanisms.bounds import ClipOptions
-from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
 from qsfl_flower.mechanisms.privacy.server import (
     AdaptiveClip,
     CentralDP,
+    DistributedDP,
     LocalDP,
     RecordDP,
 )

@@ -16,8 +16,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.bounds.server import Clip
 from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.mechanisms.compression.server import SharedMask
-from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
-from qsfl_flower.mechanisms.privacy.server import RecordDP
+from qsfl_flower.mechanisms.privacy.server import DistributedDP, RecordDP
 from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureSum
 from qsfl_flower.rounds.policies import Available

@@ -6,8 +6,7 @@ import pytest
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
-from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP, RecordDP
+from qsfl_flower.mechanisms.privacy.server import CentralDP, DistributedDP, LocalDP, RecordDP
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event

@@ -20,8 +20,13 @@ from qsfl_flower.mechanisms.broadcast.server import Broadcast
 from qsfl_flower.mechanisms.compression.core import Mask, Scheme
 from qsfl_flower.mechanisms.compression.server import Compress, SharedMask
 from qsfl_flower.mechanisms.detection.server import Detect
-from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
-from qsfl_flower.mechanisms.privacy.server import AdaptiveClip, CentralDP, LocalDP, RecordDP
+from qsfl_flower.mechanisms.privacy.server import (
+    AdaptiveClip,
+    CentralDP,
+    DistributedDP,
+    LocalDP,
+    RecordDP,
+)
 from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.mechanisms.secure_sum.server import SecureKrum, SecureSum
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters

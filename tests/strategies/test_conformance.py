@@ -32,8 +32,7 @@ from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.mechanisms.broadcast.server import Broadcast
 from qsfl_flower.mechanisms.compression.server import Compress, SharedMask
 from qsfl_flower.mechanisms.detection.server import Detect
-from qsfl_flower.mechanisms.privacy.distributed import DistributedDP
-from qsfl_flower.mechanisms.privacy.server import AdaptiveClip, CentralDP, LocalDP
+from qsfl_flower.mechanisms.privacy.server import AdaptiveClip, CentralDP, DistributedDP, LocalDP
 from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.mechanisms.secure_sum.server import SecureKrum, SecureSum
 from qsfl_flower.mechanisms.server_optimizers.stale import StaleStep
