@@ -12,13 +12,14 @@ was sent, and takes the steps that the strategy's plan asks for.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ from qsfl_flower import mechanisms
 from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.role_check import saying
-from qsfl_flower.errors import ConfigError, DataError, QSFLError, Refusal, RejectedUpdate
+from qsfl_flower.errors import REFUSALS, DataError, QSFLError, Refusal, RejectedUpdate
 from qsfl_flower.mechanisms.broadcast.client import layout_told, receive
 from qsfl_flower.node.instructions import PROTECTING, check_instruction
 from qsfl_flower.node.policy import NodePolicy, insisted, policy_of
@@ -48,6 +49,7 @@ from qsfl_flower.numerics import Layout, Vector, not_finite
 from qsfl_flower.numerics.blocks import blocks
 from qsfl_flower.wire import (
     CLIENT_KEY,
+    DETAIL_KEY,
     ENCODING_KEY,
     FORM_KEY,
     PAYLOAD_RECORD,
@@ -63,8 +65,9 @@ from qsfl_flower.wire import (
     kind_of,
     to_record,
 )
-from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
+
+log = logging.getLogger("qsfl_flower")
 
 Known = TypeVar("Known")
 
@@ -86,11 +89,6 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
     >>> app = ClientApp(mods=[qsfl_mod])
     """
     received = message.content
-    if AUTH_RECORD in received:  # auth_mod takes it out
-        raise ConfigError(
-            "this instruction is signed, and auth_mod must check it before qsfl_mod sees it: write "
-            "ClientApp(mods=[auth_mod(), qsfl_mod]), in this order"
-        )
     try:
         policy = policy_of(context)
         if not insisted():
@@ -135,11 +133,12 @@ def _train(
     finally:
         message.content = content
     if reply.has_error():
-        return reply
+        return Message(Error(reply.error.code, _SILENT), reply_to=message) if secret else reply
     told = {CLIENT_KEY: client_name(context)}
     refused = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if REFUSED_KEY in refused:
-        told |= {k: str(v) for k, v in refused.items()}
+        reply.content = RecordDict()
+        told |= _declined(refused) if secret else {k: str(v) for k, v in refused.items()}
     elif layout is not None:
         for key, record in reply.content.array_records.items():
             reply.content[key] = ArrayRecord({**layout.renamed(record)})
@@ -151,6 +150,19 @@ def _train(
             _leave_out(reply.content, layout)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
     return reply
+
+
+_SILENT = (
+    "what the app says stays on the device, since the strategy hides single updates or adds noise "
+    "to them"
+)
+
+
+def _declined(refused: ConfigRecord) -> dict[str, str]:
+    """Return the reason alone: a sentence of the app may quote records, or count them."""
+    reason, said = str(refused[REFUSED_KEY]), refused.get(DETAIL_KEY)
+    log.info("this device does not take part: %s: %s", reason, said)
+    return {REFUSED_KEY: reason if reason in REFUSALS else "device-unknown", DETAIL_KEY: _SILENT}
 
 
 def _evaluated(content: RecordDict, context: Context) -> RecordDict:

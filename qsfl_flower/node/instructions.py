@@ -42,6 +42,7 @@ from qsfl_flower.wire import (
     PlanItem,
     kind_of,
 )
+from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.keys import (
     CLIP_STEP,
     DISTRIBUTED_DP,
@@ -103,8 +104,15 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
     ------
     Refusal
         With the reason; the app must not be called.
+    ConfigError
+        If nobody has checked the signature yet: releases of others would be charged.
     """
     content, kind = message.content, kind_of(message.metadata.message_type)
+    if AUTH_RECORD in content:  # auth_mod takes it out
+        raise ConfigError(
+            "this instruction is signed, and auth_mod must check it before the other mods see it: "
+            "write ClientApp(mods=[auth_mod(), qsfl_mod]), in this order"
+        )
     asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
     if kind is not Kind.TRAIN:
         if policy.hidden_only or policy.privacy is not None:

@@ -313,6 +313,13 @@ CLAIMS = (
     ),
     Claim(
         "server",
+        "has devices with hidden or noisy updates refuse or fail, and reads what they say",
+        "a listed reason, and no word of the app",
+        "tests/clients/test_instructions.py::test_an_app_that_refuses_or_fails_tells_its_reason_alone",
+        "node-policy.md",
+    ),
+    Claim(
+        "server",
         "weighs a hidden sum by a loss that a made-up head has on one client's records alone",
         "refused before training",
         "tests/clients/test_instructions.py::test_a_server_does_not_choose_whose_update_a_hidden_sum_shows",

@@ -5,14 +5,14 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.privacy import policy_mod, privacy_mod
-from qsfl_flower.errors import REFUSALS, Refusal
+from qsfl_flower.errors import REFUSALS, ConfigError, Refusal
 from qsfl_flower.node.instructions import PHASES, check_instruction
 from qsfl_flower.node.policy import NodePolicy, policy_of
 from qsfl_flower.node.steps import PARAMETERS, check_parameters
@@ -23,6 +23,7 @@ from qsfl_flower.privacy.policy import MinimumPolicy, Protection
 from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.wire import (
+    DETAIL_KEY,
     PLAN_KEY,
     QSFL_RECORD,
     REFUSED_KEY,
@@ -32,6 +33,7 @@ from qsfl_flower.wire import (
     from_record,
     to_record,
 )
+from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.keys import MASKED_SUM, SHARES
 from tests.adversary.devices import valid_steps
 
@@ -77,6 +79,9 @@ class Device:
         return Message(RecordDict({"metrics": told}), reply_to=message)
 
     def ask(self, plan=None, kind="train", run=1, task=None):
+        return self.answer(plan, kind, run, task).content
+
+    def answer(self, plan=None, kind="train", run=1, task=None):
         self.context.run_id = run
         content = RecordDict({"arrays": to_record({"w": np.zeros(D)}), "config": ConfigRecord()})
         if plan is not None:
@@ -85,7 +90,7 @@ class Device:
             content[QSFL_RECORD] = ConfigRecord({TASK_KEY: task})
         message = Message(content, 5, kind)
         message.metadata.__dict__["_message_id"] = "m"
-        return self.app(message, self.context).content
+        return self.app(message, self.context)
 
 
 def reason(content):
@@ -406,6 +411,47 @@ def test_releases_in_a_period_end_also_without_noise(tmp_path):
 def test_an_app_without_qsfl_mod_sends_nothing_under_a_promise():
     device = Device(mods=[privacy_mod(DEMANDS)])
     assert reason(device.ask(plan(promise(), CLIP, local()))) == "privacy-not-carried-out"
+
+
+def answers_with(content=None, error=None):
+    """A mod next to the app that answers in its place: what it says quotes 777 records."""
+
+    def mod(message, context, call_next):
+        if error:
+            return Message(Error(7, error), reply_to=message)
+        return Message(
+            RecordDict({**call_next(message, context).content, **content}), reply_to=message
+        )
+
+    return mod
+
+
+@pytest.mark.parametrize("asked", [plan(CLIP, masked()), plan(promise(), CLIP, local())])
+def test_an_app_that_refuses_or_fails_tells_its_reason_alone(asked):
+    """A phone that pauses says how many batches are done of how many: its number of records."""
+    for said in ("device-in-use", "777 records are too many"):
+        told = ConfigRecord({REFUSED_KEY: said, DETAIL_KEY: "777 of 777 batches", "x": "777"})
+        device = Device(mods=[qsfl_mod, answers_with({QSFL_RECORD: told})])
+        content = device.ask(asked)
+        assert reason(content) == (said if said in REFUSALS else "device-unknown")
+        assert "777" not in str(content)
+        assert set(content) == {QSFL_RECORD}
+    device = Device(mods=[qsfl_mod, answers_with(error="777 records")])
+    assert "777" not in device.answer(asked).error.reason
+    # Where nothing is hidden, the sentences reach the server.
+    told = ConfigRecord({REFUSED_KEY: "device-in-use", DETAIL_KEY: "777 of 777 batches"})
+    content = Device(mods=[qsfl_mod, answers_with({QSFL_RECORD: told})]).ask(plan(CLIP))
+    assert content[QSFL_RECORD][DETAIL_KEY] == "777 of 777 batches"
+
+
+def test_no_policy_is_charged_for_what_nobody_has_verified():
+    """Behind a policy_mod in front of auth_mod, anybody on the network could use releases up."""
+    device = Device(mods=[policy_mod(NodePolicy(releases=1, days=1.0)), qsfl_mod])
+    signed = instruction_of(CLIP)
+    signed.content[AUTH_RECORD] = ConfigRecord({"instruction": b"forged"})
+    with pytest.raises(ConfigError, match="auth_mod must check it before"):
+        device.app(signed, device.context)
+    assert reason(device.ask(plan(CLIP))) is None
 
 
 ITEMS = st.sampled_from(
