@@ -107,7 +107,7 @@ def test_mlflow_that_stops_answering_does_not_stop_the_run(
             logger.log(RECORD | {"round": step})
         logger.close()
     assert calls == [1]
-    assert "round 7 and later ones: gone" in caplog.text
+    assert "rounds from 7 on are not logged to MLflow: gone" in caplog.text
 
 
 def test_mlflow_refuses_a_bad_address(tmp_path: Path) -> None:
