@@ -8,12 +8,21 @@ from qsfl_flower.mechanisms.bounds import CLIP, VALIDATE
 from qsfl_flower.mechanisms.broadcast import BROADCAST
 from qsfl_flower.mechanisms.compression import COMPRESS, SHARED_MASK
 from qsfl_flower.mechanisms.masked_sum import MASKED_SUM
+from qsfl_flower.mechanisms.secure_sum import SECURE_KRUM, SECURE_SUM
 from qsfl_flower.plugins import Mechanism, added
 
-BUILT_IN: dict[str, Mechanism] = {
-    one.name: one
-    for one in (AUTHENTICATE, VALIDATE, CLIP, MASKED_SUM, COMPRESS, SHARED_MASK, BROADCAST)
-}
+_RECORDS = (
+    AUTHENTICATE,
+    VALIDATE,
+    CLIP,
+    MASKED_SUM,
+    SECURE_KRUM,
+    SECURE_SUM,
+    COMPRESS,
+    SHARED_MASK,
+    BROADCAST,
+)
+BUILT_IN: dict[str, Mechanism] = {one.name: one for one in _RECORDS}
 
 
 def find(name: str) -> Mechanism | None:

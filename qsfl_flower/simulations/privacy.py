@@ -18,6 +18,7 @@ from qsfl_flower.mechanisms.privacy.server import (
     LocalDP,
     RecordDP,
 )
+from qsfl_flower.mechanisms.secure_sum.options import SecureSumOptions
 from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
@@ -36,7 +37,6 @@ from qsfl_flower.simulations.config import (
     Experiment,
     LocalDPSpec,
     RecordDPSpec,
-    SecureSumSpec,
 )
 from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.config.privacy import PrivacyKeys, RecordTrainingKeys
@@ -172,7 +172,9 @@ def record_batch_of(experiment: Experiment) -> RecordBatch | None:
     if spec is None or spec.records is None:
         return None
     stages = experiment.strategy.stages
-    bounds = [s for s in map(parameters_of, stages) if isinstance(s, ClipOptions | SecureSumSpec)]
+    bounds = [
+        s for s in map(parameters_of, stages) if isinstance(s, ClipOptions | SecureSumOptions)
+    ]
     norms = [s.clip_norm for s in bounds]
     clip_norm = spec.records.clip_norm
     return RecordBatch(
@@ -182,7 +184,7 @@ def record_batch_of(experiment: Experiment) -> RecordBatch | None:
     )
 
 
-def bound_of(spec: SecureSumSpec, experiment: Experiment) -> float | None:
+def bound_of(spec: SecureSumOptions, experiment: Experiment) -> float | None:
     """Return the largest coordinate of an update in a secure sum, its share of the noise included.
 
     A twentieth is left for the rounding; the stage checks with the model's size if it is enough.
@@ -191,7 +193,7 @@ def bound_of(spec: SecureSumSpec, experiment: Experiment) -> float | None:
     if spec.bound is not None or shares is None:
         return spec.bound
     moved = spec.clip_norm if shares.records is None else shares.records.clip_norm
-    honest = max(1, spec.min_clients - shares.non_contributors)
+    honest = max(1, spec.committee.min_clients - shares.non_contributors)
     noise = (
         distributed_noise(shares, experiment.rounds, size_of(experiment))
         * moved

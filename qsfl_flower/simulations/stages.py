@@ -15,7 +15,6 @@ from qsfl_flower.simulations import privacy
 from qsfl_flower.simulations.config import (
     AdaptiveClipSpec,
     CentralDPSpec,
-    CommitteeSpec,
     DetectSpec,
     DistributedDPSpec,
     Experiment,
@@ -25,19 +24,14 @@ from qsfl_flower.simulations.config import (
     LocalDPSpec,
     RecordDPSpec,
     RobustSpec,
-    SecureKrumSpec,
-    SecureSumSpec,
 )
 from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.simulations.root import root_update_of
 from qsfl_flower.stages import (
-    Committee,
     Detect,
     Robust,
-    SecureKrum,
-    SecureSum,
     ServerAdam,
     ServerMomentum,
     ServerYogi,
@@ -56,29 +50,10 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 def _stage(spec: Any, experiment: Experiment) -> Stage:
     if (mechanism := mechanisms.find(spec.stage)) is not None:
         options = parameters_of(spec)
-        needed = {name: NEEDED[name](experiment) for name in mechanism.needs or ()}
+        needed = {name: NEEDED[name](options, experiment) for name in mechanism.needs or ()}
         return cast(Stage, mechanism.stage(options, experiment.seed, **needed))
     # With plugins, a section may be a subclass of the suite's.
     return next(STAGES[kind] for kind in type(spec).__mro__ if kind in STAGES)(spec, experiment)
-
-
-def _committee(spec: CommitteeSpec) -> tuple[float, Committee, dict[str, Any]]:
-    """Return the clip norm, the committee, and further arguments of a stage."""
-    sizes = Committee(spec.members, spec.threshold, spec.quorum, spec.min_clients)
-    own = {"bits", "max_examples", "metrics", "enforce_norm"}
-    return spec.clip_norm, sizes, spec.model_dump(include=own)
-
-
-def _secure_sum(spec: SecureSumSpec, experiment: Experiment) -> Stage:
-    clip_norm, committee, settings = _committee(spec)
-    settings["bound"] = privacy.bound_of(spec, experiment)
-    return SecureSum(clip_norm, committee, weighted=spec.weighted, **settings)
-
-
-def _secure_krum(spec: SecureKrumSpec, _: Experiment) -> Stage:
-    clip_norm, committee, settings = _committee(spec)
-    settings["num_selected"] = spec.num_selected
-    return SecureKrum(clip_norm, spec.num_byzantine, committee, **settings)
 
 
 def _robust(spec: RobustSpec, experiment: Experiment) -> Stage:
@@ -99,12 +74,13 @@ def _detect(spec: DetectSpec, experiment: Experiment) -> Stage:
     return Detect(detection, spec.quarantine)
 
 
-NEEDED: dict[str, Callable[[Experiment], Any]] = {"credentials": server_credentials}
+NEEDED: dict[str, Callable[[Any, Experiment], Any]] = {
+    "bound": privacy.bound_of,
+    "credentials": lambda _, experiment: server_credentials(experiment),
+}
 """What the federation of an experiment provides for stages, see `Mechanism`."""
 
 STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
-    SecureKrumSpec: _secure_krum,
-    SecureSumSpec: _secure_sum,
     RobustSpec: _robust,
     DetectSpec: _detect,
     CentralDPSpec: privacy.central_dp,

@@ -18,7 +18,7 @@ from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.mechanisms.compression.server import SharedMask
 from qsfl_flower.mechanisms.privacy.server import DistributedDP, RecordDP
 from qsfl_flower.mechanisms.robust.server import Robust
-from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureSum
+from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureKrum, SecureSum
 from qsfl_flower.rounds.policies import Available
 from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.strategies.options import (
@@ -113,7 +113,7 @@ def cross_silo(
         num_malicious_nodes=num_byzantine,
         clip_norm=clip_norm,
         committee=committee,
-        sums={**own, **sum_settings(SecureSum, "sums", sums, metrics)},
+        sums={**own, **sum_settings(SecureKrum, "sums", sums, metrics)},
         **first(options, *([privacy] if privacy else [])),
     )
 

@@ -59,8 +59,8 @@ class SecureFedAvg(StableFedAvg):
         **options: Unpack[StrategyOptions],
     ) -> None:
         settings = _settings(options, sum_settings(SecureSum, "sums", sums, metrics))
-        own = [Authenticate(credentials), SecureSum(clip_norm, committee, **settings)]
-        super().__init__(**first(without_evaluation(options), *own))
+        hidden = SecureSum(clip_norm, committee or Committee(), **settings)
+        super().__init__(**first(without_evaluation(options), Authenticate(credentials), hidden))
 
 
 class SecureMultiKrum(StableFedAvg):
@@ -75,7 +75,7 @@ class SecureMultiKrum(StableFedAvg):
     num_nodes_to_select : int, optional
         How many updates are averaged; by default n - f - 2.
     clip_norm, committee, metrics, sums, **options
-        As in `SecureFedAvg`.
+        As in `SecureFedAvg`, with the arguments of `SecureKrum`.
 
     Notes
     -----
@@ -100,13 +100,12 @@ class SecureMultiKrum(StableFedAvg):
         sums: Mapping[str, Any] | None = None,
         **options: Unpack[StrategyOptions],
     ) -> None:
-        settings = _settings(options, sum_settings(SecureSum, "sums", sums, metrics))
+        settings = _settings(options, sum_settings(SecureKrum, "sums", sums, metrics))
         krum = SecureKrum(
             clip_norm,
             num_malicious_nodes,
-            committee,
-            num_selected=num_nodes_to_select,
-            **settings,
+            committee or Committee(),
+            **{"num_selected": num_nodes_to_select, **settings},
         )
         super().__init__(**first(without_evaluation(options), Authenticate(credentials), krum))
 

@@ -582,7 +582,7 @@ def test_refused_compositions(federation):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (lambda: SecureSum(0.0), "clip norm"),
+        (lambda: SecureSum(0.0), "clip_norm is 0.0; it must be a number > 0"),
         (lambda: SecureSum(4.0, Committee(4, 3), enforce_norm=True), "at least 5"),
         (lambda: SecureKrum(4.0, 1, Committee(4, 3)), "at least 5"),
         (lambda: SecureKrum(64.0, 1), "the field has 61"),
@@ -590,12 +590,12 @@ def test_refused_compositions(federation):
         (lambda: SecureKrum(4.0, 1, num_selected=0), "num_selected"),
         (lambda: SecureKrum(4.0, 1, num_selected=2), "of fewer than 3"),
         (lambda: Committee(5, 3, 3), "allowed are 4 to 5 .* could open two different sums"),
-        (lambda: Committee(17, 3), "members is 17; allowed are 2 to 16"),
+        (lambda: Committee(17, 3), "members is 17; it must be a whole number >= 2 and <= 16"),
         (lambda: Committee("5"), "members is '5'"),
         (lambda: Committee(members=5, threshold=6), "threshold is 6; allowed are 2 to 5"),
         (lambda: Committee(5, True), "threshold is True"),
-        (lambda: Committee(5, 3, 6), "quorum"),
-        (lambda: Committee(min_clients=1), "min_clients is 1; allowed are 2"),
+        (lambda: Committee(5, 3, 6), "quorum is 6; allowed are 4 to 5"),
+        (lambda: Committee(min_clients=1), "min_clients is 1; it must be a whole number >= 2"),
         (lambda: MaskedSum(1.0), "credentials='1.0': give Credentials, or the path"),
         (lambda: Authenticate(1.0), "give Credentials, or the path"),
     ],
@@ -640,12 +640,11 @@ def test_ready_strategies_take_flowers_arguments(federation):
         credentials=federation.credentials,
         clip_norm=2.0,
         committee=Committee(3, 2),
-        sums={"bits": 26, "metrics": ()},
+        sums={"bits": 26, "metrics": (), "clock": lambda: NOW},
         observer=seen,
         stages=[],
     )
     strategy.chain.stages[0]._clock = lambda: NOW
-    strategy.chain.combiner._clock = lambda: NOW
     result = strategy.start(federation(5)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
     assert np.any(flat(result))
     krum = SecureMultiKrum(

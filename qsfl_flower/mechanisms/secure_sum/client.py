@@ -23,7 +23,7 @@ from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.node.memory import Facts
-from qsfl_flower.node.steps import PARAMETERS, STEPS, TASKS, ClientUpdate, Party, StepContext
+from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext
 from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import deal, read_header
 from qsfl_flower.secure.desk import Desk, Held
@@ -176,8 +176,11 @@ class _ToShare:
     weighted: bool
 
 
-STEPS[SHARES], PARAMETERS[SHARES] = shares_step, _ToShare
-TASKS |= {TAKE_TASK: take_task, RELEASE_TASK: release_task, HELLO_TASK: hello_task}
+PARAMETERS[SHARES] = _ToShare
+
+COMMITTEE_STEPS = {SHARES: shares_step}
+COMMITTEE_TASKS = {TAKE_TASK: take_task, RELEASE_TASK: release_task, HELLO_TASK: hello_task}
+"""The client's half, under the names that instructions use."""
 
 
 def _told(context: StepContext) -> ConfigRecord:

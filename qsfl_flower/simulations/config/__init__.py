@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from qsfl_flower.simulations.config.asynchronous import MonitorSpec
 from qsfl_flower.simulations.config.attacks import AttackKeys
-from qsfl_flower.simulations.config.committee import (
-    CommitteeSpec,
-    SecureKrumSpec,
-    SecureSumSpec,
-)
 from qsfl_flower.simulations.config.data import (
     DataSpec,
     DirichletSpec,
@@ -62,7 +57,6 @@ __all__ = [
     "AttackKeys",
     "CentralDPSpec",
     "ClientsSpec",
-    "CommitteeSpec",
     "DataSpec",
     "DetectSpec",
     "DevicesSpec",
@@ -88,8 +82,6 @@ __all__ = [
     "RecordDPSpec",
     "RobustSpec",
     "ScaffoldSpec",
-    "SecureKrumSpec",
-    "SecureSumSpec",
     "ShardsSpec",
     "SimulationSpec",
     "TimingSpec",

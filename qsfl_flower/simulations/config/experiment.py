@@ -14,7 +14,6 @@ from qsfl_flower.simulations.config import imports
 from qsfl_flower.simulations.config.asynchronous import ConstantSpec
 from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import MODULE, Contradiction, Section, refuse
-from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.data import (
     LOSSES,
     DataSpec,
@@ -521,7 +520,7 @@ def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:
                     f"{trained} clients train in a round, and a sum has at least {least} of them; "
                     f"raise clients.count or lower {key}",
                 )
-        if not isinstance(stage, SecureSumSpec | SecureKrumSpec):
+        if stage.stage not in ("secure_sum", "secure_krum"):
             continue
         for key, limit in _LIMITS.items():
             if getattr(stage, key) < (asked := getattr(exp.clients.policy, limit)):
@@ -530,12 +529,12 @@ def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:
                     f"{key} is {getattr(stage, key)}, and nodes refuse sums with less than "
                     f"clients.policy.{limit} {asked}; raise the first or lower the second",
                 )
-        place, krum = f"strategy.stages.{index}", isinstance(stage, SecureKrumSpec)
+        place, krum = f"strategy.stages.{index}", stage.stage == "secure_krum"
         least = fewest_clients(
             stage.members,
             stage.min_clients,
-            stage.num_byzantine if isinstance(stage, SecureKrumSpec) else None,
-            stage.num_selected if isinstance(stage, SecureKrumSpec) else None,
+            getattr(stage, "num_byzantine", None),
+            getattr(stage, "num_selected", None),
         )
         if trained < least and not asynchronous:
             byzantine = f", {place}.num_byzantine" if krum else ""

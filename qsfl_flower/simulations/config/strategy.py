@@ -15,7 +15,6 @@ from qsfl_flower.simulations.config.base import (
     options_of,
     refuse,
 )
-from qsfl_flower.simulations.config.committee import SecureKrumSpec, SecureSumSpec
 from qsfl_flower.simulations.config.described import section_of
 from qsfl_flower.simulations.config.privacy import (
     AdaptiveClipSpec,
@@ -141,8 +140,8 @@ _STAGES = (
     SECTIONS["clip"],
     DetectSpec,
     SECTIONS["masked_sum"],
-    SecureKrumSpec,
-    SecureSumSpec,
+    SECTIONS["secure_krum"],
+    SECTIONS["secure_sum"],
     SECTIONS["compress"],
     SECTIONS["shared_mask"],
     SECTIONS["broadcast"],
