@@ -76,7 +76,7 @@ def cross_silo(
         Names of the clients' metrics that are averaged unseen. Each takes a place in every update,
         whether or not the app reports it; others stay on the clients.
     sums : Mapping[str, Any], optional
-        Further arguments of `SecureSum`.
+        Further arguments of `SecureKrum`.
     **options
         Further arguments of `StableFedAvg`, ``stages`` among them. Least numbers of nodes are
         raised to what a round needs.
