@@ -28,6 +28,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.traits import Trait
 
 KINDS = ("mechanism", "rule", "attack", "detector", "model", "dataset", "selection", "algorithm")
 """What can be added; a mechanism is a stage with its half on the client."""
@@ -272,6 +273,9 @@ class Mechanism:
     needs : tuple of str or None
         Arguments that the federation provides, such as its credentials. If it is given, the stage
         takes each option as a keyword, and these beside or instead of them.
+    traits : frozenset of Trait
+        What it does whatever its options, as far as that is to be known before it is built: a
+        configuration with stages that must not meet is refused when it is read.
     """
 
     name: str
@@ -280,6 +284,7 @@ class Mechanism:
     client: str | None = None
     tasks: str | None = None
     needs: tuple[str, ...] | None = None
+    traits: frozenset[Trait] = frozenset()
     kind: str = field(default="mechanism", init=False)
 
     def __post_init__(self) -> None:

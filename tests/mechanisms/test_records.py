@@ -11,6 +11,8 @@ from qsfl_flower.mechanisms import BUILT_IN
 from qsfl_flower.node.steps import STEPS, TASKS, add_steps
 from qsfl_flower.plugins import LIMITS, Mechanism, attribute, is_options
 from qsfl_flower.simulations.config.strategy import SECTIONS
+from qsfl_flower.stages import Validate
+from tests.strategies.support import CAPABILITIES
 
 records = pytest.mark.parametrize("record", BUILT_IN.values(), ids=list(BUILT_IN))
 
@@ -51,6 +53,11 @@ def test_the_stage_has_no_defaults_of_its_own(record):
     for one in fields(record.options):
         wanted = inspect.Parameter.empty if one.default is MISSING else one.default
         assert stage[one.name].default == wanted
+
+
+@records
+def test_what_a_record_tells_is_what_the_stage_does(record):
+    assert CAPABILITIES.get(record.name, Validate)().traits == record.traits
 
 
 @records

@@ -634,9 +634,9 @@ def test_public_coordinates_are_shared_alone(federation, stage):
 def test_ready_strategies_take_flowers_arguments(federation):
     seen = Recorder()
     strategy = SecureFedAvg(
-        1.0,
-        0.0,
-        5,
+        fraction_train=1.0,
+        fraction_evaluate=0.0,
+        min_train_nodes=5,
         credentials=federation.credentials,
         clip_norm=2.0,
         committee=Committee(3, 2),

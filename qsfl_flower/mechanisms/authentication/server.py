@@ -23,9 +23,9 @@ from qsfl_flower.crypto.replay import ReplayCache
 from qsfl_flower.crypto.session import Session
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.mechanisms.authentication import AUTHENTICATE
 from qsfl_flower.mechanisms.authentication.options import AuthenticateOptions
 from qsfl_flower.numerics import Layout
-from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Exchange, Measurements, Phase, State
 from qsfl_flower.rounds.facts import Facts, Sentences, Topic
 from qsfl_flower.rounds.stages import MessageStage
@@ -111,9 +111,9 @@ class Authenticate(MessageStage):
     >>> strategy = StableFedAvg(stages=[gate, Clip(1.0)])
     """
 
-    name = "authenticate"
+    name = AUTHENTICATE.name
     phase = Phase.AUTHENTICATE
-    declares = frozenset({Trait.PROVES_NAMES})
+    declares = AUTHENTICATE.traits
     volatile = True
 
     def __init__(

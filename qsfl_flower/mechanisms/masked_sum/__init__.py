@@ -2,6 +2,7 @@
 
 from qsfl_flower.mechanisms.masked_sum.options import MaskedSumOptions
 from qsfl_flower.plugins import Mechanism
+from qsfl_flower.traits import Trait
 
 MASKED_SUM = Mechanism(
     "masked_sum",
@@ -10,4 +11,13 @@ MASKED_SUM = Mechanism(
     client="qsfl_flower.mechanisms.masked_sum.client:MASKED_STEPS",
     tasks="qsfl_flower.mechanisms.masked_sum.client:MASKED_TASKS",
     needs=("credentials",),
+    traits=frozenset(
+        {
+            Trait.COMBINES,
+            Trait.HIDES_UPDATES,
+            Trait.NEEDS_EVERYBODY,
+            Trait.ONE_MODEL,
+            Trait.TRUSTS_KEYS,
+        }
+    ),
 )

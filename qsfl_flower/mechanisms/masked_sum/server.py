@@ -19,11 +19,11 @@ from qsfl_flower.crypto.roster import Roster
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, RejectedUpdate
 from qsfl_flower.mechanisms.authentication.server import SERVER
+from qsfl_flower.mechanisms.masked_sum import MASKED_SUM
 from qsfl_flower.mechanisms.masked_sum.options import MaskedSumOptions
 from qsfl_flower.mechanisms.masked_sum.run import Run
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.admission import check_encoding
-from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import RoundContext, State, Steps
 from qsfl_flower.rounds.facts import Facts, HiddenSum, Sentences, Topic
 from qsfl_flower.rounds.stages import Combined, CombineStage, Stage
@@ -43,7 +43,6 @@ from qsfl_flower.wire import (
     from_record,
     records_of,
 )
-from qsfl_flower.wire.keys import MASKED_SUM
 
 _MAX_TERMS = 32 * 1024
 
@@ -117,11 +116,11 @@ class MaskedSum(CombineStage, MaskedSumOptions):
     []
     """
 
-    name = MASKED_SUM
+    name = MASKED_SUM.name
     hides = True
     sums_statistics = True
     needs_norms = False
-    declares = frozenset({Trait.TRUSTS_KEYS, Trait.NEEDS_EVERYBODY})
+    declares = MASKED_SUM.traits
 
     credentials: Credentials | Path | str
     _: KW_ONLY

@@ -2,6 +2,9 @@
 
 from qsfl_flower.mechanisms.secure_sum.options import SecureKrumOptions, SecureSumOptions
 from qsfl_flower.plugins import Mechanism
+from qsfl_flower.traits import Trait
+
+_HIDDEN = frozenset({Trait.COMBINES, Trait.HIDES_UPDATES, Trait.TRUSTS_KEYS})
 
 SECURE_SUM = Mechanism(
     "secure_sum",
@@ -10,6 +13,7 @@ SECURE_SUM = Mechanism(
     client="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_STEPS",
     tasks="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_TASKS",
     needs=("bound",),
+    traits=_HIDDEN,
 )
 SECURE_KRUM = Mechanism(
     "secure_krum",
@@ -18,5 +22,6 @@ SECURE_KRUM = Mechanism(
     client="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_STEPS",
     tasks="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_TASKS",
     needs=(),
+    traits=_HIDDEN | {Trait.OPENS_DISTANCES, Trait.WITHSTANDS_LIARS},
 )
 """The same on the clients, who deal shares and serve on the committee."""

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.secure_sum import SECURE_KRUM, SECURE_SUM
 from qsfl_flower.mechanisms.secure_sum.attempt import Abandoned
 from qsfl_flower.mechanisms.secure_sum.options import (
     Committee,
@@ -14,7 +15,6 @@ from qsfl_flower.mechanisms.secure_sum.options import (
     SecureSumOptions,
 )
 from qsfl_flower.mechanisms.secure_sum.stage import CommitteeStage
-from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.update import Weighting
 from qsfl_flower.secure.field import Elements
 from qsfl_flower.secure.krum import check_size, scores, select
@@ -89,7 +89,8 @@ class SecureSum(CommitteeStage, SecureSumOptions):
     []
     """
 
-    name = "secure_sum"
+    name = SECURE_SUM.name
+    declares = SECURE_SUM.traits
 
     _: KW_ONLY
     weighted_by: str = "num-examples"
@@ -155,9 +156,9 @@ class SecureKrum(CommitteeStage, SecureKrumOptions):
     4
     """
 
-    name = "secure_krum"
+    name = SECURE_KRUM.name
     distances = True
-    declares = CommitteeStage.declares | {Trait.OPENS_DISTANCES, Trait.WITHSTANDS_LIARS}
+    declares = SECURE_KRUM.traits
 
     _: KW_ONLY
     weighted_by: str = "num-examples"

@@ -25,7 +25,6 @@ from qsfl_flower.mechanisms.secure_sum.session import (
 )
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.admission import check_encoding
-from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import RoundContext, State, Steps
 from qsfl_flower.rounds.facts import Facts, HiddenSum, Sentences, Topic
 from qsfl_flower.rounds.stages import Combined, CombineStage, Stage
@@ -50,7 +49,6 @@ class CommitteeStage(CombineStage, SharingOptions):
     volatile = True
     needs_norms = False
     distances = False
-    declares = frozenset({Trait.TRUSTS_KEYS})
 
     committee: Committee
     weighted_by: str

@@ -14,6 +14,7 @@ from qsfl_flower.simulations.config import imports
 from qsfl_flower.simulations.config.asynchronous import ConstantSpec
 from qsfl_flower.simulations.config.attacks import AttackSpec
 from qsfl_flower.simulations.config.base import MODULE, Contradiction, Section, refuse
+from qsfl_flower.simulations.config.clashes import clashes
 from qsfl_flower.simulations.config.data import (
     LOSSES,
     DataSpec,
@@ -35,7 +36,6 @@ from qsfl_flower.simulations.config.sections import (
     SimulationSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
-    HIDING,
     DetectSpec,
     FedAsyncSpec,
     FedAvgSpec,
@@ -180,7 +180,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
     yield from _impostors(exp)
     yield from _personal(exp)
     yield from _scaffold(exp)
-    yield from _hidden(exp)
+    yield from clashes(exp)
     yield from _committees(exp, trained)
     yield from _private(exp)
     yield from _asynchronous(exp)
@@ -485,25 +485,6 @@ def _root(exp: Experiment, stage: RobustSpec, key: str) -> Iterator[Contradictio
             "the server trains the common model, and its update says nothing about personal ones; "
             "set personalization.method to none or choose another rule",
         )
-
-
-def _hidden(exp: Experiment) -> Iterator[Contradiction]:
-    names = [stage.stage for stage in exp.strategy.stages]
-    for index, name in enumerate(names):
-        if name not in HIDING:
-            continue
-        if "authenticate" not in names:
-            yield Contradiction(
-                (f"strategy.stages.{index}", "strategy.stages"),
-                f"stage {name!r} needs keys that the server cannot replace; add stage authenticate "
-                "to strategy.stages",
-            )
-        if exp.clients.fraction_evaluate > 0:
-            yield Contradiction(
-                ("clients.fraction_evaluate", f"strategy.stages.{index}"),
-                f"the clients' evaluations arrive one by one, while stage {name!r} hides what is "
-                "theirs; set clients.fraction_evaluate to 0, the server's evaluation stays",
-            )
 
 
 def _committees(exp: Experiment, trained: int) -> Iterator[Contradiction]:

@@ -158,10 +158,6 @@ else:
     StageSpec = Annotated[Union[_STAGES], Field(discriminator="stage")]  # noqa: UP007
 
 
-HIDING = ("masked_sum", "secure_krum", "secure_sum")
-"""Stages under which the server sees nothing of a single client."""
-
-
 class CommonStrategySpec(Section):
     """Keys that every strategy has."""
 
