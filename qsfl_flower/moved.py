@@ -18,26 +18,33 @@ _ENGINE = (
 
 MOVED = {
     **{f"strategies.{name}": f"rounds.{name}" for name in _ENGINE},
-    **{f"clients.{name}": f"node.{name}" for name in ("instructions", "memory", "policy", "steps")},
+    **{
+        f"clients.{name}": f"node.{name}"
+        for name in ("instructions", "made_mods", "memory", "policy", "steps")
+    },
     "clients.authentication": "mechanisms.authentication.client",
     "clients.broadcast": "mechanisms.broadcast.client",
     "clients.committee": "mechanisms.secure_sum.client",
     "clients.compression": "mechanisms.compression.client",
     "clients.masked_sum": "mechanisms.masked_sum.client",
     "compression": "mechanisms.compression.core",
+    "mechanisms.compress": "mechanisms.compression.options",
     "robust": "mechanisms.robust.core",
     "robust.detection": "mechanisms.detection.core",
     "strategies.authentication": "mechanisms.authentication.server",
     "strategies.bounds": "mechanisms.bounds.server",
     "strategies.broadcast": "mechanisms.broadcast.server",
+    "strategies.committee": "mechanisms.secure_sum.session",
     "strategies.compression": "mechanisms.compression.server",
     "strategies.detection": "mechanisms.detection.server",
     "strategies.distributed_dp": "mechanisms.privacy.server.distributed",
     "strategies.masked_sum": "mechanisms.masked_sum.server",
     "strategies.privacy": "mechanisms.privacy.server",
     "strategies.robust": "mechanisms.robust.server",
+    "strategies.secure_round": "mechanisms.secure_sum.attempt",
     "strategies.secure_sum": "mechanisms.secure_sum.server",
     "strategies.server_optimizers": "mechanisms.server_optimizers.server",
+    "strategies.stale_step": "mechanisms.server_optimizers.stale",
 }
 """New names by old ones, below ``qsfl_flower``; modules inside a package follow it."""
 

@@ -33,7 +33,7 @@ from qsfl_flower.clients.role_check import saying
 from qsfl_flower.errors import REFUSALS, DataError, QSFLError, Refusal, RejectedUpdate
 from qsfl_flower.mechanisms.broadcast.client import layout_told, receive
 from qsfl_flower.node.instructions import PROTECTING, check_instruction
-from qsfl_flower.node.policy import NodePolicy, insisted, policy_of
+from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisted, policy_of
 from qsfl_flower.node.steps import (
     STEPS,
     TASKS,
@@ -90,6 +90,7 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
     received = message.content
     try:
         policy = policy_of(context)
+        counted().add(CARRIED_OUT)
         if not insisted():
             check_instruction(message, context, policy)
         kind = kind_of(message.metadata.message_type)
@@ -144,17 +145,15 @@ def _train(
         keep_local(reply.content, layout, context.state, content, secret=secret)
         if steps:
             with _unspoken(secret):
-                told |= _transform(reply.content, model, layout, steps, context, message)
+                told |= _transform(reply.content, model, layout, steps, context, message, secret)
         else:
             _leave_out(reply.content, layout)
     reply.content[QSFL_RECORD] = ConfigRecord({**told})
     return reply
 
 
-_SILENT = (
-    "what the app says stays on the device, since the strategy hides single updates or adds noise "
-    "to them"
-)
+_LOGGED = "stays in the device's log, since the strategy hides single updates or adds noise to them"
+_SILENT = f"what the app says {_LOGGED}"
 
 
 def _declined(refused: ConfigRecord) -> dict[str, str]:
@@ -225,10 +224,7 @@ def _unspoken(secret: bool) -> Iterator[None]:
     except Exception as error:
         if not secret or (isinstance(error, QSFLError) and not isinstance(error, DataError)):
             raise
-        raise QSFLError(
-            f"{type(error).__name__} on the device; what it says stays in the device's log, since "
-            "the strategy hides single updates or adds noise to them"
-        ) from error
+        raise QSFLError(f"{type(error).__name__} on the device; what it says {_LOGGED}") from error
 
 
 @dataclass(frozen=True)
@@ -259,6 +255,7 @@ def _transform(
     steps: tuple[_BoundStep, ...],
     context: Context,
     instruction: Message,
+    secret: bool,
 ) -> dict[str, str]:
     """Replace a reply's arrays by what the steps make of them; return what to tell about them."""
     key = next(k for k, v in reply.items() if isinstance(v, ArrayRecord))
@@ -282,6 +279,8 @@ def _transform(
         for bound in steps:
             update = bound.step(update, bound.parameters, about)
     except RejectedUpdate as error:
+        if secret:  # which array it is depends on the records
+            raise RejectedUpdate(error.reason, f"which, and how far, {_LOGGED}") from error
         if error.reason != "not-finite":
             raise
         raise not_finite(Vector.dense(delta), layout) from error

@@ -11,7 +11,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from qsfl_flower.errors import Refusal
 from qsfl_flower.node.instructions import check_instruction
 from qsfl_flower.node.made_mods import refuse_message
-from qsfl_flower.node.policy import NodePolicy, insisting, policy_of
+from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisting, policy_of
 from qsfl_flower.node.steps import refuse
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.wire import (
@@ -67,8 +67,9 @@ class policy_mod:
             with insisting(policy):
                 check_instruction(message, context, policy)
                 reply = call_next(message, context)
+                carried_out = CARRIED_OUT in counted()
             if policy.privacy is not None or policy.hidden_only:
-                _check_transformed(message, reply)
+                _check_transformed(message, reply, carried_out)
         except Refusal as refused:
             return refuse(refused, message)
         return reply
@@ -114,14 +115,15 @@ class privacy_mod(policy_mod):
         return replace(policy, privacy=self._least.and_also(policy.privacy))
 
 
-def _check_transformed(message: Message, reply: Message) -> None:
+def _check_transformed(message: Message, reply: Message, carried_out: bool) -> None:
     """Keep back what the app returned if nobody has taken the plan's steps."""
     if kind_of(message.metadata.message_type) is not Kind.TRAIN or reply.has_error():
         return
     told = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
     raw = told.get(FORM_KEY, Form.PARAMETERS.value) == Form.PARAMETERS.value
     asked = message.content.config_records.get(QSFL_RECORD) or ConfigRecord()
-    answer = {SECURE_RECORD} if TASK_KEY in asked else set()  # what members open for the committee
+    task = carried_out and TASK_KEY in asked  # without qsfl_mod, the app has answered it
+    answer = {SECURE_RECORD} if task else set()  # what members open for the committee
     if raw and set(reply.content.array_records) - answer and REFUSED_KEY not in told:
         raise Refusal(
             "privacy-not-carried-out",

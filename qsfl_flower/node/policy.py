@@ -189,7 +189,8 @@ class NodePolicy:
         return NodePolicy(
             privacy=None if least is None else least.and_also(other.privacy),
             hidden_only=bool(self.hidden_only or other.hidden_only),
-            kept_state=not (self.forgets or other.forgets),
+            kept_state=(self.kept_state or other.kept_state)
+            and not (self.forgets or other.forgets),
             openings=tuple(o for o in self.openings if o in other.openings),
             least_cohort=max(self.least_cohort, other.least_cohort),
             least_threshold=max(self.least_threshold, other.least_threshold),
@@ -353,6 +354,10 @@ class NodePolicy:
             )
 
 
+CARRIED_OUT = "carried out"
+"""Counted by `qsfl_mod`, so that outer mods know that it is there."""
+
+
 @dataclass(frozen=True)
 class _Acting:
     """A policy in force, and what of the message in hand is counted already."""
@@ -400,16 +405,13 @@ def policy_of(context: Context, own: NodePolicy | None = None) -> NodePolicy:
     ConfigError
         If the file or a setting of the node's configuration is not usable.
     """
-    config, acting = context.node_config, _ACTING.get()
-    policy = None if acting is None else acting.policy
-    if policy is None and (path := config.get(POLICY_FILE)) is not None:
+    if (acting := _ACTING.get()) is not None:
+        return acting.policy if own is None else acting.policy.and_also(own)
+    config, policy = context.node_config, own or NodePolicy()
+    if (path := config.get(POLICY_FILE)) is not None:
         if not (isinstance(path, str) and Path(path).is_absolute()):
             raise ConfigError(f"node config: {POLICY_FILE} is {path!r}; give an absolute path")
         policy = NodePolicy.load(Path(path))
-    if policy is None:
-        policy = own or NodePolicy()
-    elif own is not None:
-        policy = policy.and_also(own)
     single: dict[str, Any] = {}
     for key, (name, kind) in _NODE_CONFIG.items():
         if key not in config:
@@ -420,7 +422,8 @@ def policy_of(context: Context, own: NodePolicy | None = None) -> NodePolicy:
         single[name] = kind(value)
         if name == "least_cohort":
             single["hidden_only"] = True
-    return replace(policy, **single) if single else policy
+    policy = replace(policy, **single)
+    return policy if own is None else policy.and_also(own)
 
 
 def _both(name: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:

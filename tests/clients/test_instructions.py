@@ -34,7 +34,7 @@ from qsfl_flower.wire import (
     to_record,
 )
 from qsfl_flower.wire.content import AUTH_RECORD
-from qsfl_flower.wire.keys import MASKED_SUM, SHARES
+from qsfl_flower.wire.keys import MASKED_SUM, SECURE_RECORD, SHARES
 from tests.adversary.devices import valid_steps
 
 D = 64
@@ -64,11 +64,12 @@ class Device:
 
     def _train(self, message, context):
         self.trained += 1
-        model = from_record(message.content["arrays"])
+        ((key, sent),) = message.content.array_records.items()
+        model = from_record(sent)
         told = {"num-examples": 9, "train-loss": 0.5, "dp-clip-norm": 1.0, "dp-steps": 1}
         told |= {"dp-noise-multiplier": NOISE, "dp-sampling-rate": 1.0}
         content = {
-            "arrays": to_record({"w": model["w"] + UPDATE}),
+            key: to_record({"w": model["w"] + UPDATE}),
             "metrics": MetricRecord(told),
             "confusion": ConfigRecord({"counts": [777, 3, 4], "note": "777"}),
         }
@@ -78,12 +79,12 @@ class Device:
         told = MetricRecord({"num-examples": 9, "loss": float(UPDATE[0])})
         return Message(RecordDict({"metrics": told}), reply_to=message)
 
-    def ask(self, plan=None, kind="train", run=1, task=None):
-        return self.answer(plan, kind, run, task).content
+    def ask(self, *asked, **more):
+        return self.answer(*asked, **more).content
 
-    def answer(self, plan=None, kind="train", run=1, task=None):
+    def answer(self, plan=None, kind="train", run=1, task=None, key="arrays"):
         self.context.run_id = run
-        content = RecordDict({"arrays": to_record({"w": np.zeros(D)}), "config": ConfigRecord()})
+        content = RecordDict({key: to_record({"w": np.zeros(D)}), "config": ConfigRecord()})
         if plan is not None:
             content[QSFL_RECORD] = ConfigRecord({PLAN_KEY: plan.encode()})
         if task is not None:
@@ -482,7 +483,8 @@ def test_no_plan_makes_a_device_send_its_update_without_noise(items, kind):
 @pytest.mark.parametrize("mod", [policy_mod(NodePolicy(hidden_only=True)), privacy_mod(DEMANDS)])
 def test_a_task_gets_no_update_where_no_mod_carries_tasks_out(mod):
     device = Device(mods=[mod])
-    assert reason(device.ask(task="secure.hello")) == "privacy-not-carried-out"
+    for key in ("arrays", SECURE_RECORD):  # whatever the server calls the model
+        assert reason(device.ask(task="secure.hello", key=key)) == "privacy-not-carried-out"
 
 
 def test_apps_and_stacked_mods_loosen_nothing_and_count_once(tmp_path):

@@ -61,6 +61,18 @@ def test_single_settings_count_before_the_file(tmp_path):
     assert (policy.least_cohort, policy.least_threshold, policy.colluding) == (7, 4, 0.2)
 
 
+def test_an_app_and_a_single_setting_take_nothing_from_each_other(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text("releases = 100\ndays = 30\n")
+    for file in ({}, {"qsfl-policy": str(path)}):
+        context = node(**file, **{"qsfl-min-cohort": 5})
+        for own, cohort in ((NodePolicy(), 5), (NodePolicy(least_cohort=10), 10)):
+            policy = policy_of(context, own)
+            assert (policy.least_cohort, policy.forgets) == (cohort, True)
+    kept = NodePolicy(hidden_only=True, kept_state=True)
+    assert not policy_of(node(), kept).and_also(NodePolicy()).forgets
+
+
 def test_without_a_file_the_defaults_hold():
     assert policy_of(node()) == NodePolicy()
     assert policy_of(node(**{"qsfl-min-cohort": 2})) == NodePolicy(least_cohort=2, hidden_only=True)

@@ -11,7 +11,7 @@ from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import ConfigError, QSFLError
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.roles import fit_roles
-from qsfl_flower.stages import Clip, Committee, Robust, SecureSum, ServerAdam
+from qsfl_flower.stages import Clip, Committee, MaskedSum, Robust, SecureSum, ServerAdam
 from qsfl_flower.strategies import RunObserver, StableFedAvg
 from qsfl_flower.testing import LocalFederation, LocalGrid
 from qsfl_flower.wire import from_record, to_record
@@ -130,3 +130,25 @@ def test_a_client_names_the_array_that_it_cannot_hide(name):
     _, rows = run(Clip(9.0), app=app([qsfl_mod], bad={1: name}), clients=5)
     (row,) = [row for row in rows if row.status == "client-error"]
     assert row.detail == f"not-finite: array {name!r} holds NaN or infinity"
+
+
+def test_a_client_that_hides_its_update_says_the_same_of_every_array():
+    """The server makes up the model: which array overflows would tell it many bits of records."""
+    said = []
+    for name in ("w", "mean"):
+        bad = app(bad={1: name})
+        federation = LocalFederation(clients=4)
+        federation._train = lambda n, m, bad=bad, f=federation: bad(m, f.contexts[n])
+        view = federation.watch()
+        masked = MaskedSum(federation.credentials, bound=9.0, clock=federation.grid_time)
+        strategy = StableFedAvg(
+            stages=[federation.authenticate(), Clip(9.0), masked],
+            fraction_evaluate=0.0,
+            roles={"mean": "buffer"},
+        )
+        model = to_record({k: MODEL[k] for k in SENT} | {"mean": np.zeros(2, np.float32)})
+        with federation.grid.time.for_strategies():
+            strategy.start(federation.grid, model, 1, timeout=20.0)
+        said += [m.error.reason.split(": ", 1)[1] for m in view.up if m.has_error()]
+    assert len(said) == 2
+    assert len(set(said)) == 1
