@@ -69,6 +69,7 @@ class ScaffoldFedAvg(StableFedAvg):
     to updates it does to both halves together: secure sums hide both, compression with feedback
     delays both. Clipping bounds their common norm; where it takes something off, c moves by less
     than the clients' own control variates, so choose the bound above what honest clients send.
+    Noise is for that bound and on the coordinates of both halves.
 
     Parameters
     ----------

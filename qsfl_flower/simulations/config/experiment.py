@@ -324,6 +324,12 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
                 "clients.augment to true, or copies to 1",
             )
     for place, training in _by_record(exp):
+        if isinstance(training, DistributedDPSpec) and "record_dp" in where:
+            yield Contradiction(
+                (f"{place}.records", f"{where['record_dp']}.stage"),
+                "record_dp protects the records already; set records to null or leave record_dp "
+                "out",
+            )
         if isinstance(training, DistributedDPSpec) and exp.model.local:
             yield Contradiction(
                 (f"{place}.stage", "model.local"),
