@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -150,7 +151,8 @@ class LocalTraining:
         self._images, self._labels = torch.tensor(x), torch.tensor(y)
         self._loss = loss_named(config.loss)
         # Looked at before the forward pass, which would carry a NaN into batch norm's statistics.
-        self._usable = self._images.flatten(1).isfinite().all(dim=1)
+        usable = self._images.flatten(1).isfinite().all(dim=1)
+        self._usable = None if usable.all() else usable
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._anchor = [p.detach().clone() for p in self._parameters] if proximal_mu > 0 else []
         self._correction = correction
@@ -213,7 +215,7 @@ class LocalTraining:
                     break
             self._dropout = torch.default_generator.get_state()
             self._running = False
-        self._model.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return finished
 
     def result(self) -> TrainResult:
@@ -286,29 +288,27 @@ class LocalTraining:
 
     def _step(self, rows: Tensor) -> bool:
         """Train on a batch; return False, having changed nothing, if it is not usable."""
-        if not self._usable[rows].all():
+        if self._usable is not None and not self._usable[rows].all():
             return False
         pictures, target = self._images[rows], self._labels[rows]
         if self._config.augment and pictures.dim() == 4:
             pictures = augmented(pictures, self._shuffle)
-        self._model.zero_grad(set_to_none=True)
+        self._forget_gradients()
         value, correct = 0.0, 0.0
-        parts = self._parts(len(rows))
-        for part in parts:
-            batch = pictures[part] if len(parts) > 1 else pictures
-            batch = batch.to(torch.float32).sub_(self._mean).div_(self._std)
+        for part in self._parts(len(rows)):
+            batch = pictures[part].to(torch.float32).sub_(self._mean).div_(self._std)
+            mixed = self._config.mixed_precision
             try:
-                with torch.autocast("cpu", torch.bfloat16, enabled=self._config.mixed_precision):
+                with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
                     logits = self._model(batch)
             except ValueError:
-                if len(part) >= self._least:
+                if len(batch) >= self._least:
                     raise
                 return False  # batch norm cannot normalize one value per channel
-            logits = logits.float()
-            labels = target[part] if len(parts) > 1 else target
+            logits, labels = logits.float(), target[part]
             loss = self._loss.function(logits, labels)
-            if len(parts) > 1:
-                loss = loss * (len(part) / len(rows))
+            if len(batch) < len(rows):
+                loss = loss * (len(batch) / len(rows))
             value += loss.item()
             if not math.isfinite(value):
                 return False
@@ -332,14 +332,17 @@ class LocalTraining:
                     p.grad.add_(shift)
             return self._optimizer()
 
-    def _parts(self, count: int) -> list[Tensor]:
-        """Return which examples of a batch are worked on at a time."""
-        parts, start = [], 0
+    def _parts(self, count: int) -> Iterator[slice]:
+        """Yield which examples of a batch are worked on at a time."""
+        start = 0
         while start < count:
             end = batch_end(start, self._micro_batch, count, self._least)
-            parts.append(torch.arange(start, end))
+            yield slice(start, end)
             start = end
-        return parts
+
+    def _forget_gradients(self) -> None:
+        for p in self._parameters:
+            p.grad = None
 
 
 _NUMBERS = (

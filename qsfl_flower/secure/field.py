@@ -106,6 +106,15 @@ def combine(factors: Sequence[int], vectors: Sequence[Elements]) -> Elements:
     return total
 
 
+def add_rows(rows: Elements) -> Elements:
+    """Return the sum of fewer than 2^24 rows: from shape (n, d) to (d,)."""
+    low = (rows & np.uint64(0xFFFFFFFF)).sum(axis=0)
+    fold(low)
+    low += _shifted((rows >> np.uint64(32)).sum(axis=0), 32)
+    reduce_once(low)
+    return low
+
+
 def dot(a: Elements, b: Elements) -> int:
     """Return the inner product of two vectors of shape (d,) modulo p."""
     total = 0

@@ -32,7 +32,15 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.secure.field import Elements, P, accumulate, combine, expand, reduce_once
+from qsfl_flower.secure.field import (
+    Elements,
+    P,
+    accumulate,
+    add_rows,
+    expand,
+    multiply,
+    reduce_once,
+)
 from qsfl_flower.secure.shamir import Sharing
 
 MAX_SETS = 256
@@ -120,20 +128,18 @@ class ZeroSharing:
         -------
         ndarray of uint64, shape (n,)
         """
-        total = np.zeros(len(labels), np.uint64)
-        for index in self.known_to(member):
-            factors = self.factors(member, index)
-            total += combine(factors, [_prf(seeds[index], labels, k) for k in range(len(factors))])
-            reduce_once(total)
-        return total
-
-
-def _prf(seed: bytes, labels: NDArray[np.uint8], k: int) -> Elements:
-    """Return one field element per label; it is 0 with probability 2^-60, else uniform."""
-    blocks = np.empty((len(labels), 16), np.uint8)
-    blocks[:, :15], blocks[:, 15] = labels, k
-    # Distinct blocks under a key that serves nothing else: a pseudo-random permutation.
-    encryptor = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()
-    words = np.frombuffer(encryptor.update(blocks.tobytes()), "<u8")[::2] & _P
-    reduce_once(words)
-    return words
+        known = self.known_to(member)
+        factors = np.array([self.factors(member, index) for index in known], np.uint64)
+        # Distinct blocks under a key that serves nothing else: a pseudo-random permutation.
+        blocks = np.empty((factors.shape[1], len(labels), 16), np.uint8)
+        blocks[:, :, :15] = labels
+        blocks[:, :, 15] = np.arange(factors.shape[1])[:, None]
+        plain = blocks.tobytes()
+        words = b"".join(
+            Cipher(algorithms.AES(seeds[index]), modes.ECB()).encryptor().update(plain)
+            for index in known
+        )
+        # Each element is 0 with probability 2^-60, else uniform.
+        elements = np.frombuffer(words, "<u8")[::2].reshape(factors.size, len(labels)) & _P
+        reduce_once(elements)
+        return add_rows(multiply(elements, factors.reshape(-1, 1)))

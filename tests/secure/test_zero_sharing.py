@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy.stats import chi2
 
 from qsfl_flower.errors import ConfigError
@@ -95,3 +96,18 @@ def test_limits():
     with pytest.raises(ConfigError, match="at most 256"):
         ZeroSharing(Sharing(16, 8), 14)
     assert len(ZeroSharing(Sharing(10, 6), 9).sets) == 252
+
+
+@pytest.mark.parametrize(("m", "t", "degree"), SCHEMES)
+def test_a_named_share_is_what_every_release_computes(m, t, degree):
+    """Members of different releases sit on one committee: AES of label and order, times factor."""
+    zero, names = ZeroSharing(Sharing(m, t), degree), labels(3)
+    for member in (1, m):
+        expected = [0] * len(names)
+        for index in zero.known_to(member):
+            cipher = Cipher(algorithms.AES(seeds_of(zero)[index]), modes.ECB())
+            for order, factor in enumerate(zero.factors(member, index)):
+                for i, name in enumerate(names):
+                    block = cipher.encryptor().update(name.tobytes() + bytes([order]))
+                    expected[i] += factor * (int.from_bytes(block[:8], "little") & P)
+        assert zero.labelled(member, seeds_of(zero), names).tolist() == [e % P for e in expected]
