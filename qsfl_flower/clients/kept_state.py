@@ -24,7 +24,7 @@ from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.node.steps import client_name
 from qsfl_flower.numerics import Layout
 from qsfl_flower.numerics.roles import TRAINED, guess_roles, usual_role
-from qsfl_flower.wire import Plan, from_record, to_record
+from qsfl_flower.wire import Plan, config_of, from_record, to_record
 
 log = logging.getLogger("qsfl_flower")
 
@@ -46,8 +46,10 @@ def begin_run(context: Context) -> None:
     nobody has accounted for.
     """
     run = str(context.run_id)
-    known = context.state.config_records.get(_RUN_RECORD)
-    if known is not None and known.get("run") != run:
+    known = config_of(context.state, _RUN_RECORD).get("run")
+    if known == run:
+        return
+    if known is not None:
         _drop(context)
     context.state[_RUN_RECORD] = ConfigRecord({"run": run})
 

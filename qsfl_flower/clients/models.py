@@ -260,6 +260,8 @@ def arrays_of(model: nn.Module, layers: Sequence[str], setting: str = "layers") 
     ConfigError
         If the model has nothing of a name.
     """
+    if not layers:
+        return set()
     found: dict[str, set[str]] = {name: {name} for name in model.state_dict()}
     for place, module in model.named_modules():
         arrays = {f"{place}.{name}" if place else name for name in module.state_dict()}

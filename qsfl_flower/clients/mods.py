@@ -60,6 +60,7 @@ from qsfl_flower.wire import (
     Form,
     Kind,
     Plan,
+    config_of,
     from_record,
     kind_of,
     to_record,
@@ -112,7 +113,7 @@ def _train(
     message: Message, context: Context, call_next: ClientAppCallable, policy: NodePolicy
 ) -> Message:
     content = message.content
-    asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    asked = config_of(content)
     if TASK_KEY in asked:
         task = _known(TASKS, asked[TASK_KEY], "task")
         about = StepContext(context, content, message.metadata.message_type, Vector(()))
@@ -135,7 +136,7 @@ def _train(
     if reply.has_error():
         return Message(Error(reply.error.code, _SILENT), reply_to=message) if secret else reply
     told = {CLIENT_KEY: client_name(context)}
-    refused = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    refused = config_of(reply.content)
     if REFUSED_KEY in refused:
         reply.content = RecordDict()
         told |= _declined(refused) if secret else {k: str(v) for k, v in refused.items()}
@@ -165,7 +166,7 @@ def _declined(refused: ConfigRecord) -> dict[str, str]:
 
 def _evaluated(content: RecordDict, context: Context) -> RecordDict:
     """Return what is evaluated: the model with this device's own arrays."""
-    asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    asked = config_of(content)
     if ROLES_KEY not in asked or LOCAL_RECORD not in context.state:
         return content
     model = from_record(_only(content.array_records, "instruction"))
@@ -278,6 +279,7 @@ def _transform(
     try:
         for bound in steps:
             update = bound.step(update, bound.parameters, about)
+        payload = update.payload() if callable(update.payload) else update.payload
     except RejectedUpdate as error:
         if secret:  # which array it is depends on the records
             raise RejectedUpdate(error.reason, f"which, and how far, {_LOGGED}") from error
@@ -290,13 +292,13 @@ def _transform(
             del reply[other]
         if not update.hidden:
             reply[name] = MetricRecord({**update.metrics})
-    if update.payload is None:
+    if payload is None:
         reply[key] = to_record(layout.sent.unpack(update.vector, update.carried))
         return {FORM_KEY: Form.DELTA.value}
     del reply[key]
     if update.carried and not update.hidden:
         reply[key] = to_record(update.carried)
-    reply[PAYLOAD_RECORD] = update.payload
+    reply[PAYLOAD_RECORD] = payload
     return {FORM_KEY: Form.ENCODED.value, ENCODING_KEY: update.encoding}
 
 

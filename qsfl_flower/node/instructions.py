@@ -34,12 +34,12 @@ from qsfl_flower.wire import (
     MASK_ENCODE_STEP,
     MASK_STEP,
     PLAN_KEY,
-    QSFL_RECORD,
     TASK_KEY,
     ClientPhase,
     Kind,
     Plan,
     PlanItem,
+    config_of,
     kind_of,
 )
 from qsfl_flower.wire.content import AUTH_RECORD
@@ -113,7 +113,7 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
             "this instruction is signed, and auth_mod must check it before the other mods see it: "
             "write ClientApp(mods=[auth_mod(), qsfl_mod]), in this order"
         )
-    asked = content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    asked = config_of(content)
     if kind is not Kind.TRAIN:
         if policy.hidden_only or policy.privacy is not None:
             raise Refusal(

@@ -17,6 +17,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.wire import config_of
 
 STATE_FOLDER = "qsfl-state"
 """Entry of the node's configuration: the folder of its durable memory."""
@@ -42,9 +43,11 @@ def facts_of(context: Context) -> Iterator[Facts]:
     """
     folder = context.node_config.get(STATE_FOLDER)
     if folder is None:
-        facts = _in_state(context)
+        before = _in_state(context)
+        facts = dict(before)
         yield facts
-        context.state[_RECORD] = ConfigRecord({**facts})
+        if facts != before:
+            context.state[_RECORD] = ConfigRecord({**facts})
         return
     if not isinstance(folder, str) or not Path(folder).is_absolute():
         raise ConfigError(f"node config: {STATE_FOLDER} is {folder!r}; give an absolute path")
@@ -58,7 +61,7 @@ def is_durable(context: Context) -> bool:
 
 
 def _in_state(context: Context) -> dict[str, bytes]:
-    record = context.state.config_records.get(_RECORD) or ConfigRecord()
+    record = config_of(context.state, _RECORD)
     return {name: value for name, value in record.items() if isinstance(value, bytes)}
 
 

@@ -44,8 +44,9 @@ class ClientUpdate:
         What the app reports, the number of examples included.
     carried : Mapping[str, numpy.ndarray]
         Integer and boolean arrays, which are not part of the vector.
-    payload : ArrayRecord or None
-        Set by an encoding step: sent instead of the vector.
+    payload : ArrayRecord or Callable[[], ArrayRecord] or None
+        Set by an encoding step: sent instead of the vector. A function is called when all steps are
+        done, so that nothing is encoded that a secure sum then replaces.
     encoding : str
         Beside it: the name of the mechanism that can read it.
     note : object
@@ -58,7 +59,7 @@ class ClientUpdate:
     layout: Layout
     metrics: Mapping[str, float] = field(default_factory=dict)
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    payload: ArrayRecord | None = None
+    payload: ArrayRecord | Callable[[], ArrayRecord] | None = None
     encoding: str = ""
     note: object = None
     hidden: bool = False

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import REFUSALS, RejectedUpdate, plain
@@ -27,9 +27,9 @@ from qsfl_flower.wire import (
     ENCODING_KEY,
     FORM_KEY,
     PAYLOAD_RECORD,
-    QSFL_RECORD,
     REFUSED_KEY,
     Form,
+    config_of,
     content_bytes,
     from_record,
     records_of,
@@ -261,7 +261,7 @@ def check_willing(content: RecordDict) -> None:
     RejectedUpdate
         With the client's reason, or ``malformed`` if that is no reason a device may give.
     """
-    record = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
+    record = config_of(content)
     if REFUSED_KEY not in record:
         return
     raise declined(record[REFUSED_KEY], record.get(DETAIL_KEY, ""), REFUSALS)
@@ -284,7 +284,7 @@ def declined(reason: object, detail: object, known: frozenset[str]) -> RejectedU
 
 
 def _form(content: RecordDict, encoding: str) -> Form:
-    record = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
+    record = config_of(content)
     text = record.get(FORM_KEY, Form.PARAMETERS.value)
     try:
         form = Form(str(text))
@@ -322,7 +322,7 @@ def outcome_of(
 
 
 def _name(content: RecordDict) -> str | None:
-    name = (records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()).get(CLIENT_KEY)
+    name = config_of(content).get(CLIENT_KEY)
     if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not name.isprintable():
         return None
     return None if name.startswith("node ") else name  # what nodes without a name are called

@@ -108,7 +108,7 @@ def combine(factors: Sequence[int], vectors: Sequence[Elements]) -> Elements:
 
 def add_rows(rows: Elements) -> Elements:
     """Return the sum of fewer than 2^24 rows: from shape (n, d) to (d,)."""
-    low = (rows & np.uint64(0xFFFFFFFF)).sum(axis=0)
+    low: Elements = (rows & np.uint64(0xFFFFFFFF)).sum(axis=0)
     fold(low)
     low += _shifted((rows >> np.uint64(32)).sum(axis=0), 32)
     reduce_once(low)

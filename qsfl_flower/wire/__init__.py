@@ -5,6 +5,7 @@ the plan that a strategy sends to the mods, and the older ``FitIns``/``FitRes`` 
 """
 
 from qsfl_flower.wire.arrays import (
+    config_of,
     content_bytes,
     from_record,
     numbers_only,
@@ -63,6 +64,7 @@ __all__ = [
     "Plan",
     "PlanItem",
     "change_records",
+    "config_of",
     "content_bytes",
     "from_blob",
     "from_record",

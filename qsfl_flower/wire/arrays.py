@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.numerics.npy import dump_npy, view_npy
-from qsfl_flower.wire.keys import DETAIL_KEY, REFUSED_KEY
+from qsfl_flower.wire.keys import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY
 
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -47,6 +47,12 @@ def records_of(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
     arrays would stay in memory until Python's cycle collector runs.
     """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
+def config_of(content: RecordDict, name: str = QSFL_RECORD) -> ConfigRecord:
+    """Return the ConfigRecord of a name, by default the suite's own; an empty one without it."""
+    record = content.get(name)
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
 
 
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:

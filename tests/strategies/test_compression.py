@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import qsfl_flower.clients.compression as client_side
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
@@ -281,8 +282,13 @@ def test_local_noise_needs_a_shared_mask():
     Chain([SharedMask(), LocalDP(1.0, 1.0)])
 
 
-def test_updates_on_a_mask_can_be_hidden():
-    """A stand-in for secure sums: it sees k coordinates, and gives back a step of k."""
+def test_updates_on_a_mask_can_be_hidden(monkeypatch):
+    """A stand-in for secure sums: it sees k coordinates, and gives back a step of k.
+
+    Nothing is encoded that it replaces.
+    """
+    encoded = []
+    monkeypatch.setattr(client_side, "encode_record", lambda *a, **k: encoded.append(a))
 
     class Sum(CombineStage):
         name = "sum"
@@ -312,6 +318,7 @@ def test_updates_on_a_mask_can_be_hidden():
     finally:
         del STEPS["test-hide"]
     assert strategy.outcome.skipped is None
+    assert not encoded
     assert 52 < np.count_nonzero(flat(model)) <= 104
 
 

@@ -34,7 +34,7 @@ from qsfl_flower.node.made_mods import made_by_call
 from qsfl_flower.node.memory import facts_of
 from qsfl_flower.node.policy import policy_of
 from qsfl_flower.node.steps import Party, acting_as, refuse
-from qsfl_flower.wire import QSFL_RECORD
+from qsfl_flower.wire import config_of
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_record, pack_arrays
 from qsfl_flower.wire.keys import (
     ENCRYPT_KEY,
@@ -93,9 +93,7 @@ def auth_mod(
         party = _Party.of(find(context), context, now)
         instruction, ticket = party.verify(message)
         session, acceptance, nonce = party.session(instruction, ticket)
-        encrypt = bool(
-            (message.content.config_records.get(QSFL_RECORD) or ConfigRecord()).get(ENCRYPT_KEY)
-        )
+        encrypt = bool(config_of(message.content).get(ENCRYPT_KEY))
         content = message.content
         message.content = RecordDict({k: v for k, v in content.items() if k != AUTH_RECORD})
         try:
@@ -194,14 +192,14 @@ class _Party:
     @property
     def state(self) -> ConfigRecord:
         """The client's memory between messages."""
-        return self.context.state.config_records.get(_STATE_RECORD) or ConfigRecord()
+        return config_of(self.context.state, _STATE_RECORD)
 
     def remember(self, key: str, value: bytes) -> None:
         self.context.state[_STATE_RECORD] = ConfigRecord({**self.state, key: value})
 
     def verify(self, message: Message) -> tuple[Authentic[Instruction], bytes]:
         """Return the server's instruction if this client may act on it, and the ticket with it."""
-        auth = message.content.config_records.get(AUTH_RECORD) or ConfigRecord()
+        auth = config_of(message.content, AUTH_RECORD)
         signed, ticket = auth.get(INSTRUCTION_KEY), auth.get(TICKET_KEY, b"")
         if not isinstance(signed, bytes) or not isinstance(ticket, bytes):
             raise Rejected(

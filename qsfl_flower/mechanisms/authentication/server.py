@@ -30,7 +30,7 @@ from qsfl_flower.rounds.context import Exchange, Measurements, Phase, State
 from qsfl_flower.rounds.facts import Facts, Sentences, Topic
 from qsfl_flower.rounds.stages import MessageStage
 from qsfl_flower.rounds.update import Sender
-from qsfl_flower.wire import QSFL_RECORD, records_of
+from qsfl_flower.wire import QSFL_RECORD, config_of, records_of
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_of, unpack_arrays
 from qsfl_flower.wire.keys import (
     ENCRYPT_KEY,
@@ -163,7 +163,7 @@ class Authenticate(MessageStage):
         identity = self.credentials.identity
         encrypt = self.encrypt and exchange.kind == "train"
         if encrypt:
-            suite = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
+            suite = config_of(content)
             content = RecordDict(
                 {**content, QSFL_RECORD: ConfigRecord({**suite, ENCRYPT_KEY: True})}
             )
@@ -187,9 +187,7 @@ class Authenticate(MessageStage):
     ) -> tuple[Sender, RecordDict, State]:
         """Verify one reply and, if it is encrypted, open it."""
         gate: _Gate = state["gate"]
-        signed = (records_of(content, ConfigRecord).get(AUTH_RECORD) or ConfigRecord()).get(
-            REPLY_KEY
-        )
+        signed = config_of(content, AUTH_RECORD).get(REPLY_KEY)
         if not isinstance(signed, bytes):
             raise RejectedUpdate("unsigned", "the reply is not signed; the client needs auth_mod")
         now = int(self._clock())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.mechanisms.broadcast.options import BroadcastOptions
@@ -17,9 +17,9 @@ from qsfl_flower.rounds.stages import VectorStage
 from qsfl_flower.wire import (
     BASE_KEY,
     BROADCAST_KEY,
-    QSFL_RECORD,
     RELEASED_KEY,
     ROLES_KEY,
+    config_of,
     content_bytes,
     from_record,
     records_of,
@@ -128,7 +128,7 @@ def _instruction(
     """Return what a client is told that holds a model, and the model that it holds then."""
     ((key, record),) = records_of(content, ArrayRecord).items()
     arrays = from_record(record)
-    told = records_of(content, ConfigRecord).get(QSFL_RECORD) or ConfigRecord()
+    told = config_of(content)
     layout = Layout.read(arrays, told.get(ROLES_KEY))
     wanted = model_digest(Vector.of(arrays, layout))
     steps = released.between(held, wanted)

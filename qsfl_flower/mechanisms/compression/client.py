@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.mechanisms.compression.core import Mask, Memory, Scheme, derive_seed, encode_record
@@ -27,7 +29,7 @@ from qsfl_flower.wire import (
     LEADING_KEY,
     MASK_ENCODE_STEP,
     MASK_STEP,
-    QSFL_RECORD,
+    config_of,
     from_record,
     to_blobs,
     to_record,
@@ -92,7 +94,7 @@ def mask_step(
     mask, seed = Mask(**parameters["mask"]), int(parameters["seed"])
     values, memory = update.vector, None
     leading = np.empty(0, np.int64)
-    told = context.content.config_records[QSFL_RECORD].get(LEADING_KEY)
+    told = config_of(context.content).get(LEADING_KEY)
     if isinstance(told, bytes):
         leading = unpack_leading(told, values.size)
     support = mask.support(leading, values.size, seed)
@@ -110,17 +112,20 @@ def mask_step(
 def mask_encode_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
-    """Write the values as they are now; what was not asked for stays for later rounds."""
+    """Keep for later rounds what was not asked for; write the values once no step follows."""
     del parameters
     masked = update.note
     if not isinstance(masked, _Masked):
         raise QSFLError(f"shared_mask: the plan has no step {MASK_STEP!r} before")
     if masked.memory is not None:
         remember(context.context.state, masked.memory)
+    return replace(update, payload=partial(_written, update.vector, masked), encoding=MASK_STEP)
+
+
+def _written(values: NDArray[np.float64], masked: _Masked) -> ArrayRecord:
     rng = np.random.Generator(np.random.Philox(key=masked.seed))
-    vector = update.vector
-    record, *_ = encode_record(vector, vector.size, None, values_format=masked.mask.values, rng=rng)
-    return replace(update, payload=to_blobs({"record": record}), encoding=MASK_STEP)
+    record, *_ = encode_record(values, values.size, None, values_format=masked.mask.values, rng=rng)
+    return to_blobs({"record": record})
 
 
 def recall(state: RecordDict, size: int, momentum: float) -> Memory:

@@ -31,7 +31,7 @@ from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, encode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
 from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
-from qsfl_flower.wire import to_record
+from qsfl_flower.wire import config_of, to_record
 from qsfl_flower.wire.keys import MASKED_SUM
 
 _STATE_RECORD = "qsfl-masked-sum"
@@ -209,7 +209,7 @@ def _answer(values: Mapping[str, str | bytes | list[str]]) -> RecordDict:
 
 
 def _field(context: StepContext, name: str) -> bytes:
-    value = (context.content.config_records.get(MASKED_SUM) or ConfigRecord()).get(name)
+    value = config_of(context.content, MASKED_SUM).get(name)
     if not isinstance(value, bytes):
         raise RejectedUpdate("malformed", f"the task comes without {name!r}")
     return value
@@ -226,7 +226,7 @@ def _keep(context: StepContext, round_: int, values: Mapping[str, bytes]) -> Non
 
 
 def _kept(context: StepContext) -> tuple[int, dict[str, bytes]]:
-    record = dict(context.context.state.config_records.get(_STATE_RECORD) or {})
+    record = dict(config_of(context.context.state, _STATE_RECORD))
     round_, salt, values = record.pop(_ROUND, 0), record.pop(_SALT, b""), {}
     if not isinstance(round_, int) or not isinstance(salt, bytes):
         raise CryptoError("the state of the masked sum is damaged")

@@ -30,7 +30,7 @@ from qsfl_flower.secure.desk import Desk, Held
 from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
-from qsfl_flower.wire import to_record
+from qsfl_flower.wire import config_of, to_record
 from qsfl_flower.wire.keys import (
     HELLO_TASK,
     RELEASE_TASK,
@@ -44,7 +44,6 @@ from qsfl_flower.wire.keys import (
 _DESK, _SHARES = "qsfl-committee", "qsfl-committee-shares"
 _DEALT, _MEMORY = "committee/{}/dealt", "committee/{}/memory"
 _SALT = _SEAT = 16
-_NONCE = bytes(12)
 
 
 def shares_step(
@@ -255,9 +254,11 @@ def _hold(context: StepContext, desk: Desk, member: int) -> None:
             "digests": [h.digest for h in desk.held],
             "instructions": [h.instruction for h in desk.held],
         }
+        record["salt"] = random_bytes(_SALT, "kept shares")
+        cipher = _cipher(context.party, record["salt"])
         for index, h in enumerate(desk.held):
             secret = b"".join([*(h.seeds[i] for i in known), h.share.tobytes()])
-            arrays[str(index)] = _array(_encrypt(context.party, secret))
+            arrays[str(index)] = _array(cipher.encrypt(_nonce(index), secret, None))
     state[_DESK] = ConfigRecord(record)
     state[_SHARES] = ArrayRecord(arrays)
 
@@ -265,34 +266,30 @@ def _hold(context: StepContext, desk: Desk, member: int) -> None:
 def _with_shares(desk: Desk, context: StepContext) -> Desk:
     """Return the desk with the shares that it remembers to have taken last."""
     state = context.context.state
-    record: Any = state.config_records.get(_DESK) or {}
-    if "terms" not in record or record["question"] != desk.question:
+    record: Any = config_of(state, _DESK)
+    if "salt" not in record or record["question"] != desk.question:
         return desk
     terms = _terms(record["terms"])
     zero, member = terms.zero_sets, _place(terms, context)
     known = zero.known_to(member) if zero else ()
-    held = []
+    held, cipher = [], _cipher(context.party, record["salt"])
+    shares = state.array_records[_SHARES]
     columns = (record[key] for key in ("clients", "dealt", "digests", "instructions"))
     for index, (client, dealt, digest, asked) in enumerate(zip(*columns, strict=True)):
-        secret = _decrypt(context.party, state.array_records[_SHARES][str(index)].data)
+        try:
+            secret = cipher.decrypt(_nonce(index), shares[str(index)].data, None)
+        except InvalidTag:
+            raise CryptoError("the shares in the client state were altered") from None
         seeds = {i: secret[32 * k : 32 * k + 32] for k, i in enumerate(known)}
         share = np.frombuffer(secret, np.uint64, offset=32 * len(known))
         held.append(Held(client, dealt, digest, asked, share, seeds))
     return replace(desk, terms=terms, size=record["size"], held=tuple(held))
 
 
-def _encrypt(party: Party, secret: bytes) -> bytes:
-    salt = random_bytes(_SALT, "kept shares")
-    return salt + _cipher(party, salt).encrypt(_NONCE, secret, None)
-
-
-def _decrypt(party: Party, sealed: bytes) -> bytes:
-    try:
-        return _cipher(party, sealed[:_SALT]).decrypt(_NONCE, sealed[_SALT:], None)
-    except InvalidTag:
-        raise CryptoError("the shares in the client state were altered") from None
-
-
 def _cipher(party: Party, salt: bytes) -> AESGCM:
-    """Return the cipher for one value; the salt makes its key fresh."""
+    """Return the cipher for the shares of one round; the salt makes its key fresh."""
     return AESGCM(derive(party.keys.storage, b"committee", salt).reveal())
+
+
+def _nonce(index: int) -> bytes:
+    return index.to_bytes(12, "big")

@@ -20,7 +20,7 @@ from qsfl_flower.secure.field import Elements, is_canonical
 from qsfl_flower.secure.krum import pairs
 from qsfl_flower.secure.terms import Terms
 from qsfl_flower.secure.verdict import Check
-from qsfl_flower.wire import content_bytes, from_record, records_of
+from qsfl_flower.wire import config_of, content_bytes, from_record, records_of
 from qsfl_flower.wire.keys import (
     HELLO_TASK,
     RELEASE_TASK,
@@ -209,7 +209,7 @@ class Session:
         return found
 
     def _read_taken(self, content: RecordDict, count: int) -> Taken:
-        record: Mapping[str, Any] = records_of(content, ConfigRecord).get(SECURE_RECORD) or {}
+        record: Mapping[str, Any] = config_of(content, SECURE_RECORD)
         complaints = record.get("complaints")
         if not (
             isinstance(complaints, list)
@@ -269,7 +269,7 @@ def _seat_of(
 
 
 def _read_seat(content: RecordDict) -> str:
-    record = records_of(content, ConfigRecord).get(SECURE_RECORD) or ConfigRecord()
+    record = config_of(content, SECURE_RECORD)
     seat = record.get("seat")
     if not isinstance(seat, str) or not re.fullmatch("[0-9a-f]{32}", seat):
         raise RejectedUpdate("malformed", "there is no seat")
