@@ -21,8 +21,8 @@ from qsfl_flower.wire import (
     from_record,
     numbers_only,
     refusal,
-    to_record,
 )
+from qsfl_flower.wire.arrays import to_mods
 
 NUM_EXAMPLES = "num-examples"
 
@@ -73,7 +73,7 @@ def numpy_client_app(
             return Message(RecordDict({QSFL_RECORD: refusal(metrics)}), reply_to=message)
         if len(new) != len(record):
             raise QSFLError(f"fit returned {len(new)} arrays; the model has {len(record)}")
-        arrays = to_record(dict(zip(record, new, strict=True)))
+        arrays = to_mods(dict(zip(record, new, strict=True)))
         return Message(
             RecordDict({key: arrays, "metrics": _metrics(examples, metrics)}), reply_to=message
         )

@@ -65,6 +65,7 @@ from qsfl_flower.wire import (
     kind_of,
     to_record,
 )
+from qsfl_flower.wire.arrays import record_of, staying_here
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
@@ -126,7 +127,12 @@ def _train(
         model = from_record(_only(content.array_records, "instruction"))
         layout = layout_told(model, asked)
     try:
-        with training_alone(context, policy, plan, layout), saying(layout), _unspoken(secret):
+        with (
+            training_alone(context, policy, plan, layout),
+            saying(layout),
+            staying_here(bool(steps)),
+            _unspoken(secret),
+        ):
             message.content = _for_the_app(content)
             if layout is not None:
                 message.content = put_local(message.content, layout, context.state, secret=secret)
@@ -142,7 +148,8 @@ def _train(
         told |= _declined(refused) if secret else {k: str(v) for k, v in refused.items()}
     elif layout is not None:
         for key, record in reply.content.array_records.items():
-            reply.content[key] = ArrayRecord({**layout.renamed(record)})
+            if (renamed := layout.renamed(record)) is not record:
+                reply.content[key] = record_of(renamed)
         keep_local(reply.content, layout, context.state, content, secret=secret)
         if steps:
             with _unspoken(secret):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +17,49 @@ from qsfl_flower.numerics.npy import dump_npy, view_npy
 from qsfl_flower.wire.keys import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY
 
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+class Made(Array):
+    """An array made in this process: it becomes bytes when somebody asks for these, or never.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Not to be changed as long as this is in use.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        native = values.dtype.newbyteorder("=")
+        self.values = np.require(values, native, requirements="C").view()
+        self.values.flags.writeable = False
+        self.dtype, self.shape, self.stype = str(native), tuple(values.shape), SType.NUMPY
+
+    def __getattr__(self, name: str) -> Any:
+        """Write the bytes when they are asked for."""
+        if name != "data":
+            raise AttributeError(name)
+        self.data = dump_npy(self.values)
+        return self.data
+
+
+_STAYS: ContextVar[bool] = ContextVar("qsfl_stays", default=False)
+
+
+@contextmanager
+def staying_here(stays: bool) -> Iterator[None]:
+    """Let `to_mods` know whether a mod of this process takes what the app returns."""
+    token = _STAYS.set(stays)
+    try:
+        yield
+    finally:
+        _STAYS.reset(token)
+
+
+def to_mods(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return what an app returns to its mods; serialized only if it may leave as it is."""
+    if not _STAYS.get():
+        return to_record(arrays)
+    return record_of({name: Made(np.asarray(value)) for name, value in arrays.items()})
 
 
 def from_record(record: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
@@ -55,9 +100,16 @@ def config_of(content: RecordDict, name: str = QSFL_RECORD) -> ConfigRecord:
     return record if isinstance(record, ConfigRecord) else ConfigRecord()
 
 
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Return a record of these very arrays; Flower's constructor makes another one of each."""
+    record = ArrayRecord()
+    record.update(arrays)
+    return record
+
+
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Serialize named arrays into a Flower ``ArrayRecord``, keeping their order."""
-    return ArrayRecord(
+    return record_of(
         {
             name: Array(str(a.dtype), tuple(a.shape), SType.NUMPY, dump_npy(a))
             for name, a in ((name, np.asarray(value)) for name, value in arrays.items())
@@ -116,6 +168,8 @@ def _value_bytes(value: object) -> int:
 
 
 def _view(name: str, array: Array) -> NDArray[Any]:
+    if isinstance(array, Made):
+        return array.values
     if array.stype != SType.NUMPY:
         raise RejectedUpdate(
             "malformed",

@@ -23,6 +23,7 @@ from qsfl_flower.wire import (
     from_record,
     to_record,
 )
+from qsfl_flower.wire import arrays as wire_arrays
 
 MODEL = {"w": np.zeros((2, 3), np.float32), "steps": np.array(4)}
 
@@ -221,3 +222,35 @@ def test_a_step_that_fails_says_nothing_of_the_update(inside_run, monkeypatch):
     with pytest.raises(QSFLError, match="ValueError on the device") as caught:
         client(instruction(plan=plan), context())
     assert "7919" not in str(caught.value)
+
+
+def test_what_a_step_replaces_is_never_written_as_bytes(app, request, monkeypatch):
+    """The app's whole model stays arrays until the steps are done, where the suite returns it."""
+    written = []
+    dump = wire_arrays.dump_npy
+    monkeypatch.setattr(wire_arrays, "dump_npy", lambda a: written.append(a) or dump(a))
+    for number, plan in enumerate((None, CLIP)):
+        message = instruction(plan=plan)
+        written.clear()
+        reply = app(message, context(number))
+        sent = from_record(reply.content["arrays"])
+        assert all(type(a) is Array for a in reply.content["arrays"].values())
+        if request.node.callspec.params["app"] == "bridge":
+            assert len(written) == len(sent)
+
+
+def test_a_mod_in_between_reads_the_apps_model_as_usual(inside_run):
+    def double(message, context, call_next):
+        reply = call_next(message, context)
+        ((key, record),) = reply.content.array_records.items()
+        doubled = {n: Array(np.asarray(2 * a.numpy())) for n, a in record.items()}
+        reply.content[key] = ArrayRecord(doubled)
+        return reply
+
+    app = numpy_client_app(lambda context: AddOne(), mods=[qsfl_mod, double])
+    reply = app(instruction(plan=Plan((PlanItem("clip", {"clip_norm": 1e9}),))), context())
+    plain = numpy_client_app(lambda context: AddOne())
+    whole = from_record(plain(instruction(), context()).content["arrays"])
+    for name, delta in from_record(reply.content["arrays"]).items():
+        if delta.dtype.kind == "f":
+            np.testing.assert_allclose(delta, 2 * whole[name] - MODEL[name], rtol=1e-6)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import qsfl_flower.clients.compression as client_side
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
 
+import qsfl_flower.mechanisms.compression.client as client_side
 from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import CompositionError, RejectedUpdate
 from qsfl_flower.mechanisms.compression.client import MEMORY_RECORD
