@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Self
 
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from qsfl_flower.errors import Refusal
@@ -16,11 +16,11 @@ from qsfl_flower.node.steps import refuse
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.wire import (
     FORM_KEY,
-    QSFL_RECORD,
     REFUSED_KEY,
     TASK_KEY,
     Form,
     Kind,
+    config_of,
     kind_of,
 )
 from qsfl_flower.wire.keys import (
@@ -119,9 +119,9 @@ def _check_transformed(message: Message, reply: Message, carried_out: bool) -> N
     """Keep back what the app returned if nobody has taken the plan's steps."""
     if kind_of(message.metadata.message_type) is not Kind.TRAIN or reply.has_error():
         return
-    told = reply.content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    told = config_of(reply.content)
     raw = told.get(FORM_KEY, Form.PARAMETERS.value) == Form.PARAMETERS.value
-    asked = message.content.config_records.get(QSFL_RECORD) or ConfigRecord()
+    asked = config_of(message.content)
     task = carried_out and TASK_KEY in asked  # without qsfl_mod, the app has answered it
     answer = {SECURE_RECORD} if task else set()  # what members open for the committee
     if raw and set(reply.content.array_records) - answer and REFUSED_KEY not in told:
