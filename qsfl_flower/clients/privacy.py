@@ -9,23 +9,11 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from qsfl_flower.errors import Refusal
-from qsfl_flower.node.instructions import check_instruction
+from qsfl_flower.node.instructions import obey
 from qsfl_flower.node.made_mods import refuse_message
-from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisting, policy_of
+from qsfl_flower.node.policy import NodePolicy, policy_of
 from qsfl_flower.node.steps import refuse
 from qsfl_flower.privacy.policy import MinimumPolicy
-from qsfl_flower.wire import (
-    FORM_KEY,
-    REFUSED_KEY,
-    TASK_KEY,
-    Form,
-    Kind,
-    config_of,
-    kind_of,
-)
-from qsfl_flower.wire.keys import (
-    SECURE_RECORD,
-)
 
 
 class policy_mod:
@@ -62,17 +50,10 @@ class policy_mod:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Check an instruction, and that `qsfl_mod` has carried its plan out."""
-        policy = self._policy(context)
         try:
-            with insisting(policy):
-                check_instruction(message, context, policy)
-                reply = call_next(message, context)
-                carried_out = CARRIED_OUT in counted()
-            if policy.privacy is not None or policy.hidden_only:
-                _check_transformed(message, reply, carried_out)
+            return obey(message, context, self._policy(context), call_next)
         except Refusal as refused:
             return refuse(refused, message)
-        return reply
 
     def _policy(self, context: Context) -> NodePolicy:
         return policy_of(context, self._own)
@@ -113,19 +94,3 @@ class privacy_mod(policy_mod):
     def _policy(self, context: Context) -> NodePolicy:
         policy = policy_of(context)
         return replace(policy, privacy=self._least.and_also(policy.privacy))
-
-
-def _check_transformed(message: Message, reply: Message, carried_out: bool) -> None:
-    """Keep back what the app returned if nobody has taken the plan's steps."""
-    if kind_of(message.metadata.message_type) is not Kind.TRAIN or reply.has_error():
-        return
-    told = config_of(reply.content)
-    raw = told.get(FORM_KEY, Form.PARAMETERS.value) == Form.PARAMETERS.value
-    asked = config_of(message.content)
-    task = carried_out and TASK_KEY in asked  # without qsfl_mod, the app has answered it
-    answer = {SECURE_RECORD} if task else set()  # what members open for the committee
-    if raw and set(reply.content.array_records) - answer and REFUSED_KEY not in told:
-        raise Refusal(
-            "privacy-not-carried-out",
-            "no mod carried out the plan's steps: put qsfl_mod after this",
-        )

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp.typing import ClientAppCallable
 
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, QSFLError, Refusal
 from qsfl_flower.node.memory import Facts, facts_of
-from qsfl_flower.node.policy import NodePolicy, counted
+from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisting
 from qsfl_flower.node.steps import check_parameters
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.distributed import NoiseShare
@@ -31,11 +32,14 @@ from qsfl_flower.secure.terms import Terms
 from qsfl_flower.wire import (
     CHOOSE_STEP,
     COMPRESS_STEP,
+    FORM_KEY,
     MASK_ENCODE_STEP,
     MASK_STEP,
     PLAN_KEY,
+    REFUSED_KEY,
     TASK_KEY,
     ClientPhase,
+    Form,
     Kind,
     Plan,
     PlanItem,
@@ -50,6 +54,7 @@ from qsfl_flower.wire.keys import (
     MASKED_SUM,
     PROTECTION,
     RECORD_DP,
+    SECURE_RECORD,
     SHARES,
 )
 
@@ -95,6 +100,25 @@ class _When:
 
     now: float
     days: float | None
+
+
+def obey(
+    message: Message, context: Context, policy: NodePolicy, call_next: ClientAppCallable
+) -> Message:
+    """Do what an instruction asks if a policy allows it, and if `qsfl_mod` carries its plan out.
+
+    Raises
+    ------
+    Refusal
+        With the reason; nothing of the app's may be sent.
+    """
+    with insisting(policy):
+        check_instruction(message, context, policy)
+        reply = call_next(message, context)
+        carried_out = CARRIED_OUT in counted()
+    if policy.privacy is not None or policy.hidden_only:
+        _check_transformed(message, reply, carried_out)
+    return reply
 
 
 def check_instruction(message: Message, context: Context, policy: NodePolicy) -> None:
@@ -340,3 +364,19 @@ def _charge(
         )
     facts[_PROMISES] = json.dumps(entries).encode()
     counted().add(already)
+
+
+def _check_transformed(message: Message, reply: Message, carried_out: bool) -> None:
+    """Keep back what the app returned if nobody has taken the plan's steps."""
+    if kind_of(message.metadata.message_type) is not Kind.TRAIN or reply.has_error():
+        return
+    told = config_of(reply.content)
+    raw = told.get(FORM_KEY, Form.PARAMETERS.value) == Form.PARAMETERS.value
+    asked = config_of(message.content)
+    task = carried_out and TASK_KEY in asked  # without qsfl_mod, the app has answered it
+    answer = {SECURE_RECORD} if task else set()  # what members open for the committee
+    if raw and set(reply.content.array_records) - answer and REFUSED_KEY not in told:
+        raise Refusal(
+            "privacy-not-carried-out",
+            "no mod carried out the plan's steps: put qsfl_mod after this",
+        )

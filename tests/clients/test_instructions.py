@@ -22,6 +22,7 @@ from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.policy import MinimumPolicy, Protection
 from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.secure.terms import Terms
+from qsfl_flower.testing import LocalFederation, learned
 from qsfl_flower.wire import (
     DETAIL_KEY,
     PLAN_KEY,
@@ -453,6 +454,22 @@ def test_no_policy_is_charged_for_what_nobody_has_verified():
     with pytest.raises(ConfigError, match="auth_mod must check it before"):
         device.app(signed, device.context)
     assert reason(device.ask(plan(CLIP))) is None
+
+
+@pytest.mark.parametrize("mods", [(), (policy_mod(NodePolicy()), qsfl_mod)])
+@pytest.mark.parametrize("text", ["hidden_only = true", "releases = 1\ndays = 1"])
+def test_the_file_of_a_node_counts_whatever_mods_its_app_has(tmp_path, text, mods):
+    policy = tmp_path / "policy.toml"
+    policy.write_text(text)
+    config = {"qsfl-policy": str(policy)}
+    federation = LocalFederation(clients=3, size=32, mods=mods, node_config=lambda n: config)
+    view = federation.watch()
+    outcome = federation.run([], rounds=2, max_failed_rounds=3)
+    if "hidden_only" in text:
+        assert learned(federation.updates, view.bytes_up()) == []
+        assert outcome.rejected == {"policy-in-the-clear": 6}
+    else:
+        assert outcome.rejected == {"policy-releases": 3}
 
 
 ITEMS = st.sampled_from(

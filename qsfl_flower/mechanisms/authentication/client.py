@@ -30,9 +30,10 @@ from qsfl_flower.crypto.secret import Secret
 from qsfl_flower.crypto.session import Session
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, CryptoError, Refusal
+from qsfl_flower.node.instructions import obey
 from qsfl_flower.node.made_mods import made_by_call
 from qsfl_flower.node.memory import facts_of
-from qsfl_flower.node.policy import policy_of
+from qsfl_flower.node.policy import POLICY_FILE, policy_of
 from qsfl_flower.node.steps import Party, acting_as, refuse
 from qsfl_flower.wire import config_of
 from qsfl_flower.wire.content import AUTH_RECORD, digest_of, frame_record, pack_arrays
@@ -97,9 +98,13 @@ def auth_mod(
         content = message.content
         message.content = RecordDict({k: v for k, v in content.items() if k != AUTH_RECORD})
         try:
-            policy_of(context).check_server(instruction.signer.name)
+            policy = policy_of(context)
+            policy.check_server(instruction.signer.name)
             with acting_as(Party(party.credentials, party.keys, now)):
-                reply = call_next(message, context)
+                if POLICY_FILE in context.node_config:  # which counts in apps without qsfl_mod too
+                    reply = obey(message, context, policy, call_next)
+                else:
+                    reply = call_next(message, context)
         except Refusal as refused:
             reply = refuse(refused, message)
         finally:
