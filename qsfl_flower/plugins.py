@@ -270,6 +270,9 @@ class Mechanism:
         `qsfl_flower.node.steps`; None if clients have nothing to do.
     tasks : str or None
         The same for tasks that clients answer without the app.
+    receives : str or None
+        The same for what clients do to an instruction before any step or the app sees it, by the
+        key of the suite's record that asks for it.
     needs : tuple of str or None
         Arguments that the federation provides, such as its credentials. If it is given, the stage
         takes each option as a keyword, and these beside or instead of them.
@@ -283,6 +286,7 @@ class Mechanism:
     server: str
     client: str | None = None
     tasks: str | None = None
+    receives: str | None = None
     needs: tuple[str, ...] | None = None
     traits: frozenset[Trait] = frozenset()
     kind: str = field(default="mechanism", init=False)
@@ -306,6 +310,10 @@ class Mechanism:
     def answers(self) -> Mapping[str, Callable[..., Any]]:
         """Return the tasks of the client's half by name."""
         return {} if self.tasks is None else dict(attribute(self.tasks))
+
+    def receivers(self) -> Mapping[str, Callable[..., Any]]:
+        """Return what the client's half does to instructions, by key."""
+        return {} if self.receives is None else dict(attribute(self.receives))
 
 
 Plugin = Extension | Mechanism

@@ -31,10 +31,10 @@ from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.role_check import saying
 from qsfl_flower.errors import REFUSALS, DataError, QSFLError, Refusal, RejectedUpdate
-from qsfl_flower.mechanisms.broadcast.client import layout_told, receive
 from qsfl_flower.node.instructions import PROTECTING, check_instruction
 from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisted, policy_of
 from qsfl_flower.node.steps import (
+    RECEIVERS,
     STEPS,
     TASKS,
     ClientUpdate,
@@ -42,6 +42,7 @@ from qsfl_flower.node.steps import (
     StepContext,
     add_steps,
     client_name,
+    layout_told,
     refuse,
 )
 from qsfl_flower.numerics import Layout, Vector, not_finite
@@ -99,7 +100,10 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         if kind is Kind.QUERY:
             return call_next(message, context)
         begin_run(context)
-        message.content = receive(received, context.state)
+        asked = config_of(received)
+        for key, receive in RECEIVERS.items():
+            if key in asked:
+                message.content = receive(message.content, context.state)
         if kind is Kind.TRAIN:
             return _train(message, context, call_next, policy)
         message.content = _for_the_app(_evaluated(message.content, context))

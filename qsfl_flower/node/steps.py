@@ -1,8 +1,9 @@
 """The client's halves of the mechanisms: steps on its own update, and tasks beside training.
 
 A strategy's plan names steps in order; `qsfl_mod` carries them out on what the app returned. An
-instruction that names a task is answered without the app. Both are plain functions, registered in
-`STEPS` and `TASKS` under the name of the mechanism, which is the same on both ends.
+instruction that names a task is answered without the app; a receiver changes the instruction before
+anything else sees it. All are plain functions, registered in `STEPS`, `TASKS` and `RECEIVERS` under
+names that are the same on both ends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.crypto.credentials import Credentials
@@ -25,7 +26,7 @@ from qsfl_flower.node.memory import Facts, facts_of
 from qsfl_flower.node.policy import NodePolicy, policy_of
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.plugins import Mechanism, allowed, fits
-from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY, refusal
+from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY, ROLES_KEY, refusal
 from qsfl_flower.wire.content import instruction_digest
 
 
@@ -149,6 +150,25 @@ Step = Callable[[ClientUpdate, Mapping[str, Any], StepContext], ClientUpdate]
 Task = Callable[[StepContext], RecordDict]
 """Answers an instruction; returns the content of the reply."""
 
+Receiver = Callable[[RecordDict, RecordDict], RecordDict]
+"""From an instruction and the client state to the instruction that all others see."""
+
+
+def layout_told(arrays: Mapping[str, NDArray[Any]], told: ConfigRecord) -> Layout:
+    """Return the layout of a model with the roles that the instruction tells about.
+
+    Raises
+    ------
+    Refusal
+        ``policy-roles``: they do not lead to the layout of the strategy.
+    """
+    if ROLES_KEY not in told:
+        return Layout.of(arrays)
+    try:
+        return Layout.read(arrays, told[ROLES_KEY])
+    except ConfigError as error:
+        raise Refusal("policy-roles", str(error)) from None
+
 
 def client_name(context: Context) -> str:
     """Return what the client calls itself: its partition in simulations, else its node id."""
@@ -166,6 +186,9 @@ STEPS: dict[str, Step] = {}
 
 TASKS: dict[str, Task] = {}
 """Tasks by name."""
+
+RECEIVERS: dict[str, Receiver] = {}
+"""What is done to instructions, by the key of the suite's record that asks for it."""
 
 
 PARAMETERS: dict[str, type | None] = {}
@@ -189,7 +212,7 @@ def check_parameters(name: str, values: Mapping[str, Any]) -> None:
 
 
 def add_steps(mechanism: Mechanism) -> None:
-    """Let this process carry out the client's half of a mechanism, its steps and tasks.
+    """Let this process carry out the client's half of a mechanism: steps, tasks and receivers.
 
     A ClientApp calls this for one of a third party when it is defined; nothing that a server sends
     does.
@@ -197,12 +220,13 @@ def add_steps(mechanism: Mechanism) -> None:
     Raises
     ------
     ConfigError
-        If one of its steps or tasks has the name of another.
+        If one of them has the name of another.
     """
     known: dict[str, Any]
     for kind, known, own in (
         ("step", STEPS, mechanism.steps()),
         ("task", TASKS, mechanism.answers()),
+        ("receiver", RECEIVERS, mechanism.receivers()),
     ):
         for name, answer in own.items():
             if known.setdefault(name, answer) is not answer:

@@ -7,6 +7,7 @@ BROADCAST = Mechanism(
     "broadcast",
     BroadcastOptions,
     server="qsfl_flower.mechanisms.broadcast.server:Broadcast",
+    receives="qsfl_flower.mechanisms.broadcast.client:BROADCAST_RECEIVES",
     needs=(),
 )
 

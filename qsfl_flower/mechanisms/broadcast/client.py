@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError, QSFLError, Refusal
+from qsfl_flower.errors import QSFLError
 from qsfl_flower.mechanisms.compression.core.released import follow, model_digest
-from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.node.steps import layout_told
+from qsfl_flower.numerics import Vector
 from qsfl_flower.wire import (
     BASE_KEY,
     BROADCAST_KEY,
     QSFL_RECORD,
     RELEASED_KEY,
-    ROLES_KEY,
+    config_of,
     from_record,
     records_of,
     to_record,
@@ -24,22 +21,6 @@ from qsfl_flower.wire import (
 
 HELD_RECORD = "qsfl-held"
 """ArrayRecord in the client state: the model that this client was sent last."""
-
-
-def layout_told(arrays: Mapping[str, NDArray[Any]], told: ConfigRecord) -> Layout:
-    """Return the layout of a model with the roles that the instruction tells about.
-
-    Raises
-    ------
-    Refusal
-        ``policy-roles``: they do not lead to the layout of the strategy.
-    """
-    if ROLES_KEY not in told:
-        return Layout.of(arrays)
-    try:
-        return Layout.read(arrays, told[ROLES_KEY])
-    except ConfigError as error:
-        raise Refusal("policy-roles", str(error)) from None
 
 
 def receive(content: RecordDict, state: RecordDict) -> RecordDict:
@@ -51,9 +32,7 @@ def receive(content: RecordDict, state: RecordDict) -> RecordDict:
         If this client does not hold the model that the steps start from, or they lead elsewhere.
         The server then sends the whole model.
     """
-    told = content.get(QSFL_RECORD)
-    if not isinstance(told, ConfigRecord) or BROADCAST_KEY not in told:
-        return content
+    told = config_of(content)
     ((key, record),) = records_of(content, ArrayRecord).items()
     wanted, steps = told[BROADCAST_KEY], told.get(RELEASED_KEY)
     if isinstance(steps, list):
@@ -76,3 +55,7 @@ def receive(content: RecordDict, state: RecordDict) -> RecordDict:
     if rest:
         whole[QSFL_RECORD] = ConfigRecord(rest)
     return whole
+
+
+BROADCAST_RECEIVES = {BROADCAST_KEY: receive}
+"""The client's half of `qsfl_flower.mechanisms.BROADCAST`."""
