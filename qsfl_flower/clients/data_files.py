@@ -15,6 +15,7 @@ from qsfl_flower.errors import DataError
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
+_PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MOST_WORDS = 1000
 """Different texts of a column, each of which becomes a feature."""
 
@@ -147,18 +148,27 @@ def _target(file: Path, column: Series) -> NDArray[np.float32]:
 def _pictures(
     root: Path, size: int | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    from torchvision.datasets import ImageFolder
+    from PIL import Image
 
-    try:
-        folder = ImageFolder(str(root))
-        found: list[NDArray[np.uint8]] = []
-        for index in range(len(folder)):
-            picture = folder[index][0]
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = (p for p in sorted((root / name).rglob("*")) if p.suffix.lower() in _PICTURES)
+        for file in files:
+            try:
+                with Image.open(file) as opened:
+                    picture = opened.convert("RGB")
+            except Exception as error:  # damaged and outsized pictures make PIL raise a dozen kinds
+                raise DataError(f"{file} cannot be read: {error} (data.root)") from error
             found.append(np.asarray(picture if size is None else picture.resize((size, size))))
-    except Exception as error:  # damaged and outsized pictures make PIL raise a dozen kinds
-        raise DataError(f"{root}: the pictures cannot be read: {error} (data.root)") from error
+            labels.append(label)
+    empty = [name for label, name in enumerate(classes) if label not in {*labels}]
+    if empty or not classes:
+        which = f"no picture of {empty[0]!r}" if empty else "no folder of a class"
+        raise DataError(f"{root} has {which}; pictures end in {', '.join(_PICTURES)} (data.root)")
     shapes = {picture.shape for picture in found}
     if len(shapes) > 1:
         some = ", ".join(f"{h} x {w}" for h, w, _ in sorted(shapes)[:3])
         raise DataError(f"{root}: pictures have several sizes ({some}); set data.picture_size")
-    return np.stack(found), np.array(folder.targets), folder.classes
+    return np.stack(found), np.array(labels), classes

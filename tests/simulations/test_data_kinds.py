@@ -206,8 +206,17 @@ def test_files_that_do_not_fit_are_named(file, tmp_path, change, message):
 def test_a_picture_that_is_none_is_named(tmp_path):
     pictures(tmp_path / "pets")
     (tmp_path / "pets" / "cat" / "0.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match="pictures cannot be read"):
+    with pytest.raises(DataError, match=r"cat/0\.png cannot be read"):
         dataset_of(made(tmp_path, {"dataset": "images", "root": str(tmp_path / "pets")}))
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    for name, message in (("none", "no folder of a class"), ("empty", "no picture of 'cat'")):
+        if name == "empty":
+            (tmp_path / "empty" / "cat").mkdir(parents=True)
+        data = {"dataset": "images", "root": str(tmp_path / name)}
+        with pytest.raises(DataError, match=message):
+            dataset_of(made(tmp_path, data))
 
 
 def test_a_value_that_is_missing_is_named(file, tmp_path):
