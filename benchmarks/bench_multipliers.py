@@ -10,11 +10,12 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
+from qsfl_flower.mechanisms.privacy.options import PrivacyOptions
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.rdp import epsilon_of, rdp_of
 from qsfl_flower.simulations.config import load_experiment
-from qsfl_flower.simulations.config.privacy import PrivacyKeys
+from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.privacy import size_of
 from qsfl_flower.simulations.stages import planned_events
 
@@ -31,13 +32,15 @@ def run(quick: bool) -> list[Row]:
     return [_row(name, 2e-3 if quick else 2e-4) for name in SHIPPED]
 
 
-def before_and_now(name: str) -> tuple[float, Event, PrivacyKeys]:
+def before_and_now(name: str) -> tuple[float, Event, PrivacyOptions]:
     """Return the earlier multiplier, what the rounds cost now, and the stage's keys.
 
     Earlier was the Renyi bound, and a grid of 2^25 steps whose distance grew with the size.
     """
     experiment = load_experiment(name)
-    spec = next(s for s in experiment.strategy.stages if isinstance(s, PrivacyKeys))
+    spec = next(
+        s for s in map(parameters_of, experiment.strategy.stages) if isinstance(s, PrivacyOptions)
+    )
     (events,) = planned_events(experiment).values()  # all of them have the same noise
     event = replace(events[0], count=sum(one.count for one in events))
     delta, slack = spec.delta, event.count * size_of(experiment) / (40.0 * 2.0**50)

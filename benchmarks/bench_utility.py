@@ -9,10 +9,11 @@ from typing import Any
 
 from benchmarks.bench_multipliers import SHIPPED, before_and_now
 from qsfl_flower.clients.models import get_arrays
+from qsfl_flower.mechanisms.privacy.options import PrivacyOptions
 from qsfl_flower.simulations.app import make_client_app
 from qsfl_flower.simulations.build import evaluator_of, owners_of, strategy_of
 from qsfl_flower.simulations.config import Experiment, load_experiment
-from qsfl_flower.simulations.config.privacy import PrivacyKeys
+from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.materials import model_of
 from qsfl_flower.strategies import CheckpointStore, RunObserver
 from qsfl_flower.testing import LocalGrid
@@ -46,7 +47,7 @@ def _with_noise(name: str, noise: float, seed: int) -> Experiment:
     experiment = load_experiment(name)
     stages = tuple(
         stage.model_copy(update={"noise_multiplier": noise})
-        if isinstance(stage, PrivacyKeys)
+        if isinstance(parameters_of(stage), PrivacyOptions)
         else stage
         for stage in experiment.strategy.stages
     )

@@ -51,7 +51,7 @@ class About:
     text: str
     limits: Mapping[str, float]
     kind: str = ""
-    schema: Mapping[str, str] = field(default_factory=dict)
+    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 def option(
@@ -59,7 +59,7 @@ def option(
     default: Any = MISSING,
     *,
     kind: str = "",
-    schema: Mapping[str, str] | None = None,
+    schema: Mapping[str, Any] | None = None,
     **limits: float,
 ) -> Any:
     """Describe a field of a dataclass: the only place of a parameter.
@@ -72,8 +72,8 @@ def option(
         Its default; without one the option is required.
     kind : str
         One of `KINDS` if it names something of this kind: what plugins add is allowed too.
-    schema : Mapping[str, str], optional
-        What is added to its JSON schema.
+    schema : Mapping[str, Any], optional
+        What else pydantic checks in a file, and what is added to the JSON schema (``x-...``).
     **limits : float
         ``gt``, ``ge``, ``lt`` or ``le``: what the value must be.
     """

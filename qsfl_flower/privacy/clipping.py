@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.plugins import option
 from qsfl_flower.privacy.gaussian import add_noise
+from qsfl_flower.privacy.options import QuantileOptions
 from qsfl_flower.privacy.randomness import Keystream
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveClip:
+class AdaptiveClip(QuantileOptions):
     r"""Parameters of the private quantile.
 
     Every client contributes :math:`b_i - 1/2` with :math:`b_i = 1` if its norm is at most C. The
@@ -39,23 +41,7 @@ class AdaptiveClip:
         is the paper's choice. Must exceed half of the round's noise multiplier.
     """
 
-    initial: float
-    quantile: float = 0.5
-    learning_rate: float = 0.2
-    bit_noise: float
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("initial", 0 < self.initial < math.inf, "> 0"),
-            ("quantile", 0 < self.quantile < 1, "> 0 and < 1"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "> 0"),
-            ("bit_noise", 0 < self.bit_noise < math.inf, "> 0"),
-        )
-        for field, valid, allowed in rules:
-            if not valid:
-                raise ConfigError(
-                    f"{field} of adaptive clipping must be {allowed}, found {getattr(self, field)}"
-                )
+    bit_noise: float = option("Standard deviation of the noise on the sum of bits.", gt=0)
 
     def update_noise_multiplier(self, noise_multiplier: float) -> float:
         r"""Return the multiplier for the updates, so that bits and updates together cost the given.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
+from qsfl_flower.plugins import option
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import grid_slack
+from qsfl_flower.privacy.options import SampledOptions
 
 METRICS = {
     "clip_norm": "dp-clip-norm",
@@ -24,7 +25,7 @@ METRICS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordPrivacy:
+class RecordPrivacy(SampledOptions):
     """How a client protects its records while it trains.
 
     Parameters
@@ -39,21 +40,8 @@ class RecordPrivacy:
         Noisy steps per round, >= 1.
     """
 
-    clip_norm: float
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("clip_norm", 0 < self.clip_norm < math.inf, "> 0"),
-            ("noise_multiplier", 0 < self.noise_multiplier < math.inf, "> 0"),
-            ("sampling_rate", 0 < self.sampling_rate <= 1, "> 0 and <= 1"),
-            ("steps", self.steps >= 1, ">= 1"),
-        )
-        for field, valid, allowed in rules:
-            if not valid:
-                raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
+    noise_multiplier: float = option("Standard deviation of the noise over the clip norm.", gt=0)
+    steps: int = option("Noisy steps of a client in a round.", ge=1)
 
     @classmethod
     def within(
@@ -106,7 +94,7 @@ class RecordPrivacy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordBatch:
+class RecordBatch(SampledOptions):
     r"""What every client computes where noise is added to the sum over all clients.
 
     .. math:: G = P\Big(\sum_{i \in B} g_i \min(1, C / \lVert g_i \rVert)\Big)
@@ -124,17 +112,12 @@ class RecordBatch:
         Bound S on the L2 norm of the sum, >= `clip_norm`; larger sums lose accuracy, not privacy.
     """
 
-    clip_norm: float
-    sampling_rate: float
-    sum_norm: float
+    sum_norm: float = option("Largest L2 norm of the sum of a client's gradients.", gt=0)
 
     def __post_init__(self) -> None:
-        bounds = 0 < self.clip_norm <= self.sum_norm < math.inf
-        if not (bounds and 0 < self.sampling_rate <= 1):
-            raise ConfigError(
-                "a batch of records needs 0 < clip_norm <= sum_norm and a sampling_rate in (0, 1], "
-                f"found {self}"
-            )
+        super().__post_init__()
+        if self.sum_norm < self.clip_norm:
+            raise ConfigError(f"a batch of records needs clip_norm <= sum_norm, found {self}")
 
     def told(self) -> dict[str, float]:
         """Return the metrics with which a client says that it has done this."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
 from qsfl_flower.clients.losses import LOSSES
 from qsfl_flower.clients.models import get_arrays, imported
 from qsfl_flower.mechanisms.bounds import ClipOptions
+from qsfl_flower.mechanisms.privacy.options import (
+    AdaptiveClipOptions,
+    CentralDPOptions,
+    DistributedDPOptions,
+    GradientOptions,
+    LocalDPOptions,
+    PrivacyOptions,
+    RecordDPOptions,
+)
 from qsfl_flower.mechanisms.privacy.server import (
     AdaptiveClip,
     CentralDP,
@@ -31,15 +41,9 @@ from qsfl_flower.privacy.record import RecordBatch, RecordPrivacy
 from qsfl_flower.privacy.schedule import NoiseSchedule
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.simulations.config import (
-    AdaptiveClipSpec,
-    CentralDPSpec,
-    DistributedDPSpec,
     Experiment,
-    LocalDPSpec,
-    RecordDPSpec,
 )
 from qsfl_flower.simulations.config.described import parameters_of
-from qsfl_flower.simulations.config.privacy import PrivacyKeys, RecordTrainingKeys
 from qsfl_flower.simulations.materials import loss_of, model_of, roles_of_model
 
 
@@ -49,12 +53,17 @@ def size_of(experiment: Experiment) -> int:
     return Layout.of(get_arrays(model_of(experiment)), roles_of_model(experiment)).moved + 1
 
 
+def options_of(experiment: Experiment) -> Iterator[Any]:
+    """Return the options of each stage of the experiment."""
+    return map(parameters_of, experiment.strategy.stages)
+
+
 def cohort_of(experiment: Experiment) -> float:
     """Return how many clients a round is expected to have."""
     return experiment.clients.count * experiment.clients.fraction_train
 
 
-def central_dp(spec: CentralDPSpec, experiment: Experiment) -> CentralDP:
+def central_dp(spec: CentralDPOptions, experiment: Experiment) -> CentralDP:
     """Build the stage of central noise."""
     rate = experiment.clients.fraction_train if spec.poisson else 1.0
     return CentralDP(
@@ -68,7 +77,7 @@ def central_dp(spec: CentralDPSpec, experiment: Experiment) -> CentralDP:
 
 
 @lru_cache(maxsize=8)
-def central_schedule(spec: CentralDPSpec, rate: float, rounds: int, size: int) -> NoiseSchedule:
+def central_schedule(spec: CentralDPOptions, rate: float, rounds: int, size: int) -> NoiseSchedule:
     """Return the noise of every round: as given, or the least that stays within epsilon."""
     if spec.noise_multiplier is not None:
         return NoiseSchedule(spec.noise_multiplier, spec.last_over_first, rounds)
@@ -82,33 +91,28 @@ def central_schedule(spec: CentralDPSpec, rate: float, rounds: int, size: int) -
     )
 
 
-def adaptive_clip(spec: AdaptiveClipSpec, experiment: Experiment) -> AdaptiveClip:
+def adaptive_clip(spec: AdaptiveClipOptions, experiment: Experiment) -> AdaptiveClip:
     """Build the stage whose clip norm follows a quantile."""
     bit_noise = spec.bit_noise
     if bit_noise is None:
-        central = next(s for s in experiment.strategy.stages if isinstance(s, CentralDPSpec))
+        central = next(s for s in options_of(experiment) if isinstance(s, CentralDPOptions))
         rate = experiment.clients.fraction_train if central.poisson else 1.0
         schedule = central_schedule(central, rate, experiment.rounds, size_of(experiment))
         bit_noise = max(schedule.at(1), schedule.at(experiment.rounds))
-    parameters = AdaptiveParameters(
-        initial=spec.initial,
-        quantile=spec.quantile,
-        learning_rate=spec.learning_rate,
-        bit_noise=bit_noise,
-    )
+    parameters = AdaptiveParameters(**spec.to_dict() | {"bit_noise": bit_noise})
     return AdaptiveClip(parameters, cohort_of(experiment))
 
 
-def record_dp(spec: RecordDPSpec, experiment: Experiment) -> RecordDP:
+def record_dp(spec: RecordDPOptions, experiment: Experiment) -> RecordDP:
     """Build the stage that requires DP-SGD."""
     privacy = record_privacy(spec, experiment.rounds, size_of(experiment))
     return RecordDP(privacy, _budget(spec, experiment), rounds=experiment.rounds)
 
 
 @lru_cache(maxsize=8)
-def record_privacy(spec: RecordDPSpec, rounds: int, size: int) -> RecordPrivacy:
+def record_privacy(spec: RecordDPOptions, rounds: int, size: int) -> RecordPrivacy:
     """Return what every client does for its records."""
-    per_step = spec.model_dump(include={"clip_norm", "sampling_rate", "steps"})
+    per_step: Any = {key: getattr(spec, key) for key in ("clip_norm", "sampling_rate", "steps")}
     if spec.noise_multiplier is not None:
         return RecordPrivacy(noise_multiplier=spec.noise_multiplier, **per_step)
     return RecordPrivacy.within(spec.epsilon, spec.delta, rounds, size=size, **per_step)
@@ -119,21 +123,21 @@ def record_training(experiment: Experiment) -> DPSGD | GradientSums | None:
     shares, batch = distributed_of(experiment), record_batch_of(experiment)
     if shares and shares.records and batch:
         return GradientSums(batch, **_computed(shares.records, experiment))
-    for spec in experiment.strategy.stages:
-        if isinstance(spec, RecordDPSpec):
+    for spec in options_of(experiment):
+        if isinstance(spec, RecordDPOptions):
             privacy = record_privacy(spec, experiment.rounds, size_of(experiment))
             return DPSGD(privacy, copies=spec.copies, **_computed(spec, experiment))
     return None
 
 
-def _computed(spec: RecordTrainingKeys, experiment: Experiment) -> dict[str, Any]:
+def _computed(spec: GradientOptions, experiment: Experiment) -> dict[str, Any]:
     """Return how gradients of single records are computed."""
     named = LOSSES[loss_of(experiment)].function
     loss = named if spec.loss is None else imported("loss", spec.loss)
     return {"loss": loss, "at_once": spec.at_once}
 
 
-def distributed_dp(spec: DistributedDPSpec, experiment: Experiment) -> DistributedDP:
+def distributed_dp(spec: DistributedDPOptions, experiment: Experiment) -> DistributedDP:
     """Build the stage of noise in shares."""
     batch = record_batch_of(experiment)
     expected = cohort_of(experiment)
@@ -151,7 +155,7 @@ def distributed_dp(spec: DistributedDPSpec, experiment: Experiment) -> Distribut
 
 
 @lru_cache(maxsize=8)
-def distributed_noise(spec: DistributedDPSpec, rounds: int, size: int) -> float:
+def distributed_noise(spec: DistributedDPOptions, rounds: int, size: int) -> float:
     """Return the noise multiplier of every sum."""
     rate = 1.0 if spec.records is None else spec.records.sampling_rate
     slack = grid_slack(size)
@@ -160,9 +164,9 @@ def distributed_noise(spec: DistributedDPSpec, rounds: int, size: int) -> float:
     )
 
 
-def distributed_of(experiment: Experiment) -> DistributedDPSpec | None:
+def distributed_of(experiment: Experiment) -> DistributedDPOptions | None:
     """Return the spec of noise in shares, if there is one."""
-    found = (s for s in experiment.strategy.stages if isinstance(s, DistributedDPSpec))
+    found = (s for s in options_of(experiment) if isinstance(s, DistributedDPOptions))
     return next(found, None)
 
 
@@ -171,10 +175,7 @@ def record_batch_of(experiment: Experiment) -> RecordBatch | None:
     spec = distributed_of(experiment)
     if spec is None or spec.records is None:
         return None
-    stages = experiment.strategy.stages
-    bounds = [
-        s for s in map(parameters_of, stages) if isinstance(s, ClipOptions | SecureSumOptions)
-    ]
+    bounds = (s for s in options_of(experiment) if isinstance(s, ClipOptions | SecureSumOptions))
     norms = [s.clip_norm for s in bounds]
     clip_norm = spec.records.clip_norm
     return RecordBatch(
@@ -202,7 +203,7 @@ def bound_of(spec: SecureSumOptions, experiment: Experiment) -> float | None:
     return 1.05 * (spec.clip_norm + 40 * noise)
 
 
-def local_dp(spec: LocalDPSpec, experiment: Experiment) -> LocalDP:
+def local_dp(spec: LocalDPOptions, experiment: Experiment) -> LocalDP:
     """Build the stage of local noise."""
     noise = spec.noise_multiplier or smallest_scale(
         lambda z: [Event(z, 1.0, experiment.rounds, grid_slack(size_of(experiment)), REPLACE)],
@@ -221,7 +222,7 @@ def policy_of(experiment: Experiment) -> NodePolicy:
     return NodePolicy(privacy=least, **clients.policy.model_dump())
 
 
-def _budget(spec: PrivacyKeys, experiment: Experiment) -> PrivacyBudget:
+def _budget(spec: PrivacyOptions, experiment: Experiment) -> PrivacyBudget:
     clients = map(str, range(experiment.clients.count))  # the names that they prove
     return PrivacyBudget(
         delta=spec.delta,

@@ -11,7 +11,7 @@ from qsfl_flower.clients.trainer import TrainingClient, derive_seed
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.robust.server import RootUpdate
 from qsfl_flower.rounds.context import RoundContext
-from qsfl_flower.simulations.config import Experiment, FedProxSpec, RobustSpec
+from qsfl_flower.simulations.config import Experiment, FedProxSpec
 from qsfl_flower.simulations.materials import dataset_of, model_of, training_of
 
 SERVER = "server"
@@ -26,7 +26,7 @@ def root_rows(experiment: Experiment) -> NDArray[np.int64]:
     ConfigError
         If no example is left for the clients.
     """
-    stages = (s for s in experiment.strategy.stages if isinstance(s, RobustSpec))
+    stages = (s for s in experiment.strategy.stages if s.stage == "robust")
     wanted = next((s.root_examples or 0 for s in stages), 0)
     available = len(dataset_of(experiment).y_train)
     if wanted >= available:

@@ -1,4 +1,4 @@
-"""From the specs of an experiment to the stages of its strategy: one function per spec."""
+"""From the sections of an experiment to the stages of its strategy."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from typing import Any, cast
 from qsfl_flower import mechanisms, plugins
 from qsfl_flower.clients.models import get_arrays
 from qsfl_flower.mechanisms.detection.core import Detection, Reputation
+from qsfl_flower.mechanisms.detection.options import DetectOptions
+from qsfl_flower.mechanisms.robust.options import RobustOptions
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.simulations import privacy
 from qsfl_flower.simulations.config import (
-    AdaptiveClipSpec,
-    CentralDPSpec,
-    DetectSpec,
-    DistributedDPSpec,
     Experiment,
     FedAdamSpec,
     FedAvgMSpec,
     FedYogiSpec,
-    LocalDPSpec,
-    RecordDPSpec,
-    RobustSpec,
 )
 from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.federation import server_credentials
@@ -48,21 +43,21 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
 
 def _stage(spec: Any, experiment: Experiment) -> Stage:
-    if (mechanism := mechanisms.find(spec.stage)) is not None:
-        options = parameters_of(spec)
-        needed = {name: NEEDED[name](options, experiment) for name in mechanism.needs or ()}
-        return cast(Stage, mechanism.stage(options, experiment.seed, **needed))
-    # With plugins, a section may be a subclass of the suite's.
-    return next(STAGES[kind] for kind in type(spec).__mro__ if kind in STAGES)(spec, experiment)
+    options = parameters_of(spec)
+    if (build := BUILT.get(spec.stage)) is not None:
+        return build(options, experiment)
+    mechanism: Any = mechanisms.find(spec.stage)
+    needed = {name: NEEDED[name](options, experiment) for name in mechanism.needs or ()}
+    return cast(Stage, mechanism.stage(options, experiment.seed, **needed))
 
 
-def _robust(spec: RobustSpec, experiment: Experiment) -> Stage:
+def _robust(spec: RobustOptions, experiment: Experiment) -> Stage:
     rule, before = spec.parts()
     root_update = root_update_of(experiment) if spec.rule == "fltrust" else None
     return Robust(rule, before=before, root_update=root_update)
 
 
-def _detect(spec: DetectSpec, experiment: Experiment) -> Stage:
+def _detect(spec: DetectOptions, experiment: Experiment) -> Stage:
     reputation = Reputation(
         spec.decay, spec.quarantine_threshold, spec.quarantine_rounds, spec.probation_rounds
     )
@@ -80,16 +75,17 @@ NEEDED: dict[str, Callable[[Any, Experiment], Any]] = {
 }
 """What the federation of an experiment provides for stages, see `Mechanism`."""
 
-STAGES: dict[type, Callable[[Any, Experiment], Stage]] = {
-    RobustSpec: _robust,
-    DetectSpec: _detect,
-    CentralDPSpec: privacy.central_dp,
-    AdaptiveClipSpec: privacy.adaptive_clip,
-    RecordDPSpec: privacy.record_dp,
-    DistributedDPSpec: privacy.distributed_dp,
-    LocalDPSpec: privacy.local_dp,
+BUILT: dict[str, Callable[[Any, Experiment], Stage]] = {
+    "robust": _robust,
+    "detect": _detect,
+    "central_dp": privacy.central_dp,
+    "adaptive_clip": privacy.adaptive_clip,
+    "record_dp": privacy.record_dp,
+    "distributed_dp": privacy.distributed_dp,
+    "local_dp": privacy.local_dp,
 }
-"""What makes the stage of each spec in ``strategy.stages``."""
+"""What makes stages that take other values than their options: noise for an epsilon, a rule or a
+detector for its name."""
 
 OPTIMISERS: dict[type, Callable[[Any], Stage]] = {
     FedAvgMSpec: lambda spec: ServerMomentum(spec.server_learning_rate, spec.server_momentum),

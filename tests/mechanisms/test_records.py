@@ -34,8 +34,9 @@ def test_the_section_in_yaml_is_the_description(record):
     for one in described(record.options):
         about, told = one.metadata["about"], section[one.name]
         assert told.description == about.text
-        assert told.is_required() == (one.default is MISSING)
-        assert told.is_required() or told.default == one.default
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        assert told.is_required() == (default is MISSING)
+        assert told.is_required() or told.default == default
         limits = {
             name: getattr(bound, name)
             for bound in told.metadata

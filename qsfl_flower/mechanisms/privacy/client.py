@@ -150,7 +150,11 @@ class _SharedNoise:
     batch: RecordBatch | None
 
 
-STEPS[PROTECTION], PARAMETERS[PROTECTION] = protection_step, Protection
-STEPS[DISTRIBUTED_DP], PARAMETERS[DISTRIBUTED_DP] = distributed_dp_step, _SharedNoise
-STEPS[RECORD_DP], PARAMETERS[RECORD_DP] = record_dp_step, _RecordNoise
-STEPS[LOCAL_DP], PARAMETERS[LOCAL_DP] = local_dp_step, _LocalNoise
+SHARE_STEPS = {DISTRIBUTED_DP: distributed_dp_step}
+RECORD_STEPS = {RECORD_DP: record_dp_step}
+LOCAL_STEPS = {LOCAL_DP: local_dp_step}
+"""The clients' halves of the records in `qsfl_flower.mechanisms.privacy`."""
+
+STEPS |= {PROTECTION: protection_step, **SHARE_STEPS, **RECORD_STEPS, **LOCAL_STEPS}
+PARAMETERS |= {PROTECTION: Protection, DISTRIBUTED_DP: _SharedNoise}
+PARAMETERS |= {RECORD_DP: _RecordNoise, LOCAL_DP: _LocalNoise}

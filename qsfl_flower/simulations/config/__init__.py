@@ -23,12 +23,7 @@ from qsfl_flower.simulations.config.loader import (
 )
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
 from qsfl_flower.simulations.config.privacy import (
-    AdaptiveClipSpec,
-    CentralDPSpec,
-    DistributedDPSpec,
-    LocalDPSpec,
     MinimumSpec,
-    RecordDPSpec,
 )
 from qsfl_flower.simulations.config.reference import json_schema, markdown
 from qsfl_flower.simulations.config.sections import (
@@ -39,7 +34,6 @@ from qsfl_flower.simulations.config.sections import (
     SimulationSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
-    DetectSpec,
     FedAdamSpec,
     FedAsyncSpec,
     FedAvgMSpec,
@@ -47,21 +41,16 @@ from qsfl_flower.simulations.config.strategy import (
     FedBuffSpec,
     FedProxSpec,
     FedYogiSpec,
-    RobustSpec,
     ScaffoldSpec,
 )
 from qsfl_flower.simulations.config.timing import TimingSpec
 
 __all__ = [
-    "AdaptiveClipSpec",
     "AttackKeys",
-    "CentralDPSpec",
     "ClientsSpec",
     "DataSpec",
-    "DetectSpec",
     "DevicesSpec",
     "DirichletSpec",
-    "DistributedDPSpec",
     "Experiment",
     "FaultSpec",
     "FedAdamSpec",
@@ -72,15 +61,12 @@ __all__ = [
     "FedProxSpec",
     "FedYogiSpec",
     "IidSpec",
-    "LocalDPSpec",
     "MinimumSpec",
     "ModelSpec",
     "MonitorSpec",
     "NaturalSpec",
     "OutputSpec",
     "PersonalizationSpec",
-    "RecordDPSpec",
-    "RobustSpec",
     "ScaffoldSpec",
     "ShardsSpec",
     "SimulationSpec",

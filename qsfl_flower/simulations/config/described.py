@@ -58,9 +58,9 @@ def section_of(plugin: plugins.Plugin, tag: str, base: type[Section]) -> type[Se
 
 
 def parameters_of(spec: Any) -> Any:
-    """Return the options that the section of a stage was made of; else the section itself."""
-    mechanism = mechanisms.find(spec.stage)
-    return spec if mechanism is None else mechanism.options.of(spec.model_dump(exclude={"stage"}))
+    """Return the options that the section of a stage was made of."""
+    mechanism: Any = mechanisms.find(spec.stage)
+    return mechanism.options.of(spec.model_dump(exclude={"stage"}))
 
 
 def _described(plugin: plugins.Plugin) -> str:
@@ -108,7 +108,8 @@ def _fields(make: Any, given: Iterable[str]) -> Fields:
 
 
 def _field(hint: Any, default: Any, about: plugins.About) -> Any:
-    kwargs: Any = dict(about.limits)
+    extra: Any = {k: v for k, v in about.schema.items() if k.startswith("x-")}
+    kwargs: Any = {**about.limits, **{k: about.schema[k] for k in about.schema.keys() - extra}}
     inner = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if any(getattr(one, "__origin__", one) is tuple for one in inner):
         kwargs["strict"] = False
@@ -116,8 +117,7 @@ def _field(hint: Any, default: Any, about: plugins.About) -> Any:
         hint, kwargs["validate_default"] = OptionValues, True
     elif any(map(plugins.is_options, inner)):
         hint = Union[tuple(_nested(o) if plugins.is_options(o) else o for o in inner)]  # noqa: UP007
-    extra: Any = dict(about.schema) or None
-    return (hint, Field(default, description=about.text, json_schema_extra=extra, **kwargs))
+    return (hint, Field(default, description=about.text, json_schema_extra=extra or None, **kwargs))
 
 
 @cache

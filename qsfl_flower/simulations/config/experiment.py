@@ -23,11 +23,10 @@ from qsfl_flower.simulations.config.data import (
     NaturalSpec,
     WriterSpec,
 )
-from qsfl_flower.simulations.config.described import option_problems
+from qsfl_flower.simulations.config.described import option_problems, parameters_of
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.extended import built_in, extend
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
-from qsfl_flower.simulations.config.privacy import CentralDPSpec, DistributedDPSpec, RecordDPSpec
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
     FaultSpec,
@@ -36,11 +35,9 @@ from qsfl_flower.simulations.config.sections import (
     SimulationSpec,
 )
 from qsfl_flower.simulations.config.strategy import (
-    DetectSpec,
     FedAsyncSpec,
     FedAvgSpec,
     FedBuffSpec,
-    RobustSpec,
     StrategySpec,
 )
 from qsfl_flower.simulations.config.timing import TimingSpec
@@ -214,9 +211,9 @@ def _options(exp: Experiment) -> Iterator[Contradiction]:
     ]
     for index, stage in enumerate(exp.strategy.stages):
         key = f"strategy.stages.{index}.options"
-        if isinstance(stage, RobustSpec):
+        if stage.stage == "robust":
             asked.append(("rule", stage.rule, stage.options, key))
-        elif isinstance(stage, DetectSpec):
+        elif stage.stage == "detect":
             asked.append(("detector", stage.detector, stage.options, key))
     for kind, name, options, key in asked:
         for problem in _problems(kind, name, options):
@@ -246,13 +243,13 @@ def _problems(kind: str, name: str, options: Mapping[str, Any]) -> list[str]:
         return [str(error)]
 
 
-def _by_record(exp: Experiment) -> list[tuple[str, RecordDPSpec | DistributedDPSpec]]:
+def _by_record(exp: Experiment) -> list[tuple[str, Any]]:
     """Return the stages that have clients bound what each record does, and where they stand."""
     return [
         (f"strategy.stages.{index}", stage)
         for index, stage in enumerate(exp.strategy.stages)
-        if isinstance(stage, RecordDPSpec)
-        or (isinstance(stage, DistributedDPSpec) and stage.records is not None)
+        if stage.stage == "record_dp"
+        or (stage.stage == "distributed_dp" and stage.records is not None)
     ]
 
 
@@ -309,7 +306,7 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
             (f"{where['central_dp']}.stage",),
             "without a bound on a client's update no noise is enough; add stage clip",
         )
-    shares = next((s for s in exp.strategy.stages if isinstance(s, DistributedDPSpec)), None)
+    shares = next((s for s in exp.strategy.stages if s.stage == "distributed_dp"), None)
     if shares is not None and not {"secure_sum", "masked_sum"} & set(where):
         yield Contradiction(
             (f"{where['distributed_dp']}.stage",),
@@ -317,26 +314,26 @@ def _private(exp: Experiment) -> Iterator[Contradiction]:
             "or use stage central_dp",
         )
     for stage in exp.strategy.stages:
-        if isinstance(stage, RecordDPSpec) and stage.copies > 1 and not exp.clients.augment:
+        if stage.stage == "record_dp" and stage.copies > 1 and not exp.clients.augment:
             yield Contradiction(
                 (f"{where['record_dp']}.copies", "clients.augment"),
                 f"{stage.copies} equal copies of a record have the gradient of one; set "
                 "clients.augment to true, or copies to 1",
             )
     for place, training in _by_record(exp):
-        if isinstance(training, DistributedDPSpec) and "record_dp" in where:
+        if training.stage == "distributed_dp" and "record_dp" in where:
             yield Contradiction(
                 (f"{place}.records", f"{where['record_dp']}.stage"),
                 "record_dp protects the records already; set records to null or leave record_dp "
                 "out",
             )
-        if isinstance(training, DistributedDPSpec) and exp.model.local:
+        if training.stage == "distributed_dp" and exp.model.local:
             yield Contradiction(
                 (f"{place}.stage", "model.local"),
                 "layers that stay would move by sums without noise, on which all that is sent "
                 "later depends; use stage record_dp, or leave model.local empty",
             )
-    central = next((s for s in exp.strategy.stages if isinstance(s, CentralDPSpec)), None)
+    central = next((s for s in exp.strategy.stages if s.stage == "central_dp"), None)
     drawn = central is not None and central.poisson and exp.clients.fraction_train < 1
     if drawn and isinstance(exp.strategy, FedAsyncSpec | FedBuffSpec):
         yield Contradiction(
@@ -363,7 +360,7 @@ def _scaffold(exp: Experiment) -> Iterator[Contradiction]:
             "another strategy",
         )
     for place, spec in _by_record(exp):
-        if isinstance(spec, DistributedDPSpec):
+        if spec.stage == "distributed_dp":
             yield Contradiction(
                 (f"{place}.stage", "strategy.name"),
                 "control variates would keep what the clients compute before any noise is added; "
@@ -385,7 +382,7 @@ def _personal(exp: Experiment) -> Iterator[Contradiction]:
         return
     for place, stage in _by_record(exp):
         try:
-            how.check_records(isinstance(stage, RecordDPSpec), getattr(stage, "steps", 1))
+            how.check_records(stage.stage == "record_dp", getattr(stage, "steps", 1))
         except ConfigError as error:
             keys = (f"{place}.stage", "personalization.method")
             yield Contradiction(keys, f"personalization.{error}")
@@ -443,7 +440,7 @@ def _asynchronous(exp: Experiment) -> Iterator[Contradiction]:
 
 def _too_many_liars(exp: Experiment, trained: int) -> Iterator[Contradiction]:
     for index, stage in enumerate(exp.strategy.stages):
-        if not isinstance(stage, RobustSpec):
+        if stage.stage != "robust":
             continue
         key = f"strategy.stages.{index}"
         if stage.num_selected is not None and stage.rule != "multi_krum":
@@ -456,7 +453,7 @@ def _too_many_liars(exp: Experiment, trained: int) -> Iterator[Contradiction]:
         yield from _root(exp, stage, key)
         from qsfl_flower.mechanisms.robust.core import TooFewUpdates
 
-        rule, before = stage.parts()
+        rule, before = parameters_of(stage).parts()
         try:
             rule.liars(trained, trained if before is None else before.rows(trained))
         except TooFewUpdates as error:
@@ -467,7 +464,7 @@ def _too_many_liars(exp: Experiment, trained: int) -> Iterator[Contradiction]:
             )
 
 
-def _root(exp: Experiment, stage: RobustSpec, key: str) -> Iterator[Contradiction]:
+def _root(exp: Experiment, stage: Any, key: str) -> Iterator[Contradiction]:
     if (stage.rule == "fltrust") != (stage.root_examples is not None):
         yield Contradiction(
             (f"{key}.root_examples", f"{key}.rule"),
@@ -586,7 +583,7 @@ def _too_few_examples(exp: Experiment) -> Iterator[Contradiction]:
     root = {
         f"strategy.stages.{index}.root_examples": stage.root_examples
         for index, stage in enumerate(exp.strategy.stages)
-        if isinstance(stage, RobustSpec) and stage.root_examples
+        if stage.stage == "robust" and stage.root_examples
     }
     needed = each * exp.clients.count + sum(root.values())
     if size is not None and needed > size:

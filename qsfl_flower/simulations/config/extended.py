@@ -45,8 +45,8 @@ def built_in(kind: str) -> tuple[str, ...]:
     if kind in ("model", ""):
         return BUILT_IN_MODELS if kind else ()
     place, key = {
-        "rule": (strategy.RobustSpec, "rule"),
-        "detector": (strategy.DetectSpec, "detector"),
+        "rule": (strategy.SECTIONS["robust"], "rule"),
+        "detector": (strategy.SECTIONS["detect"], "detector"),
         "dataset": (DataSpec, "dataset"),
         "selection": (ClientsSpec, "selection"),
         "algorithm": (ClientsSpec, "algorithm"),

@@ -10,152 +10,20 @@ from qsfl_flower.mechanisms import BUILT_IN
 from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, MonitorSpec
 from qsfl_flower.simulations.config.base import (
     Contradiction,
-    OptionValues,
     Section,
-    options_of,
     refuse,
 )
 from qsfl_flower.simulations.config.described import section_of
-from qsfl_flower.simulations.config.privacy import (
-    AdaptiveClipSpec,
-    CentralDPSpec,
-    DistributedDPSpec,
-    LocalDPSpec,
-    RecordDPSpec,
-)
-
-if TYPE_CHECKING:
-    from qsfl_flower.mechanisms.robust.core import Preparation, Rule
-
-
-class RobustSpec(Section):
-    """Combines updates by a rule that some of them cannot mislead, in place of the mean."""
-
-    stage: Literal["robust"] = Field(description="Name of the stage.")
-    rule: Literal[
-        "krum",
-        "fast_krum",
-        "multi_krum",
-        "median",
-        "trimmed_mean",
-        "meamed",
-        "bulyan",
-        "geometric_median",
-        "centered_clipping",
-        "mda",
-        "cge",
-        "norm_bounded",
-        "fltrust",
-        "mean",
-    ] = Field(default="multi_krum", description="Name of the rule; docs/robustness.md compares.")
-    options: OptionValues = options_of("rule", "the rule, its own besides the keys below")
-    num_byzantine: int | None = Field(
-        default=None,
-        ge=0,
-        le=100_000,
-        description="How many updates of a round may be malicious; null: a third, or as many as "
-        "the rule withstands.",
-    )
-    num_selected: int | None = Field(
-        default=None,
-        ge=1,
-        le=100_000,
-        description="For multi_krum: how many updates are averaged; null: all but num_byzantine.",
-    )
-    root_examples: int | None = Field(
-        default=None,
-        ge=1,
-        le=10**9,
-        description="For fltrust, which needs it: how many training examples, drawn at random, "
-        "belong to the server and to no client (examples).",
-    )
-    before: Literal["nnm", "bucketing"] | None = Field(
-        default=None,
-        description="How updates are mixed before the rule sees them: nnm, nearest-neighbour "
-        "mixing; bucketing, means of random buckets.",
-    )
-    bucket_size: int = Field(
-        default=2, ge=1, le=1000, description="For bucketing: updates per bucket."
-    )
-
-    def parts(self) -> tuple[Rule, Preparation | None]:
-        """Return the rule and what comes before it; reading a file must not load NumPy."""
-        from qsfl_flower.mechanisms.robust.core import PREPARATIONS, RULES, Bucketing, MultiKrum
-
-        if self.rule == "multi_krum":
-            rule: Rule = MultiKrum(self.num_byzantine, self.num_selected)
-        else:
-            rule = RULES[self.rule](num_byzantine=self.num_byzantine, **self.options)
-        if self.before == "bucketing":
-            return rule, Bucketing(self.bucket_size)
-        return rule, None if self.before is None else PREPARATIONS[self.before]()
-
-
-class DetectSpec(Section):
-    """Flags unusual updates with reasons, keeps reputations, and may keep suspects out."""
-
-    stage: Literal["detect"] = Field(description="Name of the stage.")
-    detector: Literal["isolation-forest", "robust-z"] = Field(
-        default="isolation-forest", description="Name of the detector; plugins bring others."
-    )
-    options: OptionValues = options_of("detector", "a detector that a plugin brings")
-    threshold: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="Anomaly scores above it are flagged; at 0.5 about one honest update in a "
-        "hundred is.",
-    )
-    quarantine: bool = Field(
-        default=True, description="Keep flagged updates and clients in quarantine out of the model."
-    )
-    decay: float = Field(
-        default=0.95, ge=0, lt=1, description="What remains of suspicion after a round."
-    )
-    quarantine_threshold: float = Field(
-        default=0.8, gt=0, le=1, description="Suspicion at which a client goes into quarantine."
-    )
-    quarantine_rounds: int = Field(
-        default=5,
-        ge=1,
-        le=100_000,
-        description="Length of the first quarantine; it doubles with a relapse, up to four times.",
-    )
-    probation_rounds: int = Field(
-        default=3,
-        ge=0,
-        le=100_000,
-        description="Rounds after a quarantine in which one flag leads back into it.",
-    )
-
 
 SECTIONS: dict[str, Any] = {
     one.name: section_of(one, "stage", Section) for one in BUILT_IN.values()
 }
-"""The sections of stages that are described by their options."""
+"""The section of each stage, made of its options."""
 
-_STAGES = (
-    SECTIONS["authenticate"],
-    SECTIONS["validate"],
-    SECTIONS["clip"],
-    DetectSpec,
-    SECTIONS["masked_sum"],
-    SECTIONS["secure_krum"],
-    SECTIONS["secure_sum"],
-    SECTIONS["compress"],
-    SECTIONS["shared_mask"],
-    SECTIONS["broadcast"],
-    RobustSpec,
-    CentralDPSpec,
-    AdaptiveClipSpec,
-    RecordDPSpec,
-    DistributedDPSpec,
-    LocalDPSpec,
-)
 if TYPE_CHECKING:
     StageSpec = Any
 else:
-    StageSpec = Annotated[Union[_STAGES], Field(discriminator="stage")]  # noqa: UP007
+    StageSpec = Annotated[Union[tuple(SECTIONS.values())], Field(discriminator="stage")]  # noqa: UP007
 
 
 class CommonStrategySpec(Section):
