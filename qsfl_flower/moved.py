@@ -1,14 +1,21 @@
-"""Modules that have another name now: the old one works for this release, with a warning."""
+"""Modules and arguments that have another name now: the old one works for this release, with a
+warning.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _ENGINE = (
     "admission", "aggregate", "assignment", "chain", "charges", "checkpoint", "combine",
@@ -89,3 +96,27 @@ def _new_name(fullname: str) -> str | None:
 def install() -> None:
     """Let imports of old names work; modules inside a moved package would be loaded twice else."""
     sys.meta_path.insert(0, _Moved())
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take arguments by their old names too: ``renamed(old="new")``."""
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def take(*args: P.args, **given: P.kwargs) -> R:
+            known: dict[str, Any] = given
+            for old in names.keys() & known.keys():
+                whose, new = function.__qualname__.removesuffix(".__init__"), names[old]
+                warnings.warn(
+                    f"{whose}: {old} is now {new}; the old name goes with the next release",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+                if new in known:
+                    raise TypeError(f"{whose}: {new} is given twice, as {old} too")
+                known[new] = known.pop(old)
+            return function(*args, **given)
+
+        return take
+
+    return wrap

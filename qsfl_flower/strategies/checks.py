@@ -105,7 +105,7 @@ def refuse_wrapper(strategy: object, caller: object) -> None:
         raise ConfigError(
             f"{type(caller).__name__} cannot wrap {type(strategy).__name__}, which keeps its own "
             "account of updates, clipping and noise; give the strategy stages instead: "
-            "stages=[Clip(clip_norm), CentralDP(noise, expected_cohort)], or "
+            "stages=[Clip(clip_norm), CentralDP(noise_multiplier, expected_cohort)], or "
             "AdaptiveClip, or DistributedDP beside a secure sum (see the docs on privacy)"
         )
 

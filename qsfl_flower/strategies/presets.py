@@ -110,7 +110,7 @@ def cross_silo(
     options = at_least(options, max(2 * num_byzantine + 3, committee.members))
     return SecureMultiKrum(
         credentials=credentials,
-        num_malicious_nodes=num_byzantine,
+        num_byzantine=num_byzantine,
         clip_norm=clip_norm,
         committee=committee,
         sums={**own, **sum_settings(SecureKrum, "sums", sums, metrics)},

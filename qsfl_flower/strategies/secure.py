@@ -13,6 +13,7 @@ from qsfl_flower.mechanisms.authentication.server import Authenticate
 from qsfl_flower.mechanisms.bounds.server import Clip
 from qsfl_flower.mechanisms.masked_sum.server import MaskedSum
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureKrum, SecureSum
+from qsfl_flower.moved import renamed
 from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.strategies.options import StrategyOptions, first, without_evaluation
 from qsfl_flower.strategies.stable import StableFedAvg
@@ -70,9 +71,9 @@ class SecureMultiKrum(StableFedAvg):
     ----------
     credentials : Credentials or Path or str
         The server's keys and roster, or the folder that holds them.
-    num_malicious_nodes : int
+    num_byzantine : int
         f: how many clients may send anything; a round needs ``2 f + 3`` clients.
-    num_nodes_to_select : int, optional
+    num_selected : int, optional
         How many updates are averaged; by default n - f - 2.
     clip_norm, committee, metrics, sums, **options
         As in `SecureFedAvg`, with the arguments of `SecureKrum`.
@@ -85,15 +86,16 @@ class SecureMultiKrum(StableFedAvg):
     --------
     >>> from qsfl_flower.testing import LocalFederation
     >>> keys = LocalFederation(clients=8).credentials  # or the path of the server's key folder
-    >>> strategy = SecureMultiKrum(credentials=keys, num_malicious_nodes=2, clip_norm=5.0)
+    >>> strategy = SecureMultiKrum(credentials=keys, num_byzantine=2, clip_norm=5.0)
     """
 
+    @renamed(num_malicious_nodes="num_byzantine", num_nodes_to_select="num_selected")
     def __init__(
         self,
         *,
         credentials: Credentials | Path | str,
-        num_malicious_nodes: int,
-        num_nodes_to_select: int | None = None,
+        num_byzantine: int,
+        num_selected: int | None = None,
         clip_norm: float = 8.0,
         committee: Committee | None = None,
         metrics: Sequence[str] | None = None,
@@ -103,9 +105,9 @@ class SecureMultiKrum(StableFedAvg):
         settings = _settings(options, sum_settings(SecureKrum, "sums", sums, metrics))
         krum = SecureKrum(
             clip_norm,
-            num_malicious_nodes,
+            num_byzantine,
             committee or Committee(),
-            **{"num_selected": num_nodes_to_select, **settings},
+            **{"num_selected": num_selected, **settings},
         )
         super().__init__(**first(without_evaluation(options), Authenticate(credentials), krum))
 

@@ -191,7 +191,7 @@ def test_a_server_that_sums_statistics_beside_the_noise_gets_its_own_back(run, m
         committee = Committee(min_clients=4)
         return secure_sum(server, committee=committee, bound=200.0, weighted=False)
 
-    stages = [DistributedDP(1.0, denominator=5.0, non_contributors=1)]
+    stages = [DistributedDP(1.0, expected_cohort=5.0, non_contributors=1)]
     stages += [Clip(4.0)] if make is masked_sum else []
     with patch.object(Chain, "keeps_carried", False):
         done = run(wide, *stages, max_num_examples=None)

@@ -98,7 +98,7 @@ def test_a_liar_among_silos_does_not_count(keys):
 
 
 def test_research_computes_the_same_in_the_clear(keys):
-    silo, _, _, _ = hidden(cross_silo, keys, num_nodes_to_select=CLIENTS - 1)
+    silo, _, _, _ = hidden(cross_silo, keys, num_selected=CLIENTS - 1)
     clear, seen, _, _ = run(research, keys, [qsfl_mod], num_byzantine=1, fraction_evaluate=0.0)
     np.testing.assert_allclose(clear, silo, atol=1e-5)
     norms = {row.client: row.norm for row in seen.rows[1]}
@@ -139,6 +139,7 @@ def test_a_liar_among_devices_moves_the_mean_by_its_share_of_the_clip_norm(keys)
     assert seen.rounds[1].accepted == CLIENTS
 
 
+KRUM = (SecureMultiKrum, cross_silo, full_chain)
 SUMS = [*HIDDEN, SecureFedAvg, SecureMultiKrum, SecAggFedAvg]
 MINE = ("secret", "train_loss")
 
@@ -146,10 +147,7 @@ MINE = ("secret", "train_loss")
 @pytest.mark.parametrize("preset", SUMS)
 def test_metrics_are_named_in_one_way(preset, keys):
     """`metrics=` on every strategy that hides updates, or inside the arguments of its sum."""
-    if preset is SecureMultiKrum:
-        more = {"num_malicious_nodes": 1}
-    else:
-        more = {"num_byzantine": 1} if preset in (cross_silo, full_chain) else {}
+    more = {"num_byzantine": 1} if preset in KRUM else {}
     inside = "masks" if preset is SecAggFedAvg else "sums"
     for given in ({"metrics": MINE}, {inside: {"metrics": MINE}}):
         made = preset(credentials=keys, clip_norm=1.0, **more, **given)
@@ -183,8 +181,7 @@ def test_the_keys_of_a_client_are_refused_for_the_server(preset, keys):
     with pytest.raises(ConfigError, match=r"client-0' are the keys of client 'client-0'.*server"):
         preset(
             credentials=f"{keys}/client-0", clip_norm=1.0,
-            **({"num_malicious_nodes": 1} if preset is SecureMultiKrum else {}),
-            **({"num_byzantine": 1} if preset in (cross_silo, full_chain) else {}),
+            **({"num_byzantine": 1} if preset in KRUM else {}),
         )  # fmt: skip
 
 

@@ -647,9 +647,7 @@ def test_ready_strategies_take_flowers_arguments(federation):
     strategy.chain.stages[0]._clock = lambda: NOW
     result = strategy.start(federation(5)[0], to_record(MODEL), num_rounds=1, timeout=0.2)
     assert np.any(flat(result))
-    krum = SecureMultiKrum(
-        credentials=federation.credentials, num_malicious_nodes=1, num_nodes_to_select=3
-    )
+    krum = SecureMultiKrum(credentials=federation.credentials, num_byzantine=1, num_selected=3)
     assert krum.fraction_evaluate == 0.0
     assert krum.chain.combiner.num_selected == 3
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.moved import renamed
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import add_noise, grid_slack
@@ -40,7 +41,7 @@ class CentralDP(VectorStage):
 
     Parameters
     ----------
-    noise : float or NoiseSchedule
+    noise_multiplier : float or NoiseSchedule
         Noise multiplier z of all rounds or of each.
     expected_cohort : float
         Clients that a round is expected to have, > 0: a constant, never what was counted.
@@ -77,9 +78,10 @@ class CentralDP(VectorStage):
     declares = frozenset({Trait.PROTECTS_CLIENTS})
     spending: Spending
 
+    @renamed(noise="noise_multiplier")
     def __init__(
         self,
-        noise: float | NoiseSchedule,
+        noise_multiplier: float | NoiseSchedule,
         expected_cohort: float,
         sampling_rate: float = 1.0,
         budget: PrivacyBudget | None = None,
@@ -88,7 +90,8 @@ class CentralDP(VectorStage):
         accept_worst_case: bool = False,
         seed: int | None = None,
     ) -> None:
-        self.schedule = noise if isinstance(noise, NoiseSchedule) else NoiseSchedule(noise)
+        given = noise_multiplier
+        self.schedule = given if isinstance(given, NoiseSchedule) else NoiseSchedule(given)
         if not 0 < expected_cohort < math.inf or not 0 < sampling_rate <= 1:
             raise ConfigError(
                 "central-dp: expected_cohort must be positive and sampling_rate in (0, 1], found "

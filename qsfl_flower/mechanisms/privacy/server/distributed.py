@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.moved import renamed
 from qsfl_flower.numerics import Layout, measure
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import ZERO, Event
@@ -43,7 +44,7 @@ class DistributedDP(VectorStage):
     ----------
     noise_multiplier : float
         Promised standard deviation z of the noise of the sum over the sensitivity C, > 0.
-    denominator : float
+    expected_cohort : float
         n, > 0: clients that a round is expected to have; with `batch` records that all of their
         batches are expected to have. A constant, never what was counted.
     budget : PrivacyBudget, optional
@@ -86,7 +87,7 @@ class DistributedDP(VectorStage):
     ...     weighted=False,
     ...     metrics=(),
     ... )
-    >>> noise = DistributedDP(8.0, denominator=100, non_contributors=10, rounds=100)
+    >>> noise = DistributedDP(8.0, expected_cohort=100, non_contributors=10, rounds=100)
     """
 
     name = DISTRIBUTED_DP
@@ -94,23 +95,24 @@ class DistributedDP(VectorStage):
     declares = frozenset({Trait.SHARES_NOISE})
     spending: Spending
 
+    @renamed(denominator="expected_cohort")
     def __init__(
         self,
         noise_multiplier: float,
-        denominator: float,
+        expected_cohort: float,
         budget: PrivacyBudget | None = None,
         *,
         batch: RecordBatch | None = None,
         non_contributors: int = 0,
         rounds: int = 1,
     ) -> None:
-        if not (0 < noise_multiplier < math.inf and 0 < denominator < math.inf):
+        if not (0 < noise_multiplier < math.inf and 0 < expected_cohort < math.inf):
             raise ConfigError(
-                "distributed-dp: noise_multiplier and denominator must be positive, found "
-                f"{noise_multiplier!r} and {denominator!r}"
+                "distributed-dp: noise_multiplier and expected_cohort must be positive, found "
+                f"{noise_multiplier!r} and {expected_cohort!r}"
             )
         self.noise_multiplier, self.batch = noise_multiplier, batch
-        self.denominator: float = denominator
+        self.denominator: float = expected_cohort
         self.non_contributors, self.rounds = non_contributors, rounds
         rate = 1.0 if batch is None else batch.sampling_rate
         self.spending = Spending(
