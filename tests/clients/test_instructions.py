@@ -22,6 +22,7 @@ from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.policy import MinimumPolicy, Protection
 from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.secure.terms import Terms
+from qsfl_flower.stages import Clip, MaskedSum
 from qsfl_flower.testing import LocalFederation, learned
 from qsfl_flower.wire import (
     DETAIL_KEY,
@@ -470,6 +471,19 @@ def test_the_file_of_a_node_counts_whatever_mods_its_app_has(tmp_path, text, mod
         assert outcome.rejected == {"policy-in-the-clear": 6}
     else:
         assert outcome.rejected == {"policy-releases": 3}
+
+
+@pytest.mark.parametrize("how", ["file", "mod"])
+def test_a_node_that_sends_hidden_updates_alone_takes_part_in_masked_sums(tmp_path, how):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("hidden_only = true")
+    config = {"qsfl-policy": str(policy)} if how == "file" else {}
+    mods = (qsfl_mod,) if how == "file" else (policy_mod(NodePolicy(hidden_only=True)), qsfl_mod)
+    federation = LocalFederation(clients=4, size=8, mods=mods, node_config=lambda n: config)
+    masked = MaskedSum(federation.credentials, bound=1.0, clock=federation.grid_time)
+    outcome = federation.run([Clip(1.0), masked])
+    assert outcome.rejected == {}
+    assert outcome.rounds[-1].accepted == 4
 
 
 ITEMS = st.sampled_from(
