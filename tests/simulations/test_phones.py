@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from qsfl_flower.simulations.config import DevicesSpec, experiment_from_dict
 from qsfl_flower.simulations.phones import HOUR, conditions_of, moment_of, phones_of
 from qsfl_flower.simulations.report.sections.devices import devices
 from qsfl_flower.simulations.runs import Run
+from tests.golden.runs import play
+
+DOCS = Path(__file__).parents[2] / "docs" / "personalization.md"
 
 SPEC = DevicesSpec()
 FLEET = phones_of(SPEC, 1000, 7)
@@ -93,3 +97,13 @@ def test_runs_without_phones_have_no_such_section(tmp_path):
     assert devices(write(tmp_path / "run", [], config)) is None
     config["devices"] = {"high": "many"}
     assert devices(write(tmp_path / "odd", [], config)) is None
+
+
+@pytest.mark.slow
+def test_personal_private_phones_under_a_secure_sum_run_from_the_docs_yaml(tmp_path):
+    page = DOCS.read_text(encoding="utf-8").partition("## On phones, with private records")[2]
+    config = tmp_path / "private-phones.yaml"
+    config.write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    told = play(str(config), tmp_path, "clients.count=8", "simulation.supernodes=2")["metrics"]
+    assert [r["accepted"] > 4 for r in told[1:]] == [True] * 3
+    assert 0 < told[-1]["epsilon"] <= 8
