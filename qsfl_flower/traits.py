@@ -43,3 +43,7 @@ class Trait(StrEnum):
     READS_REPLIES = "reads the replies of single clients"
     WITHOUT_MOD = "sends updates in the clear"
     TELLS_SINGLY = "has clients report one by one"
+
+
+HIDDEN_SUM = frozenset({Trait.COMBINES, Trait.HIDES_UPDATES, Trait.TRUSTS_KEYS})
+"""What every sum does that is opened with the help of clients."""

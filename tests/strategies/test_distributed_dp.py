@@ -438,7 +438,7 @@ def test_an_app_that_does_not_clip_records_enough_sends_nothing(federation, make
     [
         pytest.param(lambda c: [Clip(1.0), stage()], "add secure_sum or masked_sum", id="plain"),
         pytest.param(
-            lambda c: [SecureKrum(1.0, 1, bound=80.0, metrics=()), stage()],
+            lambda c: [SecureKrum(1.0, 1, metrics=()), stage()],
             "depends on the very noise.*record_dp",
             id="krum",
         ),

@@ -2,7 +2,7 @@
 
 from qsfl_flower.mechanisms.masked_sum.options import MaskedSumOptions
 from qsfl_flower.plugins import Mechanism
-from qsfl_flower.traits import Trait
+from qsfl_flower.traits import HIDDEN_SUM, Trait
 
 MASKED_SUM = Mechanism(
     "masked_sum",
@@ -11,13 +11,5 @@ MASKED_SUM = Mechanism(
     client="qsfl_flower.mechanisms.masked_sum.client:MASKED_STEPS",
     tasks="qsfl_flower.mechanisms.masked_sum.client:MASKED_TASKS",
     needs=("credentials",),
-    traits=frozenset(
-        {
-            Trait.COMBINES,
-            Trait.HIDES_UPDATES,
-            Trait.NEEDS_EVERYBODY,
-            Trait.ONE_MODEL,
-            Trait.TRUSTS_KEYS,
-        }
-    ),
+    traits=HIDDEN_SUM | {Trait.NEEDS_EVERYBODY, Trait.ONE_MODEL},
 )

@@ -2,9 +2,7 @@
 
 from qsfl_flower.mechanisms.secure_sum.options import SecureKrumOptions, SecureSumOptions
 from qsfl_flower.plugins import Mechanism
-from qsfl_flower.traits import Trait
-
-_HIDDEN = frozenset({Trait.COMBINES, Trait.HIDES_UPDATES, Trait.TRUSTS_KEYS})
+from qsfl_flower.traits import HIDDEN_SUM, Trait
 
 SECURE_SUM = Mechanism(
     "secure_sum",
@@ -13,7 +11,7 @@ SECURE_SUM = Mechanism(
     client="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_STEPS",
     tasks="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_TASKS",
     needs=("bound",),
-    traits=_HIDDEN,
+    traits=HIDDEN_SUM,
 )
 SECURE_KRUM = Mechanism(
     "secure_krum",
@@ -22,6 +20,6 @@ SECURE_KRUM = Mechanism(
     client="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_STEPS",
     tasks="qsfl_flower.mechanisms.secure_sum.client:COMMITTEE_TASKS",
     needs=(),
-    traits=_HIDDEN | {Trait.OPENS_DISTANCES, Trait.WITHSTANDS_LIARS},
+    traits=HIDDEN_SUM | {Trait.OPENS_DISTANCES, Trait.WITHSTANDS_LIARS},
 )
 """The same on the clients, who deal shares and serve on the committee."""

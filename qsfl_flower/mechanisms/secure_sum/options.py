@@ -54,18 +54,16 @@ class Committee(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = least_quorum(self.members, self.threshold)
-        if self.threshold > self.members:
-            raise self._error("threshold", 2)
-        if not least <= self.least <= self.members:
-            why = "; of fewer, a server with threshold - 1 of them could open two different sums"
-            raise self._error("quorum", least, why)
-
-    def _error(self, name: str, low: int, why: str = "") -> ConfigError:
-        return ConfigError(
-            f"committee: {name} is {getattr(self, name)}; allowed are {low} to {self.members} in a "
-            f"committee of {self.members} with threshold {self.threshold}{why}"
-        )
+        least, why = least_quorum(self.members, self.threshold), "could open two different sums"
+        for name, value, low, of_fewer in (
+            ("threshold", self.threshold, 2, ""),
+            ("quorum", self.least, least, f"; of fewer, a server with threshold - 1 of them {why}"),
+        ):
+            if not low <= value <= self.members:
+                raise ConfigError(
+                    f"committee: {name} is {value}; allowed are {low} to {self.members} in a "
+                    f"committee of {self.members} with threshold {self.threshold}{of_fewer}"
+                )
 
     @property
     def least(self) -> int:

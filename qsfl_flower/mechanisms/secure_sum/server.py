@@ -96,16 +96,6 @@ class SecureSum(CommitteeStage, SecureSumOptions):
     weighted_by: str = "num-examples"
     clock: Callable[[], float] = unix_time
 
-    @property
-    def weighs(self) -> bool:
-        """Whether updates count by their numbers of examples, which are hidden."""
-        return self.weighted
-
-    @property
-    def largest(self) -> float:
-        """Largest magnitude of a coordinate."""
-        return self.clip_norm if self.bound is None else self.bound
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SecureKrum(CommitteeStage, SecureKrumOptions):
@@ -158,6 +148,8 @@ class SecureKrum(CommitteeStage, SecureKrumOptions):
 
     name = SECURE_KRUM.name
     distances = True
+    bound = None
+    weighted = False
     declares = SECURE_KRUM.traits
 
     _: KW_ONLY

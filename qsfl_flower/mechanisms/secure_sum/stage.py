@@ -51,6 +51,8 @@ class CommitteeStage(CombineStage, SharingOptions):
     distances = False
 
     committee: Committee
+    bound: float | None
+    weighted: bool
     weighted_by: str
     clock: Callable[[], float]
 
@@ -64,14 +66,9 @@ class CommitteeStage(CombineStage, SharingOptions):
         self._least(Weighting()).check_size(1)
 
     @property
-    def weighs(self) -> bool:
-        """Whether updates count by their numbers of examples, which are hidden."""
-        return False
-
-    @property
     def largest(self) -> float:
         """Largest magnitude of a coordinate."""
-        return self.clip_norm
+        return self.clip_norm if self.bound is None else self.bound
 
     @cached_property
     def tally(self) -> Tally:
@@ -86,7 +83,7 @@ class CommitteeStage(CombineStage, SharingOptions):
             bound=self.largest,
             bits=lambda clients: self.bits,
             metrics=self.tally.metrics,
-            alike=not (self.weighs or self.enforce_norm),
+            alike=not (self.weighted or self.enforce_norm),
         )
         return Facts(clip_norm=lambda states: self.clip_norm, sum=opened)
 
@@ -106,7 +103,7 @@ class CommitteeStage(CombineStage, SharingOptions):
     def explain(self, layout: Layout, rounds: int) -> Sentences:
         """Say what is opened, and who could open more."""
         m, t = self.committee.members, self.committee.threshold
-        counted = ", of their numbers of examples" if self.weighs else ""
+        counted = ", of their numbers of examples" if self.weighted else ""
         told = self.metrics if self._opened is None else self._opened
         metrics = f" and of {', '.join(told)}" if told else ""
         opened = [
@@ -228,7 +225,7 @@ class CommitteeStage(CombineStage, SharingOptions):
             "max_examples": self.tally.max_examples,
             "metrics": list(self.tally.metrics),
             "weighted_by": self.tally.weighted_by,
-            "weighted": self.weighs,
+            "weighted": self.weighted,
         }
         clip = PlanItem("clip", {"clip_norm": self.clip_norm})
         return [(ClientPhase.CLIP, clip), (ClientPhase.ENCODE, PlanItem(SHARES, parameters))]
@@ -266,7 +263,7 @@ class CommitteeStage(CombineStage, SharingOptions):
             Session(terms, seats.nodes, context),
             self._roster,
             self.tally,
-            self.weighs,
+            self.weighted,
             self.choose,
             context,
             cohort,
