@@ -141,8 +141,12 @@ def demands(draw: st.DrawFn, policy: str) -> list[Demand]:
         asked.append(Demand("train", Plan(tuple(PlanItem(n, known[n]) for n in names)), r))
     for _ in range(draw(st.sampled_from([0, 1, 1, 2, 2, 3, 4]))):
         at = draw(st.integers(0, len(asked) - 1))
-        asked[at] = _another(draw, asked[at])
-        what = draw(st.sampled_from(["stay", "stay", "repeat", "move"]))
+        other = _another(draw, asked[at])
+        what = draw(st.sampled_from(["stay", "stay", "beside", "repeat", "move"]))
+        if what == "beside":
+            asked.insert(draw(st.integers(0, len(asked))), other)
+            continue
+        asked[at] = other
         if what == "repeat":
             asked.insert(draw(st.integers(0, len(asked))), asked[at])
         elif what == "move":
@@ -162,8 +166,9 @@ def _another(draw: st.DrawFn, demand: Demand) -> Demand:
     if what == "steps":
         _other_steps(draw, items, demand.server_round)
     elif what == "promise":
-        noise = draw(st.sampled_from([20.0, 3.0, NOISE * 1.03, 0.5]))
-        known = valid_steps(max(demand.server_round, 1), noise, draw(st.integers(1, 50)))
+        noise = draw(st.sampled_from([20.0, 3.0, NOISE * 1.03, NOISE * 1.02, 0.5]))
+        releases = draw(st.sampled_from([1, 1, 2, 50]))
+        known = valid_steps(max(demand.server_round, 1), noise, releases)
         placement = {"placement": draw(st.sampled_from(PLACEMENTS))}
         other = draw(st.sampled_from([{}, placement, {"sampling_rate": 0.01}]))
         items = [

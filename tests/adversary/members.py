@@ -144,6 +144,9 @@ def scripts(draw: st.DrawFn, window: int = 1) -> Script:
     ages = [draw(st.integers(0, window - 1)) for _ in EVERYBODY]
     if usual.weights[0] > 1:  # as many with each weight as a sum needs
         ages = [0] * LEAST + [draw(st.integers(0, 1))] * LEAST
+    again = window > 1 and draw(st.sampled_from([False, False, True]))
+    if again:  # the shares of the first round once more, when their terms end
+        rounds, ages = range(1, ROUNDS + 1), [0] * CLIENTS
     script = honest(usual, rounds, ages)
     dealt = dict(script.dealt)
     # Behind a window each round of dealing has a model of its own, which remains trust.
@@ -154,6 +157,12 @@ def scripts(draw: st.DrawFn, window: int = 1) -> Script:
         client, r = draw(st.integers(0, CLIENTS - 1)), draw(st.integers(1, ROUNDS))
         dealt[client, r] = (_another(draw, dealt[client, r][0]), dealt[client, r][1])
     actions = list(script.actions)
+    if again:
+        clients = draw(_rosters)
+        actions[-2:] = [
+            replace(actions[-2], deals=tuple((client, 1) for client in clients)),
+            replace(actions[-1], clients=clients),
+        ]
     for _ in range(draw(st.sampled_from([0, 1, 1, 2, 2, 3, 5]))):
         _depart(draw, actions)
     return Script(tuple(actions), dealt, draw(st.sampled_from([(), (HELPER,)])))
@@ -172,7 +181,10 @@ def _depart(draw: st.DrawFn, actions: list[Take | Release]) -> None:
     elif what == "both":  # play a round again, or for the first time, over others
         chosen = [a for a in actions if _round(a) == _round(action)][:2]
         where, clients = draw(st.integers(0, len(actions))), draw(_rosters)
-        actions[where:where] = [among(one, clients) for one in chosen]
+        same = draw(st.booleans())  # another sum of the same shares
+        actions[where:where] = [
+            one if same and isinstance(one, Take) else among(one, clients) for one in chosen
+        ]
     elif what == "split":  # one half of the committee answers another question
         first = draw(st.sampled_from([(0, 1), (1, 2), (0,), (2,)]))
         rest = tuple(set(COMMITTEE) - set(first))

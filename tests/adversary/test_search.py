@@ -36,10 +36,14 @@ def search(few):
 
 @pytest.fixture(scope="module")
 def federations(tmp_path_factory):
+    return federations_in(tmp_path_factory.mktemp("nodes"))
+
+
+def federations_in(folder):
     """Return one device for each policy; the policy is a file on the node."""
     made = {}
     for name, text in POLICIES.items():
-        path = tmp_path_factory.mktemp("node") / "policy.toml"
+        path = folder / f"{name}.toml"
         path.write_text(text)
         config = {"qsfl-policy": str(path)}
         size = 256 if name == "private" else 128  # noise is measured, or a copy is looked for
@@ -92,9 +96,13 @@ def test_the_search_sees_what_leaks():
 
 @pytest.fixture(scope="module")
 def committees(tmp_path_factory):
+    return committees_in(tmp_path_factory.mktemp("nodes"))
+
+
+def committees_in(folder):
     """Return a committee for each window, in rounds, of the nodes' policy."""
     made = {1: members.Members()}
-    path = tmp_path_factory.mktemp("node") / "policy.toml"
+    path = folder / "policy.toml"
     path.write_text(f"window = {members.ROUNDS}\nweights = true\n")
     return {**made, members.ROUNDS: members.Members({"qsfl-policy": str(path)})}
 
