@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.plugins import Options, option
 
 STRIKES = 3
 """Flags of full score in consecutive rounds that lead to quarantine."""
@@ -49,7 +49,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Reputation:
+class Reputation(Options):
     r"""How standings change: :math:`s \leftarrow \gamma s + g \cdot \text{score}` for a flag.
 
     The gain g is such that three flags of score 1 in a row reach the threshold; a flag now and then
@@ -75,21 +75,10 @@ class Reputation:
         If a value is out of range.
     """
 
-    decay: float = 0.95
-    threshold: float = 0.8
-    rounds: int = 5
-    probation: int = 3
-
-    def __post_init__(self) -> None:
-        for name, valid, allowed in (
-            ("decay", 0 <= self.decay < 1, ">= 0 and < 1"),
-            ("threshold", 0 < self.threshold <= 1, "> 0 and <= 1"),
-            ("rounds", self.rounds >= 1, ">= 1"),
-            ("probation", self.probation >= 0, ">= 0"),
-        ):
-            if not valid:
-                found = getattr(self, name)
-                raise ConfigError(f"reputation: {name} must be {allowed}, found {found!r}")
+    decay: float = option("What remains of suspicion after a round.", 0.95, ge=0, lt=1)
+    threshold: float = option("Suspicion at which quarantine begins.", 0.8, gt=0, le=1)
+    rounds: int = option("Length of the first quarantine.", 5, ge=1)
+    probation: int = option("Length of the probation.", 3, ge=0)
 
     @property
     def gain(self) -> float:
