@@ -100,6 +100,8 @@ class Options:
         for name, value in vars(self).items():
             if isinstance(value, list):
                 vars(self)[name] = tuple(value)
+            elif getattr(value, "shape", None) == ():
+                vars(self)[name] = value.item()  # a number of NumPy: plans hold those of Python
         check_options(self)
 
     def to_dict(self) -> dict[str, Any]:

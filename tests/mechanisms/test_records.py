@@ -4,6 +4,7 @@ import inspect
 from dataclasses import MISSING, fields
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 from qsfl_flower.errors import ConfigError
@@ -11,7 +12,7 @@ from qsfl_flower.mechanisms import BUILT_IN
 from qsfl_flower.node.steps import STEPS, TASKS, add_steps
 from qsfl_flower.plugins import LIMITS, Mechanism, attribute, is_options
 from qsfl_flower.simulations.config.strategy import SECTIONS
-from qsfl_flower.stages import Validate
+from qsfl_flower.stages import Clip, Validate
 from tests.strategies.support import CAPABILITIES
 
 records = pytest.mark.parametrize("record", BUILT_IN.values(), ids=list(BUILT_IN))
@@ -80,3 +81,10 @@ def test_no_mechanism_answers_the_task_of_another():
 
 
 THIEF = dict.fromkeys(BUILT_IN["masked_sum"].answers(), print)
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    stage = Clip(np.float32(2.5))
+    assert type(stage.clip_norm) is float
+    with pytest.raises(ConfigError, match="clip_norm is -1"):
+        Clip(np.int64(-1))
