@@ -12,6 +12,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: test processes share the cores
+
 import numpy as np
 import pytest
 from hypothesis import settings
