@@ -72,6 +72,7 @@ def run_rounds(
             raise CheckpointError(f"the checkpoint does not fit this run: {error!r}") from error
     engine.recover(resume)
     if resume is None:
+        engine.layout_of(from_record(initial_arrays))  # what does not fit is said before any work
         progress = _Progress(Result(arrays=initial_arrays), engine.monitor.init(), _now())
         clock = _Clock()
         central = _evaluate_centrally(job, 0, progress.result)

@@ -60,8 +60,16 @@ def fit_roles(
             fates = dict.fromkeys(layout.carried, LOCAL)
         own = buffers if chain.keeps_carried else set(buffers) - set(learned)
         layout = Layout.of(arrays, roles | fates | dict.fromkeys(own, FROZEN))
-    if layout.declared and not layout.size:
-        raise ConfigError("roles: none of the model's arrays is trained; there is nothing to learn")
+    if not layout.size:
+        if layout.declared:
+            raise ConfigError(
+                "roles: none of the model's arrays is trained; there is nothing to learn"
+            )
+        found = ", ".join(sorted({array.dtype.name for array in arrays.values()})) or "no arrays"
+        raise ConfigError(
+            f"initial_arrays: the model has no floating-point array to average (found: {found}); "
+            "boosted trees cannot be averaged: keep Flower's FedXgbBagging or FedXgbCyclic for them"
+        )
     if bounding and learned and not chain.keeps_carried:
         return layout, (
             f"roles: {len(learned)} buffers, the first is {learned[0]!r}, stay on each device: "

@@ -152,3 +152,9 @@ def test_a_client_that_hides_its_update_says_the_same_of_every_array():
         said += [m.error.reason.split(": ", 1)[1] for m in view.up if m.has_error()]
     assert len(said) == 2
     assert len(set(said)) == 1
+
+
+@pytest.mark.parametrize("model", [{}, {"0": np.frombuffer(b"trees", np.uint8)}])
+def test_boosted_trees_are_refused_before_the_first_round(fake_grid, model):
+    with pytest.raises(ConfigError, match=r"no floating-point array .*FedXgb"):
+        StableFedAvg().start(fake_grid({0: None}), to_record(model))
