@@ -281,7 +281,9 @@ def drill_run(folder: Path, kills: int, seed: int = 0) -> Row:
     charges = None
     for life in range(kills):
         resumable = name and any((folder / name / "checkpoint").glob("round-*.json"))
-        command = ["--resume", str(folder / name)] if resumable else ["dp_record"]
+        command = ["dp_record"]
+        if resumable:  # a run folder imports nothing by itself
+            command = ["--resume", str(folder / name), "--plugin", "benchmarks.bench_kills"]
         if not resumable:  # a new run, with an account of its own
             journal.unlink(missing_ok=True)
         sets = [part for setting in settings for part in ("--set", setting)]
