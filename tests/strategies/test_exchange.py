@@ -3,6 +3,7 @@
 import importlib
 import time
 
+import numpy as np
 import pytest
 
 from qsfl_flower.errors import TooFewReplies
@@ -38,7 +39,7 @@ def hurried(monkeypatch, inside_run):
 def start(grid, timeout):
     strategy = StableFedAvg(min_available_nodes=7)
     with pytest.raises(TooFewReplies) as caught:
-        strategy.start(grid, to_record({}), num_rounds=1, timeout=timeout)
+        strategy.start(grid, to_record({"w": np.zeros(2)}), num_rounds=1, timeout=timeout)
     return str(caught.value)
 
 
