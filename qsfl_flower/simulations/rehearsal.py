@@ -1,6 +1,7 @@
 """The first rounds of an experiment on a few examples, in this process: what its messages weigh.
 
 Everything but the data is real: keys, steps, stages, evaluation, the order in which clients answer.
+Nothing outlives it: its files are in a folder of its own, and no ledger is charged.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -110,9 +112,10 @@ def rehearse(experiment: Experiment) -> Rehearsal:
     with TemporaryDirectory() as folder, _quiet():
         output = experiment.output.model_copy(update={"folder": folder})
         clients = experiment.clients.model_copy(update={"epochs": 1})
-        trial = experiment.model_copy(
-            update={"output": output, "clients": clients, "attacks": (), "faults": ()}
-        )
+        stages = map(_without_ledger, experiment.strategy.stages)
+        strategy_spec = experiment.strategy.model_copy(update={"stages": (*stages,)})
+        changes = {"output": output, "clients": clients, "strategy": strategy_spec}
+        trial = experiment.model_copy(update={**changes, "attacks": (), "faults": ()})
         seen = _Records()
         strategy = strategy_of(trial, CheckpointStore(Path(folder) / "checkpoints"), seen)
         period, rounds = _planned(trial, strategy.chain.decoder)
@@ -135,6 +138,13 @@ def _planned(experiment: Experiment, decoder: DecodeStage | None) -> tuple[int, 
     if devices.simulate:  # every day is like the next
         period = max(epoch, round(DAY / (60 * devices.round_minutes)))
     return period, min(experiment.rounds, 1 + max(epoch if epoch > 1 else 0, warmup) + period)
+
+
+def _without_ledger(stage: Any) -> Any:
+    """Return a stage that charges no account: what is tried here releases nothing."""
+    if getattr(stage, "ledger", None) is None:
+        return stage
+    return stage.model_copy(update={"ledger": None, "exhausted": "stop"})
 
 
 def _few(owners: Owners) -> Owners:

@@ -65,3 +65,11 @@ def test_what_a_rehearsal_cannot_show_is_said(monkeypatch):
     monkeypatch.setattr(explanation, "_REHEARSED", 1)
     told = " ".join(explain_experiment(experiment).split())
     assert "up: about 38.4 kB for each client and round, and some kB for the message" in told
+
+
+def test_a_rehearsal_charges_no_ledger(tmp_path):
+    """Whoever asks what a run would send has released nothing."""
+    stage = f"{{stage: local_dp, clip_norm: 1.0, epsilon: 8.0, ledger: {tmp_path / 'ledger'}}}"
+    experiment = load_experiment("plain", [f"strategy.stages=[{stage}]", "rounds=2"])
+    assert len(rehearse(experiment).records) == 2
+    assert list(tmp_path.iterdir()) == []
