@@ -55,6 +55,8 @@ MOVED = {
 }
 """New names by old ones, below ``qsfl_flower``; modules inside a package follow it."""
 
+_LONGEST_FIRST = sorted(MOVED, key=len, reverse=True)
+
 
 class _Moved(MetaPathFinder, Loader):
     """Finds modules of old names."""
@@ -87,7 +89,7 @@ class _Moved(MetaPathFinder, Loader):
 def _new_name(fullname: str) -> str | None:
     package, _, old = fullname.partition(".")
     if package == "qsfl_flower":
-        for name in sorted(MOVED, key=len, reverse=True):
+        for name in _LONGEST_FIRST:
             if f"{old}.".startswith(f"{name}."):
                 return f"{package}.{MOVED[name]}{old[len(name) :]}"
     return None

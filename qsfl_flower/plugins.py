@@ -79,7 +79,7 @@ def option(
     """
     about = {"about": About(text, limits, kind, schema or {})}
     if isinstance(default, dict):
-        return field(default_factory=lambda: default, metadata=about)
+        return field(default_factory=lambda: dict(default), metadata=about)
     return field(default=default, metadata=about)
 
 
@@ -205,7 +205,7 @@ def fits(value: object, hint: Any) -> bool:
             return isinstance(value, tuple) and all(fits(one, inner[0]) for one in value)
         return isinstance(value, tuple) and len(value) == len(inner)
     if is_dataclass(hint) and isinstance(value, Mapping):
-        hints = get_type_hints(hint)
+        hints = _hints(cast(type, hint))
         return _required(hint) <= set(value) <= set(hints) and all(
             fits(tuple(one) if isinstance(one, list) else one, hints[name])
             for name, one in value.items()

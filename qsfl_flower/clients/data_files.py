@@ -45,7 +45,7 @@ def table(file: Path, targets: Sequence[str], id_column: str | None, task: str) 
     named = [*targets, *([id_column] if id_column else [])]
     if missing := [name for name in named if name not in frame]:
         raise DataError(
-            f"{file} has no column {missing[0]!r}; it has {', '.join(map(str, frame))}"[:1000]
+            f"{file} has no column {missing[0]!r}; it has {', '.join(map(repr, frame))}"[:1000]
         )
     for name, column in frame.items():
         if count := int(column.isna().sum()):

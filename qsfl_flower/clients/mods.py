@@ -23,9 +23,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
-import qsfl_flower.mechanisms.bounds.client  # registers its step
-import qsfl_flower.mechanisms.compression.client  # registers its steps
-import qsfl_flower.mechanisms.privacy.client  # noqa: F401  # registers its steps
 from qsfl_flower import mechanisms
 from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local

@@ -10,7 +10,7 @@ import numpy as np
 
 from qsfl_flower.errors import QSFLError
 from qsfl_flower.mechanisms.bounds.options import ClipOptions
-from qsfl_flower.node.steps import PARAMETERS, STEPS, ClientUpdate, StepContext
+from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, StepContext
 from qsfl_flower.numerics import Vector, clip_scales, measure
 from qsfl_flower.wire.keys import CLIP_STEP
 
@@ -36,5 +36,4 @@ def clip_step(
 CLIP_STEPS = {CLIP_STEP: clip_step}
 """The client's half of `qsfl_flower.mechanisms.CLIP`."""
 
-STEPS |= CLIP_STEPS
 PARAMETERS[CLIP_STEP] = ClipOptions

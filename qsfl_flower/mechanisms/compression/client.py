@@ -22,7 +22,7 @@ from qsfl_flower.errors import QSFLError
 from qsfl_flower.mechanisms.compression.core import Mask, Memory, Scheme, derive_seed, encode_record
 from qsfl_flower.mechanisms.compression.core.mask import unpack_leading
 from qsfl_flower.mechanisms.compression.core.select import Indices
-from qsfl_flower.node.steps import PARAMETERS, STEPS, ClientUpdate, StepContext, client_name
+from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, StepContext, client_name
 from qsfl_flower.wire import (
     CHOOSE_STEP,
     COMPRESS_STEP,
@@ -149,8 +149,6 @@ COMPRESS_STEPS = {CHOOSE_STEP: choose_step, COMPRESS_STEP: compress_step}
 
 MASK_STEPS = {MASK_STEP: mask_step, MASK_ENCODE_STEP: mask_encode_step}
 """The client's half of `qsfl_flower.mechanisms.SHARED_MASK`."""
-
-STEPS |= {**COMPRESS_STEPS, **MASK_STEPS}
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,6 @@ RECORD_STEPS = {RECORD_DP: record_dp_step}
 LOCAL_STEPS = {LOCAL_DP: local_dp_step}
 """The clients' halves of the records in `qsfl_flower.mechanisms.privacy`."""
 
-STEPS |= {PROTECTION: protection_step, **SHARE_STEPS, **RECORD_STEPS, **LOCAL_STEPS}
+STEPS[PROTECTION] = protection_step  # of every placement, central noise included
 PARAMETERS |= {PROTECTION: Protection, DISTRIBUTED_DP: _SharedNoise}
 PARAMETERS |= {RECORD_DP: _RecordNoise, LOCAL_DP: _LocalNoise}
