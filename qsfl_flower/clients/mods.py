@@ -13,7 +13,7 @@ was sent, and takes the steps that the strategy's plan asks for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from qsfl_flower import mechanisms
 from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.role_check import saying
-from qsfl_flower.errors import REFUSALS, DataError, QSFLError, Refusal, RejectedUpdate
+from qsfl_flower.errors import REFUSALS, DataError, QSFLError, Refusal, RejectedUpdate, plain
 from qsfl_flower.node.instructions import PROTECTING, check_instruction
 from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisted, policy_of
 from qsfl_flower.node.steps import (
@@ -296,8 +296,10 @@ def _transform(
         raise not_finite(Vector.dense(delta), layout) from error
     if update.hidden or update.metrics is not metrics:  # nothing of the app's beside the mechanism
         name = next(iter(reply.metric_records), "metrics")
+        told = {n for record in reply.metric_records.values() for n in record}
         for other in [k for k in reply if k != key]:
             del reply[other]
+        _say_kept(told, steps[-1].parameters)
         if not update.hidden:
             reply[name] = MetricRecord({**update.metrics})
     if payload is None:
@@ -308,6 +310,22 @@ def _transform(
         reply[key] = to_record(update.carried)
     reply[PAYLOAD_RECORD] = payload
     return {FORM_KEY: Form.ENCODED.value, ENCODING_KEY: update.encoding}
+
+
+_kept: set[str] = set()
+"""Metrics of which this process has said that they stay here."""
+
+
+def _say_kept(told: Iterable[str], last: Mapping[str, Any]) -> None:
+    """Log once for each metric that it stays on the device, and how it would be averaged."""
+    opened = {*last.get("metrics", ()), last.get("weighted_by")}
+    if new := sorted({*told} - opened - _kept):
+        _kept.update(new)
+        log.warning(
+            "metrics %s stay on this device: a hidden sum averages those alone that the strategy "
+            "declares (metrics=[...] of its secure sum)",
+            plain(", ".join(new), 200),
+        )
 
 
 def _only(records: Mapping[str, ArrayRecord], where: str) -> ArrayRecord:

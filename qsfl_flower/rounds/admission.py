@@ -7,6 +7,7 @@ the model's layout. What does not fit is rejected with a name and a sentence, an
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,8 +38,11 @@ from qsfl_flower.wire import (
 
 T = TypeVar("T")
 
-_MAX_METRICS = 64
+log = logging.getLogger("qsfl_flower")
+
 _MAX_NAME = 64
+MOST_NUMBERS = 1 << 16
+"""Numbers among the metrics of one reply that are read; an honest app has far fewer."""
 _ERROR_REASONS = {
     0: "client-crashed",
     1: "client-not-loaded",
@@ -140,7 +144,8 @@ class ReplyReader:
             vector=vector,
             form=form,
             carried=carried,
-            metrics=finite_metrics(metrics, self.weighted_by_key),
+            metrics=(numbers := finite_metrics(metrics, self.weighted_by_key)).single,
+            listed=numbers.listed,
             bytes_up=content_bytes(content),
         )
 
@@ -199,17 +204,69 @@ def admit(
     )
 
 
-def finite_metrics(metrics: Mapping[str, object], leave_out: str) -> dict[str, float]:
-    """Return the finite scalar metrics of a reply, at most 64 of them with names of sane length."""
-    kept: dict[str, float] = {}
+@dataclass(frozen=True)
+class Numbers:
+    """What can be averaged of the metrics of a reply.
+
+    Parameters
+    ----------
+    single : Mapping[str, float]
+        Finite numbers by name.
+    listed : Mapping[str, tuple of float]
+        Lists of finite numbers by name.
+    """
+
+    single: dict[str, float]
+    listed: dict[str, tuple[float, ...]]
+
+    @property
+    def all(self) -> dict[str, float | tuple[float, ...]]:
+        """Both, by name."""
+        return {**self.single, **self.listed}
+
+
+_told: set[str] = set()
+"""Why a metric was left out, as far as the log of this process says so."""
+
+
+def finite_metrics(metrics: Mapping[str, object], leave_out: str) -> Numbers:
+    """Return what can be averaged of a reply's metrics; log once for each reason what cannot.
+
+    Parameters
+    ----------
+    metrics : Mapping[str, object]
+        Numbers, or lists of numbers, by name.
+    leave_out : str
+        The metric that counts the examples.
+    """
+    kept, left = Numbers({}, {}), MOST_NUMBERS
     for name, value in metrics.items():
-        sane = name.isprintable() and len(name) <= _MAX_NAME and len(kept) < _MAX_METRICS
-        if name == leave_out or not sane or isinstance(value, bool):
+        if name == leave_out:
             continue
+        values: list[Any] = value if isinstance(value, list) else [value]
+        if not (name.isprintable() and len(name) <= _MAX_NAME):
+            _leave_out(name, f"names are printable and have at most {_MAX_NAME} characters")
+        elif len(values) > left:
+            _leave_out(name, f"at most {MOST_NUMBERS:,} numbers are read of one reply")
         # An integer of any size can be compared with a float, but not turned into one.
-        if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
-            kept[name] = float(value)
+        elif not all(
+            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max
+            for v in values
+        ):
+            _leave_out(name, "NaN, infinity and what is no number has no mean")
+        else:
+            left -= len(values)
+            if isinstance(value, list):
+                kept.listed[name] = tuple(map(float, values))
+            else:
+                (kept.single[name],) = map(float, values)
     return kept
+
+
+def _leave_out(name: str, why: str) -> None:
+    if why not in _told:
+        _told.add(why)
+        log.warning("metric %r of a reply is left out: %s; said once", plain(name, 80), why)
 
 
 def single(records: Mapping[str, T], kind: str, preferred: str) -> T:

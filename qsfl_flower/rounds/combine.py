@@ -7,6 +7,7 @@ canonical order, and single numbers are summed exactly (`math.fsum`).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -185,24 +186,39 @@ def _with_masks(combined: NDArray[Any], own: NDArray[Any]) -> NDArray[Any]:
     return np.where(np.isfinite(own), combined, own)
 
 
-def mean_metrics(rows: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
+Metric = float | tuple[float, ...]
+
+
+def mean_metrics(
+    rows: Sequence[tuple[float, Mapping[str, Metric]]],
+) -> dict[str, float | list[float]]:
     """Weighted mean of every metric over the clients that report it, summed exactly.
+
+    Lists are averaged number by number, over the clients whose list is as long as that of most:
+    a single list of another length changes nothing.
 
     Parameters
     ----------
-    rows : Sequence[tuple[float, Mapping[str, float]]]
+    rows : Sequence[tuple[float, Mapping[str, float or tuple of float]]]
         Weight (>= 0) and finite metrics of each client.
 
     Returns
     -------
-    dict[str, float]
+    dict[str, float or list of float]
         One mean per metric name, in alphabetical order; names whose weights are all zero are left
         out.
     """
-    means: dict[str, float] = {}
+    means: dict[str, float | list[float]] = {}
     for name in sorted({name for _, metrics in rows for name in metrics}):
         known = [(w, metrics[name]) for w, metrics in rows if name in metrics]
-        total = math.fsum(w for w, _ in known)
-        if total > 0:
-            means[name] = math.fsum(w * value for w, value in known) / total
+        sizes = Counter(len(v) if isinstance(v, tuple) else None for _, v in known)
+        size = min(sizes, key=lambda one: (-sizes[one], one or 0))
+        alike = [(w, v) for w, v in known if (len(v) if isinstance(v, tuple) else None) == size]
+        total = math.fsum(w for w, _ in alike)
+        if total <= 0:
+            continue
+        columns = zip(*(v if isinstance(v, tuple) else (v,) for _, v in alike), strict=True)
+        weights = [w for w, _ in alike]
+        mean = [math.fsum(w * v for w, v in zip(weights, c, strict=True)) / total for c in columns]
+        means[name] = mean[0] if size is None else mean
     return means

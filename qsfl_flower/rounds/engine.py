@@ -20,7 +20,7 @@ from qsfl_flower.rounds.aggregate import GlobalModel, Outcome, aggregate
 from qsfl_flower.rounds.assignment import Answers, Assignment, Inquiry, Opened, States
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
-from qsfl_flower.rounds.combine import mean_metrics
+from qsfl_flower.rounds.combine import Metric, mean_metrics
 from qsfl_flower.rounds.context import Exchange, Measurements, RoundContext, State
 from qsfl_flower.rounds.evaluation import MetricsFunction, mean_evaluation, own_metrics
 from qsfl_flower.rounds.exchange import Traffic, wait_for_nodes
@@ -447,7 +447,10 @@ class Engine:
             accepted = [contents[u.sender.node_id] for u in updates if u.status == "accepted"]
             metrics = own_metrics(self.train_metrics, accepted, named, server_round)
         else:
-            metrics = MetricRecord({**mean_metrics([(u.weight, u.metrics) for u in updates])})
+            rows: list[tuple[float, Mapping[str, Metric]]] = [
+                (u.weight, {**u.metrics, **u.listed}) for u in updates
+            ]
+            metrics = MetricRecord({**mean_metrics(rows)})
         return to_record(self.outcome.arrays), metrics
 
     def _sample(

@@ -11,7 +11,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from qsfl_flower.numerics import bounded_weights, example_count
 from qsfl_flower.rounds.admission import finite_metrics, single
-from qsfl_flower.rounds.combine import mean_metrics
+from qsfl_flower.rounds.combine import Metric, mean_metrics
 from qsfl_flower.rounds.update import Rejection, Sender, Weighting, catch, told_with_frames
 from qsfl_flower.wire import records_of
 
@@ -60,11 +60,11 @@ def mean_evaluation(
         The user's function, called with the usable replies instead.
     """
 
-    def read(answer: Callable[[], RecordDict]) -> tuple[float, dict[str, float], RecordDict]:
+    def read(answer: Callable[[], RecordDict]) -> tuple[float, dict[str, Metric], RecordDict]:
         content = answer()
         metrics = single(records_of(content, MetricRecord), "MetricRecord", "metrics")
         claim = example_count(metrics.get(weighted_by_key))
-        return claim, finite_metrics(metrics, weighted_by_key), content
+        return claim, finite_metrics(metrics, weighted_by_key).all, content
 
     kept = []
     for sender, reply in entries:

@@ -120,6 +120,8 @@ class Update:
         Integer and boolean arrays (counters), which are not part of the vector.
     metrics : Mapping[str, float]
         Finite numbers that the client reports.
+    listed : Mapping[str, tuple of float]
+        Lists of finite numbers that it reports.
     bytes_up : int
         Payload size of the reply in bytes.
     scale : float or numpy.ndarray
@@ -147,6 +149,7 @@ class Update:
     measure: Measure | None = None
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    listed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     bytes_up: int = 0
     scale: float | NDArray[np.float64] = 1.0
     weight: float = 0.0

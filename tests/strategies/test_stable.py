@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from qsfl_flower.errors import CompositionError, ConfigError, RunInterrupted, TooFewReplies
 from qsfl_flower.rounds.stages import MessageStage
@@ -314,6 +315,40 @@ def test_evaluation_metrics_are_averaged_without_the_broken_ones(fake_grid):
     strategy = StableFedAvg(fraction_train=0.0)
     result = strategy.start(grid, model(), num_rounds=1, timeout=1)
     assert result.evaluate_metrics_clientapp[1]["loss"] == 2.5
+
+
+def test_all_metrics_are_kept_and_lists_are_averaged_number_by_number_as_flower_does(
+    fake_grid, trained, caplog
+):
+    """A hundred names, and lists: what Flower's FedAvg makes of the same replies."""
+    many = {f"class-{n}": 0.5 * n for n in range(100)}
+
+    def told(n):
+        return {**many, "recall": [1.0 * n, 0.25], "ints": [n, 4], "bad": float("nan")}
+
+    clients = {n: trained(1.0, 10 * n, told(n)) for n in (1, 2, 3)}
+    grid = fake_grid(clients)
+    result, _ = run(grid)
+    ours = result.train_metrics_clientapp[1]
+    records = [clients[n](Message(RecordDict({"arrays": model()}), n, "train")) for n in (1, 2, 3)]
+    theirs = aggregate_metricrecords([r.content for r in records], "num-examples")
+    del theirs["bad"]
+    assert ours.keys() == theirs.keys()
+    assert ours["recall"] == pytest.approx(theirs["recall"], rel=1e-15)
+    assert ours["ints"] == pytest.approx(theirs["ints"], rel=1e-15)
+    assert ours["class-99"] == pytest.approx(theirs["class-99"], rel=1e-15)
+    assert [r.getMessage() for r in caplog.records if "'bad'" in r.getMessage()] in (
+        [], ["metric 'bad' of a reply is left out: NaN, infinity and what is no number has no "
+             "mean; said once"],
+    )  # fmt: skip
+
+
+def test_a_list_of_another_length_does_not_spoil_a_mean(fake_grid, trained):
+    clients = {n: trained(1.0, 10, {"recall": [0.5, 1.0]}) for n in (1, 2)}
+    clients[3] = trained(1.0, 10**6, {"recall": [9.0] * 3})
+    clients[4] = trained(1.0, 10**6, {"recall": 9.0})
+    result, _ = run(fake_grid(clients))
+    assert result.train_metrics_clientapp[1]["recall"] == [0.5, 1.0]
 
 
 def test_users_own_metrics_function_gets_the_accepted_replies_in_canonical_order(
