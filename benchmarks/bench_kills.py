@@ -80,10 +80,10 @@ def central_event(releases: int) -> Event:
 Stages = Callable[[], list[Stage]]
 
 CASES: dict[str, tuple[type[StableFedAvg], Stages, Callable[[int], Event]]] = {
-    "record-dp": (StableFedAvg, record_stage, lambda n: RECORD.event(SIZE, n)),
-    "record-dp, async": (BufferedAsync, record_stage, lambda n: RECORD.event(SIZE, n)),
-    "local-dp": (StableFedAvg, local_stage, lambda n: Event(NOISE, 1.0, n, grid_slack(SIZE))),
-    "central-dp": (StableFedAvg, central_stage, central_event),
+    "record_dp": (StableFedAvg, record_stage, lambda n: RECORD.event(SIZE, n)),
+    "record_dp, async": (BufferedAsync, record_stage, lambda n: RECORD.event(SIZE, n)),
+    "local_dp": (StableFedAvg, local_stage, lambda n: Event(NOISE, 1.0, n, grid_slack(SIZE))),
+    "central_dp": (StableFedAvg, central_stage, central_event),
 }
 
 
@@ -124,7 +124,7 @@ def drill(case: str, folder: Path, kills: int, seed: int = 0) -> Row:
     rounds, model = _rounds(folder), CheckpointStore(folder).latest().arrays["w"]
     reported = float((folder / "reported").read_text())
     real, sent, twice = _real(case, folder), _sent(folder), None
-    if case.startswith("record-dp"):
+    if case.startswith("record_dp"):
         counted = np.rint(model * CLIENTS)
         twice = int(np.count_nonzero(counted > 1))
         twice += abs(int(counted.sum()) - CLIENTS * rounds)  # nothing is missing either
@@ -225,7 +225,7 @@ def _sent(folder: Path) -> int:
 def _real(case: str, folder: Path) -> float:
     """Recompute epsilon from what the devices wrote down."""
     releases = _sent(folder)
-    if case == "central-dp":  # what was released are the noisy models that devices saw
+    if case == "central_dp":  # what was released are the noisy models that devices saw
         seen = {line for p in folder.glob("sent-*") for line in p.read_bytes().splitlines()}
         releases = len(seen) - 1
     return Accountant([CASES[case][2](releases)]).epsilon(DELTA) if releases > 0 else 0.0
@@ -310,7 +310,7 @@ def drill_run(folder: Path, kills: int, seed: int = 0) -> Row:
     asked = -(-_built(journal, servers) // clients)
     rounds = max((int(p.stem[6:]) for p in folder.glob("*/checkpoint/round-*.json")), default=0)
     reported = 0.0 if charges is None else charges.epsilon or 0.0
-    return _row("qsfl run, record-dp", kills, rounds, asked, real, reported, None, least >= 0)
+    return _row("qsfl run, record_dp", kills, rounds, asked, real, reported, None, least >= 0)
 
 
 def _built(journal: Path, servers: set[int]) -> int:

@@ -55,6 +55,13 @@ MOVED = {
 }
 """New names by old ones, below ``qsfl_flower``; modules inside a package follow it."""
 
+STAGES = {
+    name.replace("_", "-"): name
+    for name in ("adaptive_clip", "central_dp", "control_variates", "distributed_dp", "local_dp",
+                 "record_dp", "stale_step")
+}  # fmt: skip
+"""Names of stages by those that checkpoints and charges of the release before know."""
+
 _LONGEST_FIRST = sorted(MOVED, key=len, reverse=True)
 
 

@@ -133,9 +133,9 @@ class RecordBatch(SampledOptions):
         """
         if layout.moved > layout.size:
             raise ConfigError(
-                f"distributed-dp with records: array {layout.local[0]!r} would stay on the device "
+                f"distributed_dp with records: array {layout.local[0]!r} would stay on the device "
                 "and move by sums without noise, on which all that is sent later depends; use "
-                "record-dp, or leave model.local empty"
+                "record_dp, or leave model.local empty"
             )
 
     def weaker(self, told: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import CheckpointError, QSFLError
+from qsfl_flower.moved import STAGES
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import event_from_dict
 from qsfl_flower.privacy.gaussian import check_delta
@@ -103,7 +104,9 @@ def read_charges(folder: Path) -> Charges | None:
         values = json.loads(data)
         if values.pop("format") != _FORMAT:
             raise ValueError("its format is not known to this release")
-        stages = {name: _charge(charge) for name, charge in values.pop("stages").items()}
+        stages = {
+            STAGES.get(name, name): _charge(charge) for name, charge in values.pop("stages").items()
+        }
         number, server_round = values["number"], values["server_round"]
         if type(number) is not int or type(server_round) is not int or number < 1:
             raise ValueError("its numbers are not whole")

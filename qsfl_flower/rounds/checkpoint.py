@@ -23,6 +23,7 @@ from safetensors.numpy import save as save_tensors
 
 from qsfl_flower.crypto.files import replace_file
 from qsfl_flower.errors import CheckpointError
+from qsfl_flower.moved import STAGES
 from qsfl_flower.rounds.charges import Charge, Charges, read_charges, write_charges
 
 log = logging.getLogger("qsfl_flower")
@@ -213,11 +214,13 @@ class CheckpointStore:
             raise ValueError("a number in it is no whole number, or out of range")
         if not isinstance(meta["progress"], dict):
             raise ValueError("it has no progress")
-        states: dict[str, dict[str, Any]] = {k: dict(v) for k, v in meta["states"].items()}
+        states: dict[str, dict[str, Any]] = {
+            STAGES.get(name, name): dict(state) for name, state in meta["states"].items()
+        }
         for name, value in tensors.items():
             if name.startswith("state/"):
                 _, stage, key = name.split("/", 2)
-                states[stage][key] = value
+                states[STAGES.get(stage, stage)][key] = value
         return Snapshot(
             server_round=meta["round"],
             arrays={name: tensors[f"model/{name}"] for name in meta["order"]},

@@ -132,14 +132,14 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         (T.SPENDS_ON_CLIENTS,),
-        "stages: {0}: the quantile of the norms is a query on private data, which only central-dp "
+        "stages: {0}: the quantile of the norms is a query on private data, which only central_dp "
         "pays for; add CentralDP, or use Clip",
         unless=T.PROTECTS_CLIENTS,
     ),
     Refusal(
         (T.PROTECTS_CLIENTS, T.HIDES_UPDATES),
         "stages: {0} and {1}: {1} divides by what the hidden clients claim, not by a fixed number, "
-        "and the server would see the sum without noise; use distributed-dp, whose noise is in the "
+        "and the server would see the sum without noise; use distributed_dp, whose noise is in the "
         "sum before it is opened",
     ),
     Refusal(

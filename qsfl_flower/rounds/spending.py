@@ -101,7 +101,7 @@ def on_devices(name: str, budget: PrivacyBudget | None) -> PrivacyBudget:
     budget = budget or PrivacyBudget()
     if budget.excludes:
         raise CompositionError(
-            f"{name}: exhausted='exclude' is for central-dp only: here a release has happened when "
+            f"{name}: exhausted='exclude' is for central_dp only: here a release has happened when "
             "it leaves the device, before the server knows whose it is; set exhausted to 'stop', "
             "or a limit on the node (privacy.epsilon in its policy), which then refuses alone"
         )

@@ -40,14 +40,14 @@ class ControlVariates(VectorStage):
     >>> strategy = ScaffoldFedAvg(participation=0.1)  # puts this stage into its chain
     """
 
-    name = "control-variates"
+    name = "control_variates"
     phase = Phase.PRIVATIZE
     declares = frozenset({Trait.SENDS_CONTROLS})
 
     def __init__(self, participation: float = 1.0) -> None:
         if not 0 < participation <= 1:
             raise ConfigError(
-                f"control-variates: participation is {participation!r}; it must be in (0, 1]"
+                f"control_variates: participation is {participation!r}; it must be in (0, 1]"
             )
         self.participation = participation
 

@@ -69,15 +69,15 @@ UPDATE_PURPOSE = "update"
 MASKED_SUM = "masked_sum"
 """Name of the pairwise-mask sum: of its step, the prefix of its tasks, and its ConfigRecord."""
 
-DISTRIBUTED_DP = "distributed-dp"
+DISTRIBUTED_DP = "distributed_dp"
 """Name of the stage, and step of a plan: add a share of the noise before the secure sum."""
 
 PROTECTION = "protection"
 """Step of a plan: what the server promises, see `qsfl_flower.privacy.policy.Protection`."""
 
 CLIP_STEP = "clip"
-RECORD_DP = "record-dp"
-LOCAL_DP = "local-dp"
+RECORD_DP = "record_dp"
+LOCAL_DP = "local_dp"
 """Steps of a plan, and names of their stages."""
 
 CHOOSE_STEP = "compress-choose"
@@ -101,11 +101,20 @@ RELEASE_TASK = "committee.release-2"
 HELLO_TASK = "committee.hello-2"
 """Tasks of committee members; the last one only tells who is at a node."""
 
-MASK_STEP = "shared-mask"
+MASK_STEP = "shared_mask"
 """Step of a plan: restrict the update to the public coordinates of the round."""
 
-MASK_ENCODE_STEP = "shared-mask-encode"
+MASK_ENCODE_STEP = "shared_mask_encode"
 """Step of a plan: write their values where nothing hides them."""
+
+MASK_ENCODING = "shared-mask"
+"""Name of that encoding."""
+
+ON_THE_WIRE = {
+    name: name.replace("_", "-")
+    for name in (DISTRIBUTED_DP, RECORD_DP, LOCAL_DP, MASK_STEP, MASK_ENCODE_STEP)
+}
+"""Steps that the release before knows by another name: plans are written so, and read both ways."""
 
 LEADING_KEY = "leading"
 """In an instruction: the coordinates that come from the last released step."""

@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Any
 
 from qsfl_flower.errors import QSFLError
-from qsfl_flower.wire.keys import MASKED_SUM, SHARES
+from qsfl_flower.wire.keys import MASKED_SUM, ON_THE_WIRE, SHARES
 
 
 class ClientPhase(IntEnum):
@@ -31,6 +31,7 @@ PLAN_VERSION = 2
 """Version 2 came with secure sums whose shares name the instruction; all else reads as before."""
 
 _SINCE_2 = frozenset({SHARES, MASKED_SUM})
+_READ = {told: name for name, told in ON_THE_WIRE.items()}
 _MAX_BYTES = 64 * 1024
 
 
@@ -64,7 +65,10 @@ class Plan:
         """
         body = {
             "version": 2 if _SINCE_2.intersection(i.name for i in self.items) else 1,
-            "steps": [{"name": i.name, "parameters": dict(i.parameters)} for i in self.items],
+            "steps": [
+                {"name": ON_THE_WIRE.get(i.name, i.name), "parameters": dict(i.parameters)}
+                for i in self.items
+            ],
         }
         return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -109,4 +113,4 @@ def _decode_step(step: object) -> PlanItem:
     name, parameters = step["name"], step["parameters"]
     if not isinstance(name, str) or not isinstance(parameters, dict):
         raise QSFLError("plan: a step's 'name' is a text and its 'parameters' a mapping")
-    return PlanItem(name, parameters)
+    return PlanItem(_READ.get(name, name), parameters)

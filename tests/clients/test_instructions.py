@@ -127,12 +127,12 @@ def promise(placement="local", noise=NOISE, releases=1, rate=1.0, clip=1.0):
 
 
 def local(noise=NOISE, clip=1.0):
-    return PlanItem("local-dp", {"clip_norm": clip, "noise_multiplier": noise})
+    return PlanItem("local_dp", {"clip_norm": clip, "noise_multiplier": noise})
 
 
 def record(noise=NOISE, public=("num-examples",), rate=1.0):
     told = {"clip_norm": 1.0, "noise_multiplier": noise, "sampling_rate": rate, "steps": 1}
-    return PlanItem("record-dp", {**told, "public_metrics": list(public)})
+    return PlanItem("record_dp", {**told, "public_metrics": list(public)})
 
 
 SHARE = NoiseShare(clip_norm=1.0, noise_multiplier=NOISE, fewest=4, size=D)
@@ -145,7 +145,7 @@ CLIP = PlanItem("clip", {"clip_norm": 1.0})
 
 def distributed(share=SHARE, batch=None, bound=1.0):
     told = {"share": asdict(share), "bound": bound, "batch": batch and asdict(batch)}
-    return PlanItem("distributed-dp", told)
+    return PlanItem("distributed_dp", told)
 
 
 def shares(**changes):
@@ -168,7 +168,7 @@ def test_what_a_device_wants_is_answered_with_noise():
 
 
 BATCH = RecordBatch(clip_norm=1.0, sampling_rate=1.0, sum_norm=5.0)
-MASK = PlanItem("shared-mask", {"mask": {}, "seed": 1, "rounding": 1})
+MASK = PlanItem("shared_mask", {"mask": {}, "seed": 1, "rounding": 1})
 LIES = {
     "no plan": (None, "privacy-no-protection"),
     "no promise": (plan(CLIP, local()), "privacy-no-protection"),
@@ -179,9 +179,9 @@ LIES = {
     "two noise steps": (plan(promise(), local(), local()), "policy-plan"),
     "noise before the clip": (plan(promise(), local(), CLIP), "policy-plan"),
     "another placement": (plan(promise("record"), local()), "privacy-not-carried-out"),
-    "not a number": (plan(promise(), PlanItem("local-dp", {"clip_norm": 1.0})), "policy-plan"),
+    "not a number": (plan(promise(), PlanItem("local_dp", {"clip_norm": 1.0})), "policy-plan"),
     "text": (
-        plan(promise(), PlanItem("local-dp", {"clip_norm": "a", "noise_multiplier": 1})),
+        plan(promise(), PlanItem("local_dp", {"clip_norm": "a", "noise_multiplier": 1})),
         "policy-plan",
     ),
     "own coordinates under noise": (
@@ -507,7 +507,7 @@ def test_no_plan_makes_a_device_send_its_update_without_noise(items, kind):
         return
     if reason(content) is None:
         # A record-level promise is kept by the app's own training, which is not noisy here.
-        assert any(i.name == "record-dp" for i in items) or leaked(content) < 0.6
+        assert any(i.name == "record_dp" for i in items) or leaked(content) < 0.6
         assert "train-loss" not in dict(content.metric_records.get("metrics") or {})
 
 

@@ -188,7 +188,7 @@ MASKED = PlanItem("masked_sum", {
         ([], True),
         ([PlanItem("clip", {"clip_norm": 1.0})], True),
         ([MASKED], False),
-        ([PlanItem("local-dp", {"clip_norm": 1.0, "noise_multiplier": 1.0})], False),
+        ([PlanItem("local_dp", {"clip_norm": 1.0, "noise_multiplier": 1.0})], False),
     ],
 )
 @pytest.mark.parametrize("error", [ValueError, DataError])

@@ -77,7 +77,7 @@ def server_checkpoint() -> bytes:
 def new_charges(path: Path) -> None:
     event = Event(1.0, 0.1, 3).to_dict()
     charge = Charge({"events": [event], "pending": event, "asked": {"a": 2}}, 1e-5)
-    write_charges(path.parent, Charges(2, 3, "f", {"local-dp": charge}))
+    write_charges(path.parent, Charges(2, 3, "f", {"local_dp": charge}))
 
 
 def client_checkpoint() -> tuple[str, bytes]:

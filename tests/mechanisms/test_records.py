@@ -63,6 +63,11 @@ def test_what_a_record_tells_is_what_the_stage_does(record):
 
 
 @records
+def test_the_stage_has_the_name_of_the_section(record):
+    assert attribute(record.server).name == record.name
+
+
+@records
 def test_clients_know_its_half(record):
     import qsfl_flower.clients.mods  # noqa: F401
 

@@ -115,5 +115,5 @@ def test_the_summary_counts_a_round_that_was_begun_but_not_finished(experiment):
     run.add_round(record(1, epsilon=0.5), ())
     event = {"noise_multiplier": 1.0, "sampling_rate": 1.0, "count": 2, "slack": 0.0}
     charge = Charge({"events": [event]}, 1e-5)
-    write_charges(run.path / CHECKPOINTS, Charges(2, 2, "", {"record-dp": charge}))
+    write_charges(run.path / CHECKPOINTS, Charges(2, 2, "", {"record_dp": charge}))
     assert run.finish("interrupted", 1.0, None, None)["epsilon"] == charge.epsilon

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 @pytest.mark.parametrize(
     ("case", "kills"),
-    [("record-dp", 20), ("record-dp, async", 5), ("local-dp", 5), ("central-dp", 5)],
+    [("record_dp", 20), ("record_dp, async", 5), ("local_dp", 5), ("central_dp", 5)],
 )
 def test_a_killed_server_forgets_no_privacy_loss_and_counts_no_update_twice(tmp_path, case, kills):
     row = drill(case, tmp_path, kills)

@@ -268,7 +268,7 @@ def test_fedasync_mixes_every_model_in(fake_grid, trained):
     model, recorder, strategy = run(grid, speeds(1), rounds=4, kind=FedAsync, mixing=0.5)
     assert model.tolist() == [2.0] * 3
     assert strategy.buffer_size == 1
-    assert recorder.rounds[-1].stages["stale-step"] == {"rate": 0.5}
+    assert recorder.rounds[-1].stages["stale_step"] == {"rate": 0.5}
 
 
 def test_the_step_shrinks_with_the_mean_staleness(fake_grid, trained):
@@ -277,14 +277,14 @@ def test_the_step_shrinks_with_the_mean_staleness(fake_grid, trained):
     before, _, _ = run(grid, speeds(1, 2.5), 2, **options)
     after, recorder, _ = run(grid, speeds(1, 2.5), 3, **options)
     assert after[0] - before[0] == pytest.approx(10 / 3)  # two versions old: a third of the step
-    assert recorder.rounds[-1].stages["stale-step"]["rate"] == pytest.approx(1 / 3)
+    assert recorder.rounds[-1].stages["stale_step"]["rate"] == pytest.approx(1 / 3)
 
 
 def test_momentum_is_lowered_by_what_staleness_adds_itself(fake_grid, trained):
     grid = fake_grid({0: trained(1.0), 1: trained(10.0)})
     options = {"buffer_size": 1, "server_momentum": 0.9}
     _, recorder, _ = run(grid, speeds(1, 2.5), 4, **options)
-    momenta = [r.stages["stale-step"]["momentum"] for r in recorder.rounds[1:]]
+    momenta = [r.stages["stale_step"]["momentum"] for r in recorder.rounds[1:]]
     assert momenta == pytest.approx([0.9, 0.9, 0.9 - 2 / 3, 0.9 - 1 / 2])
 
 
@@ -465,7 +465,7 @@ def test_impossible_arguments_are_named(error, named, bad):
 def test_what_needs_a_common_start_is_refused():
     private = [Clip(1.0), CentralDP(1.0, expected_cohort=4, sampling_rate=0.5)]
     with pytest.raises(
-        CompositionError, match="central-dp needs clients that are sampled independently"
+        CompositionError, match="central_dp needs clients that are sampled independently"
     ):
         BufferedAsync(fraction_evaluate=0.0, stages=private)
     with pytest.raises(CompositionError, match="who is cut off is not random"):

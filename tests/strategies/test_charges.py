@@ -23,12 +23,12 @@ from qsfl_flower.wire import to_record
 RECORD = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.2, steps=10)
 SIZE = 4
 STAGES = {
-    "record-dp": (lambda budget: [RecordDP(RECORD, budget, rounds=5)], RECORD.event(SIZE)),
-    "local-dp": (
+    "record_dp": (lambda budget: [RecordDP(RECORD, budget, rounds=5)], RECORD.event(SIZE)),
+    "local_dp": (
         lambda budget: [LocalDP(1.0, 5.0, budget, rounds=5)],
         Event(5.0, 1.0, 1, grid_slack(SIZE)),
     ),
-    "central-dp": (
+    "central_dp": (
         lambda budget: [Clip(1.0), CentralDP(5.0, 3, budget=budget, rounds=5)],
         Event(5.0, 1.0, 1, grid_slack(SIZE + 1)),
     ),
@@ -130,14 +130,14 @@ def test_a_ledger_and_the_run_agree_after_a_kill(tmp_path, fake_grid, trained):
     ledger = Ledger(tmp_path / "ledger.db")
     ledger.grant("fed", Budget(100.0))
     budget = PrivacyBudget(ledger=ledger, accounts=["fed/1"])
-    world = World(tmp_path / "checkpoints", "central-dp", fake_grid, trained, {2, 3}, budget)
+    world = World(tmp_path / "checkpoints", "central_dp", fake_grid, trained, {2, 3}, budget)
     world.start(rounds=3)
     assert ledger.status("fed").spent == pytest.approx(world.real(5), rel=1e-4)
     assert world.watch.epsilon == pytest.approx(world.real(5), rel=1e-4)
 
 
 def test_an_older_checkpoint_does_not_bring_the_budget_back(tmp_path, fake_grid, trained):
-    world = World(tmp_path, "record-dp", fake_grid, trained)
+    world = World(tmp_path, "record_dp", fake_grid, trained)
     world.start(rounds=1)
     old = CheckpointStore(tmp_path).latest()
     world.start(rounds=4)
@@ -150,7 +150,7 @@ def test_an_older_checkpoint_does_not_bring_the_budget_back(tmp_path, fake_grid,
 
 
 def test_no_instruction_leaves_without_its_charge(tmp_path, fake_grid, trained):
-    world = World(tmp_path, "record-dp", fake_grid, trained)
+    world = World(tmp_path, "record_dp", fake_grid, trained)
     world.start(rounds=1)
     full = mock.patch("os.fsync", side_effect=OSError(28, "No space left on device"))
     with full, pytest.raises(CheckpointError, match="charges of round 2 cannot be written"):
@@ -166,7 +166,7 @@ def test_no_instruction_leaves_without_its_charge(tmp_path, fake_grid, trained):
     ],
 )  # fmt: skip
 def test_damaged_charges_are_refused(tmp_path, fake_grid, trained, damage):
-    world = World(tmp_path, "record-dp", fake_grid, trained)
+    world = World(tmp_path, "record_dp", fake_grid, trained)
     world.start(rounds=1)
     (tmp_path / FILE).write_text(damage)
     with pytest.raises(CheckpointError, match=r"charges.json is damaged"):
@@ -176,17 +176,17 @@ def test_damaged_charges_are_refused(tmp_path, fake_grid, trained, damage):
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, 10**30, "2", None])
 def test_counts_in_charges_are_checked(tmp_path, fake_grid, trained, wrong):
-    World(tmp_path, "record-dp", fake_grid, trained).start(rounds=1)
+    World(tmp_path, "record_dp", fake_grid, trained).start(rounds=1)
     path = tmp_path / FILE
     values = json.loads(path.read_text())
-    values["stages"]["record-dp"]["state"]["events"][0]["count"] = wrong
+    values["stages"]["record_dp"]["state"]["events"][0]["count"] = wrong
     path.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="damaged"):
         read_charges(tmp_path)
 
 
 def test_charges_of_another_experiment_are_refused(tmp_path, fake_grid, trained):
-    World(tmp_path, "record-dp", fake_grid, trained).start(rounds=1)
+    World(tmp_path, "record_dp", fake_grid, trained).start(rounds=1)
     with pytest.raises(CheckpointError, match="another experiment"):
         CheckpointStore(tmp_path, fingerprint="other").charged()
 
@@ -195,15 +195,15 @@ def test_after_a_restart_nobody_counts_for_less_than_the_client_asked_most_often
     tmp_path, fake_grid, trained
 ):
     """Nodes may come back in another order, so that rank 0 is another client."""
-    world = World(tmp_path, "record-dp", fake_grid, trained)
+    world = World(tmp_path, "record_dp", fake_grid, trained)
     world.start(rounds=2)
-    state = {**CheckpointStore(tmp_path).latest().states["record-dp"], "asked": {"0": 2, "1": 1}}
+    state = {**CheckpointStore(tmp_path).latest().states["record_dp"], "asked": {"0": 2, "1": 1}}
     recovered = RecordDP(RECORD).spending.recover(state)
     assert (recovered["asked"], recovered["before"]) == ({}, 2)
 
 
 def test_a_new_run_in_an_old_folder_replaces_its_checkpoints(tmp_path, fake_grid, trained):
-    world = World(tmp_path, "record-dp", fake_grid, trained)
+    world = World(tmp_path, "record_dp", fake_grid, trained)
     world.start(rounds=4)
     strategy = StableFedAvg(
         fraction_evaluate=0.0, min_available_nodes=3, stages=world.stages(world.budget),
@@ -215,7 +215,7 @@ def test_a_new_run_in_an_old_folder_replaces_its_checkpoints(tmp_path, fake_grid
 
 
 def test_an_interruption_counts_like_a_kill(tmp_path, fake_grid, trained):
-    world = World(tmp_path, "record-dp", fake_grid, trained)
+    world = World(tmp_path, "record_dp", fake_grid, trained)
     world.start(rounds=1)
     world.watch.should_stop = lambda: world.sent[0] == 2
     world.grid.clients[2] = lambda message: None  # still trains

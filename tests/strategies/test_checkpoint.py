@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qsfl_flower.errors import CheckpointError
+from qsfl_flower.rounds.charges import Charge, Charges, write_charges
 from qsfl_flower.stages import ServerAdam
 from qsfl_flower.strategies import CheckpointStore, Snapshot, StableFedAvg
 from qsfl_flower.wire import from_record, to_record
@@ -36,6 +37,18 @@ def test_round_trip_bit_for_bit(tmp_path):
     assert back.states["fedadam"]["count"] == 3
     assert back.states["validate"] == {}
     assert back.progress == expected.progress
+
+
+def test_stages_of_the_release_before_are_found_under_their_names(tmp_path):
+    old = {"record-dp": {"asked": {"0": 2}}, "control-variates": {"sum": np.arange(3.0)}}
+    store = CheckpointStore(tmp_path)
+    store.save(Snapshot(1, {"w": np.zeros(3)}, old))
+    charge = Charge({"asked": {"0": 3}}, 1e-5)
+    write_charges(tmp_path, Charges(1, 2, "", {"record-dp": charge}))
+    states = store.latest().states
+    assert states.keys() == {"record_dp", "control_variates"}
+    assert states["record_dp"]["asked"] == {"0": 3}
+    np.testing.assert_array_equal(states["control_variates"]["sum"], np.arange(3.0))
 
 
 def test_only_the_newest_stay_and_nothing_temporary(tmp_path):

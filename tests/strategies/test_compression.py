@@ -345,5 +345,5 @@ def test_central_noise_falls_on_the_masked_coordinates_only():
     strategy = StableFedAvg(fraction_evaluate=0, min_available_nodes=3, stages=stages)
     _, model = run(strategy, 1)
     assert np.count_nonzero(flat(model)) == 52
-    told = strategy.outcome.measured["central-dp"]
+    told = strategy.outcome.measured["central_dp"]
     assert told["expected_noise_norm"] == pytest.approx(told["noise_std"] * 52**0.5)

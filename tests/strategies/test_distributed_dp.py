@@ -212,7 +212,7 @@ def test_every_sum_carries_the_noise_whoever_drops_out_or_adds_none(federation, 
     noise = noise_of(model, present)
     assert distributions.fits_normal(noise, promised(len(present) - 1))
     assert promised(len(present) - 1) >= NOISE * CLIP
-    assert watch.records[1].stages["distributed-dp"]["noise_std"] == pytest.approx(
+    assert watch.records[1].stages["distributed_dp"]["noise_std"] == pytest.approx(
         NOISE * CLIP / COHORT, rel=1e-3
     )
 
@@ -464,7 +464,7 @@ def test_an_app_that_does_not_clip_records_enough_sends_nothing(federation, make
         ),
         pytest.param(
             lambda c: [*committee_sum(c), CentralDP(1.0, 6), stage()],
-            "distributed-dp",
+            "distributed_dp",
             id="central",
         ),
         pytest.param(
@@ -475,7 +475,7 @@ def test_an_app_that_does_not_clip_records_enough_sends_nothing(federation, make
                 ),
                 stage(batch=RECORDS),
             ],
-            "record-dp",
+            "record_dp",
             id="two kinds of records",
         ),
         pytest.param(
@@ -495,7 +495,7 @@ def test_chains_without_the_guarantee_are_refused(keys, stages, match):
 def test_overlapping_versions_are_refused(keys):
     credentials = Credentials(keys.server, open_roster(keys.roster, keys.authority))
     stages = [Authenticate(credentials), *committee_sum(credentials), stage()]
-    with pytest.raises(CompositionError, match=r"secure_sum|distributed-dp"):
+    with pytest.raises(CompositionError, match=r"secure_sum|distributed_dp"):
         BufferedAsync(fraction_evaluate=0.0, stages=stages)
 
 
@@ -625,7 +625,7 @@ def test_what_a_client_sends_lies_on_the_grid_and_tells_no_counts():
     ],
 )  # fmt: skip
 def test_a_client_adds_no_share_that_the_plan_would_betray(lie):
-    with pytest.raises(QSFLError, match="distributed-dp"):
+    with pytest.raises(QSFLError, match="distributed_dp"):
         take_step(**lie)
 
 

@@ -83,7 +83,7 @@ def test_the_run_goes_on_without_the_client_whose_budget_is_spent(ledger, caplog
         outcome = run(made, central(ledger))
     assert asked(made) == {r: [0, 1, 2, 3] if r <= 3 else [0, 2, 3] for r in range(1, 9)}
     assert [record.rejected for record in outcome.rounds[1:]] == [{}] * 3 + [{"no-budget": 1}] * 5
-    assert [r.stages["central-dp"]["excluded_clients"] for r in outcome.rounds[1:]] == (
+    assert [r.stages["central_dp"]["excluded_clients"] for r in outcome.rounds[1:]] == (
         [0] * 3 + [1] * 5
     )
     (row,) = [row for row in outcome.clients[-1] if row.status == "no-budget"]
@@ -194,9 +194,9 @@ def test_the_plan_says_whose_budget_ends_when(ledger):
 
 def test_where_the_guarantee_would_not_hold_it_is_refused_by_name(ledger):
     made, excluding = federation(), budget(ledger)
-    with pytest.raises(CompositionError, match=r"central-dp excludes .* add Authenticate"):
+    with pytest.raises(CompositionError, match=r"central_dp excludes .* add Authenticate"):
         StableFedAvg(stages=[Clip(1.0), central(ledger)])
-    with pytest.raises(CompositionError, match=r"central-dp excludes .* use a synchronous"):
+    with pytest.raises(CompositionError, match=r"central_dp excludes .* use a synchronous"):
         made.run([Clip(1.0), central(ledger)], kind=BufferedAsync)
     record = RecordPrivacy(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.1, steps=1)
     for make in (
@@ -204,7 +204,7 @@ def test_where_the_guarantee_would_not_hold_it_is_refused_by_name(ledger):
         lambda: LocalDP(1.0, 1.0, excluding),
         lambda: DistributedDP(1.0, CLIENTS, excluding),
     ):
-        with pytest.raises(CompositionError, match=r"-dp: exhausted='exclude' is for central-dp"):
+        with pytest.raises(CompositionError, match=r"-dp: exhausted='exclude' is for central_dp"):
             make()
     for options in ({}, {"ledger": ledger, "accounts": ["fed/1"]}):
         with pytest.raises(ConfigError, match="mapping from the clients' names"):

@@ -117,7 +117,7 @@ def test_what_records_cost_is_recorded_where_updates_are_hidden(keys, monkeypatc
     _, seen, _, _ = hidden(cross_silo, keys, privacy=RecordDP(privacy), metrics=())
     spent = epsilon_of_events([privacy.event(SIZE)], 1e-5)
     assert seen.rounds[1].epsilon == pytest.approx(spent, rel=1e-4)
-    assert seen.rounds[1].stages["record-dp"]["epsilon"] == seen.rounds[1].epsilon
+    assert seen.rounds[1].stages["record_dp"]["epsilon"] == seen.rounds[1].epsilon
 
 
 @pytest.mark.parametrize("preset", [full_chain, cross_device])
@@ -232,7 +232,7 @@ def test_record_level_privacy_is_told_to_the_clients(preset, keys):
     if preset is not research:
         wanted["credentials"] = keys
     made = preset(clip_norm=1.0, privacy=RecordDP(privacy, rounds=3), **wanted)
-    assert "record-dp" in [stage.name for stage in made.chain.stages]
+    assert "record_dp" in [stage.name for stage in made.chain.stages]
 
 
 def test_devices_get_client_level_privacy_without_a_change_to_the_app(keys):

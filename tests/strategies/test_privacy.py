@@ -92,7 +92,7 @@ def test_the_sum_is_divided_by_a_constant_whatever_clients_claim(fake_grid, trai
     grid = fake_grid({n: trained(step, examples=10**n) for n in range(1, 6)})
     model, watch, _ = run(grid, [Clip(1.0), CentralDP(1e-3, expected_cohort=10, seed=1)])
     assert model.mean() == pytest.approx(5 * step / 10, rel=1e-3)
-    told = watch.records[1].stages["central-dp"]
+    told = watch.records[1].stages["central_dp"]
     assert told["sensitivity"] == pytest.approx(0.1)
 
 
@@ -180,10 +180,10 @@ def test_the_clip_norm_learns_privately_and_its_cost_is_included(fake_grid, trai
     )
     stage = CentralDP(0.5, 20, seed=1)
     _, watch, _ = run(grid, [clip, stage], rounds=20, initial=arrays(size=400))
-    norms = [record.stages["adaptive-clip"]["clip_norm"] for record in watch.records[1:]]
+    norms = [record.stages["adaptive_clip"]["clip_norm"] for record in watch.records[1:]]
     assert norms[0] == 5.0
     assert 0.1 < norms[-1] < 0.4
-    told = watch.records[-1].stages["central-dp"]
+    told = watch.records[-1].stages["central_dp"]
     assert told["noise_multiplier"] > 0.5  # the updates pay for the bits
     assert told["sensitivity"] == pytest.approx(norms[-1] / 20)
     assert watch.records[-1].epsilon == pytest.approx(
@@ -198,7 +198,7 @@ def test_the_clip_norm_learns_privately_and_its_cost_is_included(fake_grid, trai
         ([Clip(1.0), Robust("median"), CentralDP(1.0, 10)], "2 C = 2"),
         (
             [AdaptiveClip(AdaptiveParameters(initial=1.0, bit_noise=5.0), 10)],
-            "only central-dp pays",
+            "only central_dp pays",
         ),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_client_counts_for_the_rounds_in_which_it_was_asked(fake_grid, trained
     _, watch, strategy = run(
         grid, [RecordDP(RECORD)], rounds=10, initial=arrays(size=3), fraction_train=0.3, seed=1
     )
-    worst = max(strategy.states["record-dp"]["asked"].values())
+    worst = max(strategy.states["record_dp"]["asked"].values())
     assert worst < 10
     assert watch.records[-1].epsilon == pytest.approx(
         epsilon_of_events([Event(1.1, 0.05, 20 * worst)], 1e-5), rel=1e-3
@@ -388,7 +388,7 @@ def test_noise_in_two_strategies_follows_the_clip_norm_of_each():
     for chain in chains:
         context = RoundContext(1, layout, Vector.dense(np.zeros(4)))
         _, _, measured = chain.on_vector(np.zeros(4), chain.init(layout, {}), context)
-        told.append(measured["central-dp"])
+        told.append(measured["central_dp"])
     assert [t["sensitivity"] for t in told] == [10.0, 0.1]
     assert told[0]["noise_std"] == pytest.approx(100 * told[1]["noise_std"], rel=1e-3)
 

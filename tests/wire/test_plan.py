@@ -55,6 +55,15 @@ def test_the_release_before_is_read_or_refused_by_name():
         assert '"version":2' in Plan((PlanItem(name),)).encode()
 
 
+def test_steps_travel_under_the_names_that_the_release_before_knows():
+    steps = ["record_dp", "shared_mask", "local_dp", "distributed_dp", "shared_mask_encode"]
+    plan = Plan(tuple(map(PlanItem, steps)))
+    text = plan.encode()
+    told = [step["name"] for step in json.loads(text)["steps"]]
+    assert told == ["record-dp", "shared-mask", "local-dp", "distributed-dp", "shared-mask-encode"]
+    assert Plan.decode(text) == Plan.decode(text.replace("-", "_")) == plan
+
+
 LEAVES = st.none() | st.booleans() | st.integers() | st.text()
 
 

@@ -28,6 +28,7 @@ from qsfl_flower.wire import (
     COMPRESS_STEP,
     LEADING_KEY,
     MASK_ENCODE_STEP,
+    MASK_ENCODING,
     MASK_STEP,
     config_of,
     from_record,
@@ -119,7 +120,7 @@ def mask_encode_step(
         raise QSFLError(f"shared_mask: the plan has no step {MASK_STEP!r} before")
     if masked.memory is not None:
         remember(context.context.state, masked.memory)
-    return replace(update, payload=partial(_written, update.vector, masked), encoding=MASK_STEP)
+    return replace(update, payload=partial(_written, update.vector, masked), encoding=MASK_ENCODING)
 
 
 def _written(values: NDArray[np.float64], masked: _Masked) -> ArrayRecord:

@@ -27,6 +27,7 @@ from qsfl_flower.wire import (
     COMPRESS_STEP,
     LEADING_KEY,
     MASK_ENCODE_STEP,
+    MASK_ENCODING,
     MASK_STEP,
     ClientPhase,
     PlanItem,
@@ -130,7 +131,7 @@ class SharedMask(DecodeStage):
     """
 
     name = "shared_mask"
-    encoding = MASK_STEP
+    encoding = MASK_ENCODING
     declares = frozenset({Trait.FLAT})
 
     def __init__(self, mask: MaskOptions | None = None, *, seed: int = 0, epoch: int = 1) -> None:

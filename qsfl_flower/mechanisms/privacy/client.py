@@ -45,7 +45,7 @@ def record_dp_step(
     difference = required.weaker(update.metrics)
     if difference is not None:
         raise QSFLError(
-            f"record-dp: the app did not train as the strategy requires: {difference}; use "
+            f"record_dp: the app did not train as the strategy requires: {difference}; use "
             "PrivateTrainingClient, or report the metrics dp-... of your own DP-SGD"
         )
     allowed = {*public, *required.told()}
@@ -60,7 +60,7 @@ def local_dp_step(
     clip, multiplier = float(parameters["clip_norm"]), float(parameters["noise_multiplier"])
     if not (clip > 0 and multiplier > 0):
         raise QSFLError(
-            f"local-dp: clip_norm is {clip!r} and noise_multiplier {multiplier!r}; both must be "
+            f"local_dp: clip_norm is {clip!r} and noise_multiplier {multiplier!r}; both must be "
             "greater than 0"
         )
     norm = float(np.linalg.norm(update.vector))
@@ -92,7 +92,7 @@ def distributed_dp_step(
         moved = required.clip_norm
         if (difference := required.weaker(update.metrics)) is not None:
             raise QSFLError(
-                f"distributed-dp: the app did not train as the strategy requires: {difference}; "
+                f"distributed_dp: the app did not train as the strategy requires: {difference}; "
                 "use GradientSumClient"
             )
     done = (placement, moved, share.noise_multiplier, rate)
@@ -100,7 +100,7 @@ def distributed_dp_step(
     told = [(o.placement, o.clip_norm, o.noise_multiplier, o.sampling_rate) for o in offers]
     if done not in told or moved > share.clip_norm:
         raise QSFLError(
-            f"distributed-dp: noise for a clip norm of {share.clip_norm:g} would make {done}, the "
+            f"distributed_dp: noise for a clip norm of {share.clip_norm:g} would make {done}, the "
             f"plan promises {told}"
         )
     weighted_by = _sum_after(plan.items[-1], share)
@@ -121,12 +121,12 @@ def _sum_after(last: PlanItem, share: NoiseShare) -> str:
         fewest, bits = p["min_clients"], RingCode(p["bound"], p["clients"]).bits
     else:
         raise QSFLError(
-            f"distributed-dp: the plan ends with {last.name!r}; a share of the noise is sent only "
+            f"distributed_dp: the plan ends with {last.name!r}; a share of the noise is sent only "
             "under a secure sum"
         )
     if fewest < share.fewest or 2.0**-bits != share.resolution:
         raise QSFLError(
-            f"distributed-dp: noise for sums of {share.fewest} clients in steps of "
+            f"distributed_dp: noise for sums of {share.fewest} clients in steps of "
             f"{share.resolution:g}, but the sum may have {fewest} clients, in steps of 2^-{bits}"
         )
     return str(p["weighted_by"])

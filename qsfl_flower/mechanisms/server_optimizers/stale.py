@@ -42,7 +42,7 @@ class StaleStep(VectorStage):
     >>> strategy = BufferedAsync(buffer_size=5, server_momentum=0.9)  # has this stage
     """
 
-    name = "stale-step"
+    name = "stale_step"
     phase = Phase.UPDATE
 
     def __init__(
@@ -53,11 +53,11 @@ class StaleStep(VectorStage):
     ) -> None:
         if not (server_learning_rate > 0 and np.isfinite(server_learning_rate)):
             raise ConfigError(
-                f"stale-step: server_learning_rate is {server_learning_rate!r}; it must be > 0"
+                f"stale_step: server_learning_rate is {server_learning_rate!r}; it must be > 0"
             )
         if not 0 <= server_momentum < 1:
             raise ConfigError(
-                f"stale-step: server_momentum is {server_momentum!r}; it must be in [0, 1)"
+                f"stale_step: server_momentum is {server_momentum!r}; it must be in [0, 1)"
             )
         self.server_learning_rate = server_learning_rate
         self.server_momentum = server_momentum

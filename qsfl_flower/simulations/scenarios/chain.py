@@ -190,7 +190,7 @@ def federation(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"dataset": setting.dataset, "federation": setting.label}
     row |= {"accuracy": accuracies[-1], "rounds": setting.rounds, "curve": accuracies}
     if privacy is not None:
-        asked = max(strategy.states["record-dp"]["asked"].values())
+        asked = max(strategy.states["record_dp"]["asked"].values())
         row |= {
             "epsilon": epsilon_of_events([privacy.event(size, asked)], DELTA),
             "noise_multiplier": privacy.noise_multiplier,

@@ -89,7 +89,7 @@ def test_clients_without_a_budget_are_named(tmp_path):
 def test_a_round_that_was_begun_counts_unless_the_run_finished(tmp_path, status, expected):
     event = {"noise_multiplier": 5.0, "sampling_rate": 1.0, "count": 2, "slack": 0.0}
     charge = Charge({"events": [event]}, 1e-5)
-    write_charges(tmp_path / CHECKPOINTS, Charges(2, 2, "", {"central-dp": charge}))
+    write_charges(tmp_path / CHECKPOINTS, Charges(2, 2, "", {"central_dp": charge}))
     if status is not None:
         (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
     once = Charge({"events": [{**event, "count": 1}]}, 1e-5).epsilon

@@ -42,7 +42,7 @@ class AdaptiveClip(CohortStage):
     >>> strategy = StableFedAvg(fraction_evaluate=0.0, stages=stages)
     """
 
-    name = "adaptive-clip"
+    name = "adaptive_clip"
     phase = Phase.BOUND
     declares = frozenset({Trait.SPENDS_ON_CLIENTS})
 
@@ -78,7 +78,8 @@ class AdaptiveClip(CohortStage):
         clipped = cohort.each(lambda u: replace(u, scale=clip_scales(u.measured(), current)))
         # What was clipped on the device has the norm itself, up to rounding.
         within = sum(u.measured().norm < current * (1 - 1e-6) for u in clipped.updates)
-        source = Keystream.of(self._seed, self.name, context.server_round)
+        # The label is the old name of the stage: a seed keeps its noise.
+        source = Keystream.of(self._seed, "adaptive-clip", context.server_round)
         following, share = self.parameters.next_clip(
             current, within, len(clipped.updates), self.expected_cohort, source
         )

@@ -73,7 +73,7 @@ class CentralDP(VectorStage):
     4.4
     """
 
-    name = "central-dp"
+    name = "central_dp"
     phase = Phase.PRIVATIZE
     declares = frozenset({Trait.PROTECTS_CLIENTS})
     spending: Spending
@@ -94,7 +94,7 @@ class CentralDP(VectorStage):
         self.schedule = given if isinstance(given, NoiseSchedule) else NoiseSchedule(given)
         if not 0 < expected_cohort < math.inf or not 0 < sampling_rate <= 1:
             raise ConfigError(
-                "central-dp: expected_cohort must be positive and sampling_rate in (0, 1], found "
+                "central_dp: expected_cohort must be positive and sampling_rate in (0, 1], found "
                 f"{expected_cohort!r} and {sampling_rate!r}"
             )
         self.denominator: float = expected_cohort
@@ -181,7 +181,8 @@ class CentralDP(VectorStage):
             # The proof of 2 C needs every result in the ball; coordinate-wise rules leave it.
             vector *= min(1.0, clip_norm / max(float(np.linalg.norm(vector)), 1e-300))
         multiplier = self._multiplier(context.server_round)
-        source = Keystream.of(self._seed, self.name, context.server_round)
+        # The label is the old name of the stage: a seed keeps its noise.
+        source = Keystream.of(self._seed, "central-dp", context.server_round)
         # Off the round's public coordinates the step is zero whatever the data are.
         part = vector if context.support is None else vector[context.support]
         noisy, std = add_noise(part, bound.l2, multiplier, source)

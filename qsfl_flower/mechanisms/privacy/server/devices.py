@@ -22,7 +22,7 @@ from qsfl_flower.rounds.spending import PrivacyBudget, Spending, on_devices
 from qsfl_flower.rounds.stages import CohortStage
 from qsfl_flower.rounds.update import Cohort, Update
 from qsfl_flower.wire import ClientPhase, PlanItem
-from qsfl_flower.wire.keys import PROTECTION
+from qsfl_flower.wire.keys import LOCAL_DP, PROTECTION, RECORD_DP
 
 
 class ClientSideDP(CohortStage):
@@ -139,7 +139,7 @@ class RecordDP(ClientSideDP):
     >>> strategy = StableFedAvg(fraction_evaluate=0.0, stages=[stage])
     """
 
-    name = "record-dp"
+    name = RECORD_DP
     placement = "record"
     unit = "one record of a client"
     declares = frozenset({Trait.TELLS_TRAINING, Trait.COVERS_METRICS})
@@ -225,7 +225,7 @@ class LocalDP(ClientSideDP):
     True
     """
 
-    name = "local-dp"
+    name = LOCAL_DP
     placement = "local"
     unit = "one client with all its data"
     declares = frozenset({Trait.NOISES_UPDATES, Trait.OUTGROWS_BOUND, Trait.COVERS_METRICS})
@@ -240,7 +240,7 @@ class LocalDP(ClientSideDP):
     ) -> None:
         super().__init__(budget, rounds)
         if not (0 < clip_norm < math.inf and 0 < noise_multiplier < math.inf):
-            raise ConfigError("local-dp: clip_norm and noise_multiplier must be positive")
+            raise ConfigError("local_dp: clip_norm and noise_multiplier must be positive")
         self.clip_norm, self.noise_multiplier = clip_norm, noise_multiplier
 
     def event(self, size: int) -> Event:

@@ -108,7 +108,7 @@ class DistributedDP(VectorStage):
     ) -> None:
         if not (0 < noise_multiplier < math.inf and 0 < expected_cohort < math.inf):
             raise ConfigError(
-                "distributed-dp: noise_multiplier and expected_cohort must be positive, found "
+                "distributed_dp: noise_multiplier and expected_cohort must be positive, found "
                 f"{noise_multiplier!r} and {expected_cohort!r}"
             )
         self.noise_multiplier, self.batch = noise_multiplier, batch
@@ -128,35 +128,35 @@ class DistributedDP(VectorStage):
         name, opened = _sum_of(stages)
         if opened is None:
             raise CompositionError(
-                "distributed-dp: a share of the noise alone protects no client, only the sum of "
+                "distributed_dp: a share of the noise alone protects no client, only the sum of "
                 "the shares does; add secure_sum or masked_sum, which show nothing but the sum, or "
                 "use central_dp"
             )
         if opened.metrics:
             raise CompositionError(
-                f"distributed-dp: {name} would open sums of {opened.metrics[0]} "
+                f"distributed_dp: {name} would open sums of {opened.metrics[0]} "
                 "without noise; set its metrics to [] and evaluate on the server (evaluate_fn)"
             )
         if not opened.alike:
             raise CompositionError(
-                "distributed-dp: all clients must count alike, or their noise does not, and norms "
+                "distributed_dp: all clients must count alike, or their noise does not, and norms "
                 f"must stay closed; set weighted and enforce_norm of {name} to false"
             )
         for stage in stages:
             if self.batch and Trait.TELLS_TRAINING in stage.traits:
                 raise CompositionError(
-                    f"distributed-dp: {stage.name} has the clients add all of the noise to their "
+                    f"distributed_dp: {stage.name} has the clients add all of the noise to their "
                     "records already; choose one"
                 )
             if self.batch and stage.facts.coordinates is not None:
                 raise CompositionError(
-                    f"distributed-dp: {stage.name} scales or keeps what it does not send, so that "
+                    f"distributed_dp: {stage.name} scales or keeps what it does not send, so that "
                     "one record would count for more than its clip norm; leave it out, or protect "
                     "whole clients"
                 )
         if not _bounds(stages):
             raise CompositionError(
-                "distributed-dp: without a bound on one client's norm no amount of noise is "
+                "distributed_dp: without a bound on one client's norm no amount of noise is "
                 "enough; add clip"
             )
 
@@ -247,7 +247,7 @@ class DistributedDP(VectorStage):
     @property
     def _known_sum(self) -> HiddenSum:
         if self._sum is None:
-            raise ConfigError("distributed-dp is used outside a chain")
+            raise ConfigError("distributed_dp is used outside a chain")
         return self._sum
 
     def _share_of(self, context: RoundContext) -> NoiseShare:
@@ -278,13 +278,13 @@ class DistributedDP(VectorStage):
         summed, largest = self._known_sum, share.largest(self._bound)
         if (least := largest * share.resolution) > summed.bound:
             raise CompositionError(
-                f"distributed-dp: a coordinate with its noise may reach {least:.4g}, the bound of "
+                f"distributed_dp: a coordinate with its noise may reach {least:.4g}, the bound of "
                 f"{self._summed_by} is {summed.bound:g}; set bound to {1.01 * least:.4g} or more, "
                 "or lower the clip norm or the noise"
             )
         if largest >> share.shift >= _EXACT:
             raise CompositionError(
-                f"distributed-dp: updates of norm {self._bound:g} in steps of {share.grid:.3g} do "
+                f"distributed_dp: updates of norm {self._bound:g} in steps of {share.grid:.3g} do "
                 "not pass through float64 exactly; use fewer bits or a smaller clip norm"
             )
 
