@@ -104,6 +104,7 @@ REFUSALS = frozenset(
         "policy-openings",
         "policy-other-instruction",
         "policy-plan",
+        "policy-questions",
         "policy-releases",
         "policy-roles",
         "policy-seat",

@@ -1,0 +1,1 @@
+"""The mathematics of questions about tables, without Flower: NumPy in, NumPy out."""
