@@ -73,7 +73,8 @@ def receive(
     zero = terms.zero_sets
     known = zero.known_to(member) if zero else ()
     room = SEED_SIZE // 8 * len(known)
-    length = SEED_SIZE // 8 if member < terms.threshold else header.size + 1
+    expands = member < terms.threshold
+    length = SEED_SIZE // 8 if expands else header.size + 1
     expected = 8 * (room + length) + sealing_overhead(keys[0].public.kem)
     if len(sealed) != expected:
         raise RejectedUpdate(
@@ -91,9 +92,10 @@ def receive(
         if hashlib.sha256(seed).digest() != header.commitments[i]:
             raise RejectedUpdate("bad-seed", f"{header.client} has dealt another seed than stated")
     share = payload[room:]
-    if member >= terms.threshold and not is_canonical(share):
+    if not expands and not is_canonical(share):
         raise RejectedUpdate("malformed", f"{header.client} has sent values outside the field")
-    return Held(header.client, header.round, header.digest, header.instruction, share, seeds)
+    dealt_at, asked = header.round, header.instruction
+    return Held(header.client, dealt_at, header.digest, asked, share, seeds, expands)
 
 
 def check_value(held: Held, size: int) -> int:

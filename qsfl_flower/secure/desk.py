@@ -46,6 +46,8 @@ class Held:
         Shape (size + 1,), or (4,): the seed of such a vector.
     seeds : mapping of int to bytes
         Seeds for shares of zero by index of the set.
+    expands : bool
+        Whether the share is a seed; a vector of three numbers is as long as one.
     """
 
     client: str
@@ -54,10 +56,11 @@ class Held:
     instruction: bytes
     share: Elements
     seeds: Mapping[int, bytes]
+    expands: bool
 
     def vector(self, size: int) -> Elements:
         """Return the share of the vector and, behind it, of the blind: shape (size + 1,)."""
-        if self.share.size == size + 1:
+        if not self.expands:
             return self.share
         out = np.empty(size + 1, np.uint64)
         expand(self.share.tobytes(), out)

@@ -53,6 +53,16 @@ def test_every_subset_that_suffices_opens_the_exact_sum(room, quorum):
         assert not np.any(signed(opened.vector) == expected)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_vector_as_long_as_a_seed_is_no_seed(room, size):
+    """With what checks it, a vector of three numbers has the 32 bytes of a seed."""
+    vectors = updates(3, size)
+    dealt = [room.deal(v, i) for i, v in enumerate(vectors)]
+    assert judge(room.check(dealt, ALL), 3, 3) == Verdict({}, frozenset())
+    opened = open_vectors(room.release(["c0", "c1", "c2"], ALL), 3)
+    assert np.array_equal(signed(opened.vector), exact_sum(vectors))
+
+
 @pytest.mark.parametrize(("m", "t"), [(2, 2), (3, 2), (7, 4), (12, 3)])
 def test_other_committees(parties, m, t):
     names = tuple(f"c{i}" for i in range(m))

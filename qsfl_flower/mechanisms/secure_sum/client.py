@@ -282,7 +282,8 @@ def _with_shares(desk: Desk, context: StepContext) -> Desk:
             raise CryptoError("the shares in the client state were altered") from None
         seeds = {i: secret[32 * k : 32 * k + 32] for k, i in enumerate(known)}
         share = np.frombuffer(secret, np.uint64, offset=32 * len(known))
-        held.append(Held(client, dealt, digest, asked, share, seeds))
+        expands = member < terms.threshold
+        held.append(Held(client, dealt, digest, asked, share, seeds, expands))
     return replace(desk, terms=terms, size=record["size"], held=tuple(held))
 
 
