@@ -264,7 +264,7 @@ def test_errors_of_questions_say_what_is_allowed(values, told):
     made = {"mean": Mean, "counts": Counts, "quantiles": Quantiles, "heavy_hitters": HeavyHitters}
     made["correlation"] = Correlation
     if kind in made:
-        known = {name for name in made[kind].__dataclass_fields__}
+        known = set(made[kind].__dataclass_fields__)
         values = {k: v for k, v in defaults.items() if k in known} | values
     with pytest.raises(ConfigError, match=told.replace("(", r"\(")):
         question_of(values)
