@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ from qsfl_flower.node.instructions import PROTECTING, check_instruction
 from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisted, policy_of
 from qsfl_flower.node.steps import (
     RECEIVERS,
+    SOURCES,
     STEPS,
     TASKS,
     ClientUpdate,
@@ -64,6 +65,7 @@ from qsfl_flower.wire import (
     to_record,
 )
 from qsfl_flower.wire.arrays import record_of, staying_here
+from qsfl_flower.wire.keys import COUNTED
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
@@ -94,15 +96,19 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         if not insisted():
             check_instruction(message, context, policy)
         kind = kind_of(message.metadata.message_type)
-        if kind is Kind.QUERY:
+        asked = config_of(received)
+        if kind is Kind.QUERY and not {PLAN_KEY, TASK_KEY} & asked.keys():
             return call_next(message, context)
         begin_run(context)
-        asked = config_of(received)
+        if TASK_KEY in asked:
+            return _answer(message, context)
         for key, receive in RECEIVERS.items():
             if key in asked:
                 message.content = receive(message.content, context.state)
         if kind is Kind.TRAIN:
             return _train(message, context, call_next, policy)
+        if PLAN_KEY in asked:
+            return _count(message, context, call_next)
         message.content = _for_the_app(_evaluated(message.content, context))
         return call_next(message, context)
     except Refusal as refused:
@@ -111,16 +117,58 @@ def qsfl_mod(message: Message, context: Context, call_next: ClientAppCallable) -
         message.content = received
 
 
+def _answer(message: Message, context: Context) -> Message:
+    """Answer a task of the suite's, without the app."""
+    content = message.content
+    task = _known(TASKS, config_of(content)[TASK_KEY], "task")
+    about = StepContext(context, content, message.metadata.message_type, Vector(()))
+    with _unspoken(True):
+        return Message(task(about), reply_to=message)
+
+
+def _count(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Carry out a plan on numbers that are no update: of evaluation, a query, or analytics."""
+    content = message.content
+    plan = Plan.decode(config_of(content)[PLAN_KEY])
+    steps = _steps(plan)
+    if not plan.items or plan.items[0].name not in SOURCES:
+        raise Refusal("policy-plan", "a plan of another purpose than training makes no numbers")
+    about = StepContext(context, content, message.metadata.message_type, Vector(()))
+    told = {CLIENT_KEY: client_name(context)}
+    vector = np.zeros(plan.items[0].parameters["size"])
+    update = ClientUpdate(vector, Layout.of({COUNTED: vector}))
+    with _unspoken(True):
+        if SOURCES[plan.items[0].name]:
+            message.content = _for_the_app(_evaluated(content, context))
+            try:
+                reply = call_next(message, context)
+            finally:
+                message.content = content
+            if reply.has_error():
+                return Message(Error(reply.error.code, _SILENT), reply_to=message)
+            refused = config_of(reply.content)
+            if REFUSED_KEY in refused:
+                told |= _declined(refused)
+                return Message(RecordDict({QSFL_RECORD: ConfigRecord({**told})}), reply_to=message)
+            records = reply.content.metric_records.values()
+            update = replace(update, numbers={n: v for r in records for n, v in r.items()})
+        update, payload = _taken(steps, update, about, secret=True)
+    if payload is None:
+        numbers = to_record(update.layout.unpack(update.vector, {}))
+        made = RecordDict({COUNTED: numbers, "metrics": MetricRecord({**update.metrics})})
+        told |= {FORM_KEY: Form.DELTA.value}
+    else:
+        made = RecordDict({PAYLOAD_RECORD: payload})
+        told |= {FORM_KEY: Form.ENCODED.value, ENCODING_KEY: update.encoding}
+    made[QSFL_RECORD] = ConfigRecord({**told})
+    return Message(made, reply_to=message)
+
+
 def _train(
     message: Message, context: Context, call_next: ClientAppCallable, policy: NodePolicy
 ) -> Message:
     content = message.content
     asked = config_of(content)
-    if TASK_KEY in asked:
-        task = _known(TASKS, asked[TASK_KEY], "task")
-        about = StepContext(context, content, message.metadata.message_type, Vector(()))
-        with _unspoken(True):
-            return Message(task(about), reply_to=message)
     plan = Plan.decode(asked[PLAN_KEY]) if PLAN_KEY in asked else Plan()
     steps, secret = _steps(plan), any(item.name in PROTECTING for item in plan.items)
     model, layout = {}, None
@@ -285,13 +333,9 @@ def _transform(
     own = {name: model[name] for name in layout.carried}
     about = StepContext(context, instruction.content, instruction.metadata.message_type, base, own)
     try:
-        for bound in steps:
-            update = bound.step(update, bound.parameters, about)
-        payload = update.payload() if callable(update.payload) else update.payload
+        update, payload = _taken(steps, update, about, secret)
     except RejectedUpdate as error:
-        if secret:  # which array it is depends on the records
-            raise RejectedUpdate(error.reason, f"which, and how far, {_LOGGED}") from error
-        if error.reason != "not-finite":
+        if secret or error.reason != "not-finite":
             raise
         raise not_finite(Vector.dense(delta), layout) from error
     if update.hidden or update.metrics is not metrics:  # nothing of the app's beside the mechanism
@@ -310,6 +354,20 @@ def _transform(
         reply[key] = to_record(update.carried)
     reply[PAYLOAD_RECORD] = payload
     return {FORM_KEY: Form.ENCODED.value, ENCODING_KEY: update.encoding}
+
+
+def _taken(
+    steps: tuple[_BoundStep, ...], update: ClientUpdate, about: StepContext, secret: bool
+) -> tuple[ClientUpdate, ArrayRecord | None]:
+    """Return what all steps make of an update, and its payload."""
+    try:
+        for bound in steps:
+            update = bound.step(update, bound.parameters, about)
+        return update, update.payload() if callable(update.payload) else update.payload
+    except RejectedUpdate as error:
+        if secret:  # which array it is depends on the records
+            raise RejectedUpdate(error.reason, f"which, and how far, {_LOGGED}") from error
+        raise
 
 
 _kept: set[str] = set()

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, QSFLError, Refusal
 from qsfl_flower.node.memory import Facts, facts_of
 from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisting
-from qsfl_flower.node.steps import check_parameters
+from qsfl_flower.node.steps import SOURCES, check_parameters, owned
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import Event
@@ -40,11 +40,9 @@ from qsfl_flower.wire import (
     TASK_KEY,
     ClientPhase,
     Form,
-    Kind,
     Plan,
     PlanItem,
     config_of,
-    kind_of,
 )
 from qsfl_flower.wire.content import AUTH_RECORD
 from qsfl_flower.wire.keys import (
@@ -56,6 +54,7 @@ from qsfl_flower.wire.keys import (
     RECORD_DP,
     SHARES,
 )
+from qsfl_flower.wire.kinds import Purpose, purpose_of
 
 PHASES: dict[str, ClientPhase] = {
     PROTECTION: ClientPhase.CORRECT,
@@ -95,10 +94,12 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True)
 class _When:
-    """The time now, and the length of the period in days; None: a period is one run."""
+    """The time now, the length of the period in days (None: one run), purpose and account."""
 
     now: float
     days: float | None
+    purpose: Purpose
+    account: str
 
 
 def obey(
@@ -115,7 +116,8 @@ def obey(
         check_instruction(message, context, policy)
         reply = call_next(message, context)
         carried_out = CARRIED_OUT in counted()
-    if policy.privacy is not None or policy.hidden_only:
+    own = policy.of(purpose_of(message.metadata.message_type))
+    if own.privacy is not None or own.hidden_only:
         _check_transformed(message, reply, carried_out)
     return reply
 
@@ -130,25 +132,32 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
     ConfigError
         If nobody has checked the signature yet: releases of others would be charged.
     """
-    content, kind = message.content, kind_of(message.metadata.message_type)
+    content, asked_for = message.content, message.metadata.message_type
+    purpose = purpose_of(asked_for)
     if AUTH_RECORD in content:  # auth_mod takes it out
         raise ConfigError(
             "this instruction is signed, and auth_mod must check it before the other mods see it: "
             "write ClientApp(mods=[auth_mod(), qsfl_mod]), in this order"
         )
     asked = config_of(content)
-    if kind is not Kind.TRAIN:
-        if policy.hidden_only or policy.privacy is not None:
-            raise Refusal(
-                "policy-in-the-clear",
-                f"what {kind} reveals about this node's data is neither hidden nor noisy",
-            )
-        return
     if TASK_KEY in asked:
         return  # answered by the suite's own tasks, which check what they open
+    if purpose is not Purpose.TRAIN and PLAN_KEY not in asked:
+        action = asked_for.removeprefix("query.")
+        if purpose is Purpose.ANALYTICS or not policy.answers(action):
+            by_name = policy.queries is not None
+            raise Refusal(
+                "policy-query" if by_name else "policy-in-the-clear",
+                f"{asked_for} is not among the queries of this node's policy"
+                if by_name
+                else f"what {asked_for} reveals about this node's data is neither hidden nor noisy",
+            )
+        return
+    policy = policy.of(purpose)
     plan = _plan(asked)
     _check_order(plan)
-    _check_sum(plan, policy)
+    _check_source(plan, purpose)
+    _check_sum(plan, policy, purpose)
     now = unix_time()
     promise = None if policy.privacy is None else _promise(plan, policy, policy.privacy)
     for item in plan.items:
@@ -157,10 +166,10 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
         return
     with facts_of(context) as facts:
         if policy.releases is not None and policy.days is not None:
-            _count_release(facts, policy.releases, policy.days, now)
+            _count_release(facts, policy, now)
         if promise is not None and policy.privacy is not None:
             offer, releases = promise
-            when = _When(now, policy.days)
+            when = _When(now, policy.days, purpose, policy.account)
             _charge(facts, offer, releases, policy.privacy, context.run_id, when)
 
 
@@ -173,8 +182,9 @@ def _plan(asked: ConfigRecord) -> Plan:
 
 def _check_order(plan: Plan) -> None:
     """Refuse plans whose known steps are not in their places, or come twice."""
-    names = [item.name for item in plan.items if item.name in PHASES]
-    phases = [PHASES[name] for name in names]
+    known = {**PHASES, **dict.fromkeys(SOURCES, ClientPhase.MEASURE)}
+    names = [item.name for item in plan.items if item.name in known]
+    phases = [known[name] for name in names]
     if phases != sorted(phases):
         raise Refusal("policy-plan", f"the steps {', '.join(names)} are not in their order")
     single = [name for name in names if name not in _REPEATED]
@@ -182,7 +192,32 @@ def _check_order(plan: Plan) -> None:
         raise Refusal("policy-plan", f"a step comes twice in {', '.join(names)}")
 
 
-def _check_sum(plan: Plan, policy: NodePolicy) -> None:
+def _check_source(plan: Plan, purpose: Purpose) -> None:
+    """Refuse a plan that works on something else than what it is for."""
+    sources = [item.name for item in plan.items if item.name in SOURCES]
+    first = plan.items[0].name if plan.items else ""
+    if purpose is Purpose.TRAIN and sources:
+        raise Refusal("policy-plan", f"{sources[0]} is no step of training")
+    if purpose is not Purpose.TRAIN and (len(sources) != 1 or first not in sources):
+        raise Refusal(
+            "policy-plan",
+            f"a plan to {purpose} begins with one step that makes numbers, {', '.join(SOURCES)}; "
+            f"this one begins with {first!r:.40}",
+        )
+
+
+def must_stay(content: RecordDict, purpose: Purpose) -> bool:
+    """Return whether this node is to be summed with the same others in all sums for a purpose.
+
+    So it is where no noise hides what the difference of two sums tells about a few clients, and the
+    numbers depend on the model and the data alone.
+    """
+    plan = _plan(config_of(content))
+    noisy = any(item.name == DISTRIBUTED_DP for item in plan.items)
+    return purpose is not Purpose.TRAIN and not noisy
+
+
+def _check_sum(plan: Plan, policy: NodePolicy, purpose: Purpose) -> None:
     """Refuse a sum that shows more of this node than its policy allows."""
     last = plan.items[-1] if plan.items else PlanItem("")
     if any(item.name in _HIDING for item in plan.items[:-1]):
@@ -193,7 +228,14 @@ def _check_sum(plan: Plan, policy: NodePolicy) -> None:
         )
     noisy = any(item.name == DISTRIBUTED_DP for item in plan.items)
     if last.name == SHARES:
-        policy.check_terms(terms_of(last.parameters), noisy=noisy)
+        terms = terms_of(last.parameters)
+        policy.check_terms(terms, noisy=noisy)
+        if terms.purpose != purpose or terms.fixed != (purpose is not Purpose.TRAIN and not noisy):
+            raise Refusal(
+                "policy-terms",
+                f"the terms are for {terms.purpose!r} with fixed {terms.fixed}; a plan to "
+                f"{purpose} {'with' if noisy else 'without'} noise has others",
+            )
     elif last.name == MASKED_SUM:
         with _readable(MASKED_SUM):
             bits = RingCode(last.parameters["bound"], last.parameters["clients"]).bits
@@ -253,7 +295,7 @@ def _carried_out(offer: Protection, plan: Plan, policy: NodePolicy) -> int:
     steps = [item for item in plan.items if item.name == name]
     if len(steps) != 1:
         raise _broken(f"{offer.placement} is promised, and the plan has {len(steps)} steps {name}")
-    if strangers := [item.name for item in plan.items if item.name not in PHASES]:
+    if strangers := [i.name for i in plan.items if i.name not in PHASES and i.name not in SOURCES]:
         raise _broken(f"what {', '.join(strangers)} does to the noise is not known")
     mixed = {item.name for item in plan.items} & _UNSAFE.get(offer.placement, frozenset())
     if mixed:
@@ -318,15 +360,20 @@ def _readable(step: str) -> Iterator[None]:
         raise Refusal("policy-plan", f"{step}: its parameters cannot be read: {error}") from None
 
 
-def _count_release(facts: Facts, most: int, days: float, now: float) -> None:
+def _owned(name: str, account: str) -> str:
+    return owned(name, Purpose(account or Purpose.TRAIN))
+
+
+def _count_release(facts: Facts, policy: NodePolicy, now: float) -> None:
     """Refuse a release beyond the number of a period, or count it, once for all mods."""
-    times = [t for t in json.loads(facts.get(_RELEASES, b"[]")) if t > now - days * _DAY]
-    before = len(times) - (_RELEASES in counted())
+    name, most, days = _owned(_RELEASES, policy.account), policy.releases or 0, policy.days or 0.0
+    times = [t for t in json.loads(facts.get(name, b"[]")) if t > now - days * _DAY]
+    before = len(times) - (name in counted())
     if before >= most:
         raise Refusal("policy-releases", f"this node has answered {before} times in {days:g} days")
     if before == len(times):
-        facts[_RELEASES] = json.dumps([*times, now]).encode()
-        counted().add(_RELEASES)
+        facts[name] = json.dumps([*times, now]).encode()
+        counted().add(name)
 
 
 def _charge(
@@ -336,15 +383,18 @@ def _charge(
 
     Every promise of the period counts in full, so that a server gains nothing by a new one.
     """
-    key = [run, offer.placement, offer.noise_multiplier, offer.sampling_rate]
+    name = _owned(_PROMISES, when.account)
+    key: list[Any] = [run, offer.placement, offer.noise_multiplier, offer.sampling_rate]
+    if when.purpose is not Purpose.TRAIN:
+        key.append(when.purpose)  # where it has no account of its own, both count in one
     kept = [
         entry
-        for entry in json.loads(facts.get(_PROMISES, b"[]"))
+        for entry in json.loads(facts.get(name, b"[]"))
         if (entry[0][0] == run if when.days is None else entry[3] > when.now - when.days * _DAY)
     ]
     others = [entry for entry in kept if entry[0] != key]
     _, promised, used, _ = next((e for e in kept if e[0] == key), (key, 0, 0, when.now))
-    already = f"{_PROMISES} {key}"  # an outer mod has charged this reply
+    already = f"{name} {key}"  # an outer mod has charged this reply
     promised = max(promised, offer.releases)
     used += 0 if already in counted() else releases
     if used > offer.releases:
@@ -353,7 +403,7 @@ def _charge(
             f"{offer.releases} releases were promised, this would be number {used}",
         )
     entries = [*others, [key, promised, used, when.now]]
-    events = [Event(noise, rate, count) for (_, _, noise, rate), count, _, _ in entries]
+    events = [Event(noise, rate, count) for (_, _, noise, rate, *_), count, _, _ in entries]
     epsilon = epsilon_of_events(events, least.delta)
     if epsilon > least.epsilon * (1 + 1e-9):
         raise Refusal(
@@ -361,13 +411,20 @@ def _charge(
             f"all promises so far come to epsilon = {epsilon:.4g}; this node accepts "
             f"{least.epsilon:g}",
         )
-    facts[_PROMISES] = json.dumps(entries).encode()
+    facts[name] = json.dumps(entries).encode()
     counted().add(already)
 
 
 def _check_transformed(message: Message, reply: Message, carried_out: bool) -> None:
     """Keep back what the app returned if nobody has taken the plan's steps."""
-    if kind_of(message.metadata.message_type) is not Kind.TRAIN or reply.has_error():
+    if reply.has_error():
+        return
+    if purpose_of(message.metadata.message_type) is not Purpose.TRAIN:
+        if PLAN_KEY in config_of(message.content) and not carried_out:
+            raise Refusal(
+                "privacy-not-carried-out",
+                "no mod carried out the plan's steps: put qsfl_mod after this",
+            )
         return
     if carried_out and TASK_KEY in config_of(message.content):
         return  # qsfl_mod has answered it, without the app

@@ -10,7 +10,14 @@ The file is TOML, named by ``qsfl-policy`` in the SuperNode's ``--node-config``:
     epsilon = 2.0
     placements = ["record", "distributed"]
 
-Without a file the defaults of `NodePolicy` hold.
+    queries = ["version"]       # the app's query.version may be answered in the clear
+
+    [evaluate]                  # the same keys, for evaluation: an account and a cohort of its own
+    least_cohort = 10
+    privacy = { epsilon = 0.5, placements = ["distributed"] }
+
+Without a file the defaults of `NodePolicy` hold. Without a table ``evaluate``, ``query`` or
+``analytics`` that purpose has the settings of training, and its account.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from qsfl_flower.node.memory import STATE_FOLDER
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.secure.pairwise.terms import Policy as MaskPolicy
 from qsfl_flower.secure.terms import Terms
+from qsfl_flower.wire.kinds import Purpose
 from qsfl_flower.wire.legacy import NUM_EXAMPLES
 
 POLICY_FILE = "qsfl-policy"
@@ -40,6 +48,8 @@ OPENINGS = ("sum", "norms", "distances")
 
 MOST_EXAMPLES = 1000
 """How many examples a hidden sum may tell apart, unless the policy says `weights`."""
+
+OTHER_PURPOSES = tuple(p for p in Purpose if p is not Purpose.TRAIN)
 
 _COHORT = 3
 _MAX_FILE = 64 * 1024
@@ -97,6 +107,14 @@ class NodePolicy:
     code : tuple of str
         SHA-256 digests of app bundles that may run. Enforced by the executor that starts the app,
         not by the mods, which are part of the app.
+    queries : tuple of str, optional
+        Actions of the app's ``query`` and ``evaluate`` handlers that may be answered in the clear
+        (``"version"`` is ``query.version``, ``"evaluate"`` the evaluation), whatever `hidden_only`
+        and `privacy` say. Default: all of them where neither is demanded, none otherwise.
+    evaluate, query, analytics : NodePolicy, optional
+        What holds for sums of that purpose, instead of these settings.
+    account : str
+        Under which purpose releases and epsilon are counted; set by `of`.
 
     Examples
     --------
@@ -121,6 +139,11 @@ class NodePolicy:
     releases: int | None = None
     days: float | None = None
     code: tuple[str, ...] = ()
+    queries: tuple[str, ...] | None = None
+    evaluate: NodePolicy | None = None
+    query: NodePolicy | None = None
+    analytics: NodePolicy | None = None
+    account: str = ""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.openings) - set(OPENINGS))
@@ -163,17 +186,40 @@ class NodePolicy:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(f"node policy {path} is not TOML: {error}") from None
         try:
-            if "least_cohort" in values:  # even the default, once it is written down
-                values.setdefault("hidden_only", True)
-            privacy = values.pop("privacy", None)
-            if privacy is not None:
-                read = _typed(MinimumPolicy, privacy, "privacy.")
-                if "epsilon" not in read:
-                    raise ConfigError("node policy: privacy.epsilon is missing; it has no default")
-                privacy = MinimumPolicy(**read)
-            return cls(privacy=privacy, **_typed(cls, values, ""))
+            return cls._read(values, "")
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def _read(cls, values: dict[str, Any], prefix: str) -> NodePolicy:
+        """Read a table; those of the purposes have the same keys, and none inside them."""
+        parts: dict[str, Any] = {}
+        for purpose in () if prefix else OTHER_PURPOSES:
+            if purpose in values:
+                table = values.pop(purpose)
+                if not isinstance(table, dict):
+                    raise ConfigError(f"node policy: {purpose} must be a table")
+                parts[purpose] = cls._read(table, f"{purpose}.")
+        if "least_cohort" in values:  # even the default, once it is written down
+            values.setdefault("hidden_only", True)
+        privacy = values.pop("privacy", None)
+        if privacy is not None:
+            read = _typed(MinimumPolicy, privacy, f"{prefix}privacy.")
+            if "epsilon" not in read:
+                raise ConfigError(
+                    f"node policy: {prefix}privacy.epsilon is missing; it has no default"
+                )
+            privacy = MinimumPolicy(**read)
+        return cls(privacy=privacy, **parts, **_typed(cls, values, prefix))
+
+    def of(self, purpose: Purpose) -> NodePolicy:
+        """Return what holds for a purpose: its own table, or the settings of training."""
+        own: NodePolicy | None = getattr(self, purpose.value, None)
+        if own is None or purpose is Purpose.TRAIN:
+            return self
+        # Who may give instructions does not depend on what they ask for.
+        both = _both("servers", self.servers, own.servers)
+        return replace(own, account=own.account or purpose.value, servers=both)
 
     def and_also(self, other: NodePolicy) -> NodePolicy:
         """Return the policy that allows what both allow.
@@ -204,7 +250,43 @@ class NodePolicy:
             releases=min(releases, default=None),
             days=max(days, default=None),  # fewer releases in a longer time
             code=_both("code", self.code, other.code),
+            queries=self._queries(other),
+            evaluate=self._and_also(other, Purpose.EVALUATE),
+            query=self._and_also(other, Purpose.QUERY),
+            analytics=self._and_also(other, Purpose.ANALYTICS),
         )
+
+    def _own(self, purpose: Purpose) -> bool:
+        return getattr(self, purpose.value) is not None
+
+    def _and_also(self, other: NodePolicy, purpose: Purpose) -> NodePolicy | None:
+        """Return what both allow for a purpose; its own account only if both give it one."""
+        if not (self._own(purpose) or other._own(purpose)):
+            return None
+        both = self.of(purpose).and_also(other.of(purpose))
+        apart = self._own(purpose) and other._own(purpose)
+        return replace(both, account=purpose.value if apart else Purpose.TRAIN.value)
+
+    def _queries(self, other: NodePolicy) -> tuple[str, ...] | None:
+        """Return the actions that both let out in the clear; None: what the defaults say."""
+        if self.queries is None and other.queries is None:
+            return None
+        known = {*(self.queries or ()), *(other.queries or ())}
+        return tuple(sorted(q for q in known if self.answers(q) and other.answers(q)))
+
+    def answers(self, action: str) -> bool:
+        """Return whether an action of the app's may be answered in the clear.
+
+        Parameters
+        ----------
+        action : str
+            ``"evaluate"``, ``"evaluate.x"``, ``"query"``, or ``"x"`` of ``query.x``.
+        """
+        if self.queries is not None:
+            return action in self.queries
+        asked = action.partition(".")[0] == Purpose.EVALUATE
+        own = self.of(Purpose.EVALUATE if asked else Purpose.QUERY)
+        return not own.hidden_only and own.privacy is None
 
     @property
     def forgets(self) -> bool:
@@ -214,7 +296,7 @@ class NodePolicy:
     def sentences(self) -> list[str]:
         """Return what this policy means, one sentence each, for ``qsfl explain --node``."""
         told = [
-            "sends updates under a secure sum or not at all, and answers no evaluation or query"
+            "sends updates, and numbers of evaluation, under a secure sum or not at all"
             if self.hidden_only
             else "sends updates in the clear if the strategy asks for that",
             "trains on each instruction alone: nothing that earlier training has left on this node "
@@ -247,6 +329,15 @@ class NodePolicy:
             told.append(f"answers at most {self.releases} training instructions in {period}")
         if self.releases is not None or self.days is not None:
             told.append(f"counts in the folder {STATE_FOLDER}; without it a new process forgets")
+        told.append(
+            "answers evaluation and queries in the clear"
+            if self.queries is None and self.answers("evaluate")
+            else f"answers in the clear: {', '.join(self.queries or ()) or 'nothing'}"
+        )
+        for purpose in OTHER_PURPOSES:
+            if self._own(purpose):
+                own = self.of(purpose).sentences()
+                told += [f"for {purpose}: {one}" for one in own if one not in told]
         if self.code:
             told.append(
                 f"names {len(self.code)} app bundles that may run; only an executor that checks "
@@ -438,7 +529,8 @@ def _both(name: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[st
 def _typed(kind: type, values: object, prefix: str) -> dict[str, Any]:
     """Return the values of a table by the types of a dataclass's fields."""
     known = {f.name: str(f.type) for f in fields(kind)}
-    known.pop("privacy", None)
+    for name in ("privacy", "account", *OTHER_PURPOSES):
+        known.pop(name, None)
     if not isinstance(values, Mapping):
         raise ConfigError(f"node policy: {prefix.rstrip('.')} must be a table")
     read: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.plugins import Mechanism, allowed, fits
 from qsfl_flower.wire import DETAIL_KEY, QSFL_RECORD, REFUSED_KEY, ROLES_KEY, refusal
 from qsfl_flower.wire.content import instruction_digest
+from qsfl_flower.wire.kinds import Purpose, purpose_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,6 +55,8 @@ class ClientUpdate:
         What a step leaves for a later one of its own mechanism.
     hidden : bool
         True if nothing of this client's own may be sent in the clear: no metrics, no counters.
+    numbers : Mapping[str, object]
+        Where something else than training is asked: all that the app reports, lists included.
     """
 
     vector: NDArray[np.float64]
@@ -64,6 +67,7 @@ class ClientUpdate:
     encoding: str = ""
     note: object = None
     hidden: bool = False
+    numbers: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,9 +122,14 @@ class StepContext:
         return instruction_digest(self.content, self.message_type)
 
     @property
+    def purpose(self) -> Purpose:
+        """Return what the message is for; nothing that is kept for one purpose serves another."""
+        return purpose_of(self.message_type)
+
+    @property
     def policy(self) -> NodePolicy:
-        """Return what this node insists on."""
-        return policy_of(self.context)
+        """Return what this node insists on for this purpose."""
+        return policy_of(self.context).of(self.purpose)
 
     def facts(self) -> AbstractContextManager[Facts]:
         """Read and change what this node must not forget; see `facts_of`."""
@@ -186,6 +195,17 @@ STEPS: dict[str, Step] = {}
 
 TASKS: dict[str, Task] = {}
 """Tasks by name."""
+
+SOURCES: dict[str, bool] = {}
+"""Steps that begin a plan of another purpose than training: they make the vector that the other
+steps work on, of shape (size,) by their parameter ``size``. True: the app is asked first, and the
+step reads what it reports (`ClientUpdate.numbers`); False: the step answers without the app."""
+
+
+def owned(name: str, purpose: Purpose) -> str:
+    """Return the name of what is kept for a purpose; training has the names of old."""
+    return name if purpose is Purpose.TRAIN else f"{name}/{purpose}"
+
 
 RECEIVERS: dict[str, Receiver] = {}
 """What is done to instructions, by the key of the suite's record that asks for it."""

@@ -15,6 +15,7 @@ from qsfl_flower.errors import QSFLError
 from qsfl_flower.numerics import Layout, Vector
 from qsfl_flower.rounds.update import Rejection, Sender, Weighting
 from qsfl_flower.wire import QSFL_RECORD, TASK_KEY, ClientPhase, PlanItem
+from qsfl_flower.wire.kinds import Purpose
 
 Record = ArrayRecord | ConfigRecord
 
@@ -49,7 +50,7 @@ class Exchange:
     Parameters
     ----------
     kind : str
-        ``"train"`` or ``"evaluate"``.
+        Flower's type of the messages: ``"train"``, ``"evaluate"``, ``"query.version"``.
     server_round : int
         The round it belongs to.
     run_id : int
@@ -107,6 +108,8 @@ class RoundContext:
         For a `VectorStage`: the states of all stages as far as the round has come, by name.
     carried : Mapping[str, numpy.ndarray]
         The model's buffers.
+    purpose : Purpose
+        What the vectors are for that come together.
     instructions : Mapping[int, bytes]
         Where updates are hidden: digest of what the clients were asked to do, by round; see
         `qsfl_flower.wire.content.instruction_digest`.
@@ -123,6 +126,7 @@ class RoundContext:
     staleness: float = 0.0
     states: Mapping[str, State] = field(default_factory=dict)
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    purpose: Purpose = Purpose.TRAIN
     instructions: Mapping[int, bytes] = field(default_factory=dict)
 
 

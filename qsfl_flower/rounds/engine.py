@@ -43,11 +43,14 @@ from qsfl_flower.wire import (
     PLAN_KEY,
     QSFL_RECORD,
     ROLES_KEY,
+    Plan,
+    PlanItem,
     content_bytes,
     from_record,
     to_record,
 )
 from qsfl_flower.wire.content import instruction_digest
+from qsfl_flower.wire.kinds import Purpose, purpose_of
 from qsfl_flower.wire.legacy import from_legacy_reply, to_legacy_instruction
 
 log = logging.getLogger("qsfl_flower")
@@ -144,6 +147,10 @@ class Engine:
         The last round of each kind whose instructions were made.
     instructions : dict[int, bytes]
         See `RoundContext.instructions`.
+    purpose : Purpose
+        What the chain's sums are for; messages of this purpose carry a plan.
+    others : list[Engine]
+        Those of the sessions for other purposes, whose charges and states are kept with these.
     """
 
     chain: Chain
@@ -171,6 +178,8 @@ class Engine:
     charges: int = 0
     opened: dict[str, Opened] = field(default_factory=dict)
     instructions: dict[int, bytes] = field(default_factory=dict)
+    purpose: Purpose = Purpose.TRAIN
+    others: list[Engine] = field(default_factory=list)
     _warned: bool = False
 
     @property
@@ -201,7 +210,7 @@ class Engine:
         """Take up the privacy charges of a run that is resumed, and of any run in its folder."""
         charged = self.checkpoints and self.checkpoints.charged()
         if charged and charged.number > (resume.charges if resume else 0):
-            self.states = charged.over(self.states)
+            self.states = self._spread(charged.over(self.states))
             log.warning(
                 "privacy: what was charged until round %d counts, also where the checkpoint is "
                 "older or there is none",
@@ -209,15 +218,31 @@ class Engine:
             )
         if charged or resume:
             self.charges = max(charged.number if charged else 0, resume.charges if resume else 0)
-            self.states = self.chain.recover(self.states)
+            for engine in (self, *self.others):
+                engine.states = engine.chain.recover(engine.states)
+
+    def _spread(self, states: States) -> States:
+        """Give each session the states that are kept under its purpose; return the rest."""
+        for other in self.others:
+            known = {n.partition(":")[2]: s for n, s in states.items() if other.keeps(n)}
+            other.states = {**other.states, **known}
+        return {n: s for n, s in states.items() if not any(o.keeps(n) for o in self.others)}
+
+    def keeps(self, name: str) -> bool:
+        """Return whether this is the name of a state of a session, as it is kept."""
+        return name.startswith(f"{self.purpose}:")
 
     def to_save(self) -> tuple[dict[str, State], dict[str, Any] | None]:
         """Return what a checkpoint holds besides model and history: states, and tasks under way."""
-        return self.chain.saved(self.states), self.post.to_dict()
+        saved = self.chain.saved(self.states)
+        for other in self.others:
+            own = other.chain.saved(other.states).items()
+            saved |= {f"{other.purpose}:{name}": state for name, state in own}
+        return saved, self.post.to_dict()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from what `to_save` returned."""
-        self.states = snapshot.states
+        self.states = self._spread(snapshot.states)
         if (under_way := snapshot.progress["under_way"]) is not None:
             self.post.restore(under_way)
 
@@ -313,8 +338,38 @@ class Engine:
             content = to_legacy_instruction(kind, arrays, config)
         else:
             content = RecordDict({self.names.arrays: arrays, self.names.config: config})
-        exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout, self.window)
         told = {ROLES_KEY: model.layout.told} if model.layout.declared else {}
+        exchange = Exchange(kind, server_round, grid.run.run_id, self.timeout, self.window)
+        return self.begin(exchange, content, told, model, grid, ranks)
+
+    def begin(
+        self,
+        exchange: Exchange,
+        content: RecordDict,
+        told: dict[str, str],
+        model: GlobalModel,
+        grid: Grid,
+        ranks: Mapping[int, int],
+        source: PlanItem | None = None,
+    ) -> Assignment:
+        """Let the stages prepare for an exchange, and put the plan into what clients are told.
+
+        Parameters
+        ----------
+        exchange : Exchange
+            Round, type of the messages, run.
+        content : RecordDict
+            What each client is told.
+        told : dict[str, str]
+            What the suite's own record holds beside the plan.
+        model : GlobalModel
+            What the vectors that come together are relative to, and their layout.
+        grid, ranks
+            Flower's grid, and the nodes that are asked with their ranks.
+        source : PlanItem, optional
+            The step that makes the vectors, where they are no updates.
+        """
+        kind, server_round = exchange.kind, exchange.server_round
         self.states = self.chain.init(model.layout, self.states)
         ask = partial(self.ask, grid, replace(exchange, inside=True))
         context = RoundContext(
@@ -325,17 +380,20 @@ class Engine:
             tuple(Sender(n, rank, f"node {rank}") for n, rank in ranks.items()),
             self.weighting,
             carried=model.carried,
+            purpose=purpose_of(kind),
         )
-        if kind == "train":
+        if context.purpose is self.purpose:
             inquiry = Inquiry(ask, self.states)
             prepared = self.chain.prepare(self.states, replace(context, ask=inquiry))
             self.states = self.chain.after(prepared, inquiry.states)
-            self._charge(server_round)
+            self.charge(server_round)
             plan = self.chain.plan(self.states, context)
+            if source is not None:
+                plan = Plan((source, *plan.items))
             context = replace(context, support=self.chain.support(self.states, context))
             if plan.items:
                 told[PLAN_KEY] = plan.encode()
-        if told and not legacy:
+        if told and self.names.client_api != "legacy":
             content[QSFL_RECORD] = ConfigRecord({**told})
         return Assignment(exchange, content, model, context, ask)
 
@@ -344,7 +402,7 @@ class Engine:
         contents, exchange = dict.fromkeys(nodes, assignment.content), assignment.exchange
         if self.names.client_api == "message":
             contents, self.states = self.chain.address(contents, self.states, exchange)
-        if self.chain.hides and exchange.kind == "train" and contents:
+        if self.chain.hides and purpose_of(exchange.kind) is self.purpose and contents:
             self._remember_instruction(assignment, next(iter(contents.values())))
         contents, self.states = self.chain.instruct(contents, self.states, exchange)
         ttl = max(self.timeout, 1.0)
@@ -367,7 +425,8 @@ class Engine:
             contents = {n: c for n, c in contents.items() if ranks[n] not in busy}
         told, states = self.chain.instruct(contents, states, exchange)
         ttl = max(self.timeout, 1.0)
-        messages = [Message(content, node, "train", ttl=ttl) for node, content in told.items()]
+        kind = exchange.kind
+        messages = [Message(content, node, kind, ttl=ttl) for node, content in told.items()]
         replies = collect(grid, messages, timeout=self.timeout, stop=self.observer.should_stop)
         self.traffic = self.traffic.plus(messages, replies)
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
@@ -407,6 +466,39 @@ class Engine:
         contents: Mapping[int, RecordDict],
     ) -> Combination:
         """Run a cohort through the chain; the details are in `outcome` afterwards."""
+        server_round = training.context.server_round
+        outcome = self.aggregate(training, cohort, admitted)
+        self.sampling.history = self.sampling.history.hear(outcome.cohort)
+        for rejection in outcome.cohort.rejections:
+            if rejection.reason == NO_BUDGET and not rejection.bytes_up:
+                continue  # it was not asked, which was logged when its budget ended
+            log.warning(
+                "round %d: %s from %s: %s",
+                server_round,
+                rejection.reason,
+                rejection.sender.label,
+                rejection.detail,
+            )
+        if outcome.arrays is None:
+            log.warning("round %d: model unchanged: %s", server_round, outcome.skipped)
+            return None, None
+        updates, named = outcome.cohort.updates, self.names.weighted_by
+        if outcome.metrics is not None:
+            metrics = MetricRecord({**outcome.metrics})
+        elif self.train_metrics is not None:
+            accepted = [contents[u.sender.node_id] for u in updates if u.status == "accepted"]
+            metrics = own_metrics(self.train_metrics, accepted, named, server_round)
+        else:
+            rows: list[tuple[float, Mapping[str, Metric]]] = [
+                (u.weight, {**u.metrics, **u.listed}) for u in updates
+            ]
+            metrics = MetricRecord({**mean_metrics(rows)})
+        return to_record(outcome.arrays), metrics
+
+    def aggregate(
+        self, training: Assignment, cohort: Cohort, admitted: Mapping[str, Measurements]
+    ) -> Outcome:
+        """Run a cohort through the chain; keep the states that follow, and return the outcome."""
         chain, server_round = self.chain, training.context.server_round
         inquiry = Inquiry(training.ask, self.states)
         context = replace(training.context, ask=inquiry, instructions=self.instructions)
@@ -426,32 +518,7 @@ class Engine:
             outcome = Outcome(cohort, self.states, skipped=f"{INTERNAL}: {told.splitlines()[0]}")
         self.outcome = replace(outcome, measured={**admitted, **outcome.measured})
         self.states = chain.after(outcome.states, inquiry.states)
-        self.sampling.history = self.sampling.history.hear(self.outcome.cohort)
-        for rejection in self.outcome.cohort.rejections:
-            if rejection.reason == NO_BUDGET and not rejection.bytes_up:
-                continue  # it was not asked, which was logged when its budget ended
-            log.warning(
-                "round %d: %s from %s: %s",
-                server_round,
-                rejection.reason,
-                rejection.sender.label,
-                rejection.detail,
-            )
-        if self.outcome.arrays is None:
-            log.warning("round %d: model unchanged: %s", server_round, self.outcome.skipped)
-            return None, None
-        updates, named = self.outcome.cohort.updates, self.names.weighted_by
-        if self.outcome.metrics is not None:
-            metrics = MetricRecord({**self.outcome.metrics})
-        elif self.train_metrics is not None:
-            accepted = [contents[u.sender.node_id] for u in updates if u.status == "accepted"]
-            metrics = own_metrics(self.train_metrics, accepted, named, server_round)
-        else:
-            rows: list[tuple[float, Mapping[str, Metric]]] = [
-                (u.weight, {**u.metrics, **u.listed}) for u in updates
-            ]
-            metrics = MetricRecord({**mean_metrics(rows)})
-        return to_record(self.outcome.arrays), metrics
+        return self.outcome
 
     def _sample(
         self, kind: str, server_round: int, grid: Grid, wanted: Wanted
@@ -490,16 +557,20 @@ class Engine:
             away = set(idle) - set(free)
             self.post.receive(grid, min(end, clock.next_online(away)))
 
-    def _charge(self, server_round: int) -> None:
+    def charge(self, server_round: int) -> None:
         """Make the round's charges last, before its instructions leave."""
         stages = self.chain.charged(self.states)
+        for other in (o for o in self.others if o.states):
+            own = other.chain.charged(other.states).items()
+            stages |= {f"{other.purpose}:{name}": charge for name, charge in own}
         if stages and self.checkpoints is not None:
             self.charges = self.checkpoints.charge(server_round, stages)
 
     def _remember_instruction(self, assignment: Assignment, addressed: RecordDict) -> None:
         """Keep the digest of what the clients of a round are asked, as long as it may be needed."""
         key, server_round = self.names.arrays, assignment.exchange.server_round
-        whole = RecordDict({**addressed, key: assignment.content[key]})
+        arrays = {k: v for k, v in assignment.content.items() if k == key}
+        whole = RecordDict({**addressed, **arrays})
         self.instructions[server_round] = instruction_digest(whole, assignment.exchange.kind)
         for old in [r for r in self.instructions if r < server_round - self.window]:
             del self.instructions[old]

@@ -389,6 +389,14 @@ class VectorStage(Stage):
         del clients, context
         return math.inf
 
+    def noise_std(self, clients: int, context: RoundContext) -> float:
+        """Return the standard deviation of this stage's noise in the sum of so many vectors.
+
+        That of each coordinate, if all of them add what they are asked for.
+        """
+        del clients, context
+        return 0.0
+
     def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
         """Return the clients of a round if there is a `poisson_rate`."""
         raise QSFLError(f"{self.name} does not draw clients (round {server_round})")

@@ -39,7 +39,7 @@ from qsfl_flower.crypto.statement import SigningKey, sign_statement
 from qsfl_flower.errors import RejectedUpdate
 from qsfl_flower.secure.field import SEED_SIZE, P
 from qsfl_flower.secure.shamir import share
-from qsfl_flower.secure.terms import Terms
+from qsfl_flower.secure.terms import TRAIN, Terms
 
 KIND = "shares"
 _MAGIC = b"QSHAR\x02"
@@ -200,4 +200,5 @@ def deal(
 
 def binding(terms: Terms, client: str, member: str) -> Binding:
     """Return what a sealed payload is bound to."""
-    return Binding(terms.run, terms.round, client, member, KIND)
+    kind = KIND if terms.purpose == TRAIN else f"{KIND}-{terms.purpose}"
+    return Binding(terms.run, terms.round, client, member, kind)

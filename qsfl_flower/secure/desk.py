@@ -91,6 +91,8 @@ class Desk:
         The last round of which a sum was released, or 0.
     uses : mapping of (str, int) to Use
         What became of shares, by the client and the round in which it dealt them.
+    cohorts : mapping of str to str
+        Under terms with `Terms.fixed`: digest of the clients with which one is added up.
     terms : qsfl_flower.secure.terms.Terms or None
         Of the round whose shares are held.
     size : int
@@ -104,6 +106,7 @@ class Desk:
     question: bytes = b""
     closed: int = 0
     uses: Mapping[tuple[str, int], Use] = field(default_factory=dict)
+    cohorts: Mapping[str, str] = field(default_factory=dict)
     terms: Terms | None = None
     size: int = 0
     held: tuple[Held, ...] = ()
@@ -112,14 +115,16 @@ class Desk:
         """Return what must not be forgotten during the run: all but the shares."""
         uses = [[client, dealt, u.taken, u.until] for (client, dealt), u in self.uses.items()]
         told = [self.seat, self.opened, self.question.hex(), self.closed, uses]
+        if self.cohorts:
+            told.append(dict(self.cohorts))
         return json.dumps(told, separators=(",", ":")).encode()
 
     @classmethod
     def recall(cls, memory: bytes) -> Desk:
         """Return a desk without shares that remembers what `memory` has written."""
-        seat, opened, question, closed, uses = json.loads(memory)
+        seat, opened, question, closed, uses, *cohorts = json.loads(memory)
         known = {(client, dealt): Use(taken, until) for client, dealt, taken, until in uses}
-        return cls(seat, opened, bytes.fromhex(question), closed, known)
+        return cls(seat, opened, bytes.fromhex(question), closed, known, *cohorts)
 
     def check_new(self, header: Header, terms: Terms) -> None:
         """Refuse shares that were taken for another round.
@@ -241,8 +246,9 @@ class Desk:
         Raises
         ------
         Refusal
-            If this is not the round, fewer clients than the minimum have one weight, or a client is
-            unknown. The shares are kept.
+            If this is not the round, fewer clients than the minimum have one weight, a client is
+            unknown, or was added up with others before where these must stay the same
+            (``policy-other-cohort``). The shares are kept.
         """
         terms, at = self.terms, f"round {server_round}"
         if terms is None or terms.round != server_round or server_round <= self.closed:
@@ -257,6 +263,7 @@ class Desk:
         by_name = {h.client: h for h in self.held}
         if unknown := sorted(set(clients) - set(by_name)):
             raise Refusal("policy-terms", f"{at}: no valid share of {', '.join(unknown)} is held")
+        cohorts = check_cohort(self.cohorts, clients, at) if terms.fixed else self.cohorts
         chosen = [by_name[name] for name in sorted(clients)]
         alike = Counter(terms.weight(h.dealt) for h in chosen)
         weight, fewest = min(alike.items(), key=lambda pair: pair[1])
@@ -275,12 +282,46 @@ class Desk:
         if zero := terms.zero_sharings[0]:
             seeds = _sum_seeds(chosen, server_round, zero.known_to(member))
             zero.add_to(total, member, seeds)
-        return total, replace(self, closed=server_round, terms=None, size=0, held=())
+        closed = replace(self, closed=server_round, cohorts=cohorts, terms=None, size=0, held=())
+        return total, closed
 
     def _taken(self, client: str, dealt: int, terms: Terms) -> int:
         """Return the round for which shares were taken; that of the terms if for none."""
         use = self.uses.get((client, dealt))
         return terms.round if use is None else use.taken
+
+
+def check_cohort(
+    cohorts: Mapping[str, str], clients: Collection[str], at: str
+) -> Mapping[str, str]:
+    """Return who is added up with whom, this sum included.
+
+    Cohorts that are the same or have nobody in common tell no more together than one by one: the
+    difference of two sums is never about a few clients.
+
+    Parameters
+    ----------
+    cohorts : mapping of str to str
+        Digest of the cohort of each client that was added up before.
+    clients : collection of str
+        Those of this sum.
+    at : str
+        Where, for the error.
+
+    Raises
+    ------
+    Refusal
+        ``policy-other-cohort``: one of them was added up with others before.
+    """
+    cohort = hashlib.sha256("\n".join(sorted(clients)).encode()).hexdigest()[:32]
+    if moved := sorted(name for name in clients if cohorts.get(name, cohort) != cohort):
+        raise Refusal(
+            "policy-other-cohort",
+            f"{at}: {len(moved)} of {len(clients)} clients, {moved[0]} first, were added up with "
+            "others before in this run; the difference of two exact sums would tell about a few: "
+            "ask the same clients again, or add noise (noise_multiplier)",
+        )
+    return {**cohorts, **dict.fromkeys(clients, cohort)}
 
 
 def _question(terms: Terms, size: int, held: Sequence[Held]) -> bytes:

@@ -24,6 +24,11 @@ MAX_WEIGHT = 1 << 6
 """Largest public integer weight: a sum with weights far apart would tell its terms apart."""
 
 
+TRAIN = "train"
+_DEFAULTS: Mapping[str, Any] = {"purpose": TRAIN, "fixed": False}
+"""Fields that stand in the encoding only if they are something else: terms of training read, and
+sign, as before there were others."""
+
 MAX_CLIENTS = 1 << 18
 """Most clients in a sum."""
 
@@ -67,6 +72,11 @@ class Terms:
     distances, norms : bool
         Whether the members help to open the pairwise squared distances, and the squared norms, of
         the updates.
+    purpose : str
+        What the sum is for. Shares that were dealt for one purpose serve no other.
+    fixed : bool
+        Whether a client is added up with the same others in all sums of the run for this purpose:
+        what such sums tell together is no more than they tell one by one.
 
     Raises
     ------
@@ -89,8 +99,11 @@ class Terms:
     extras: int = 0
     distances: bool = False
     norms: bool = False
+    purpose: str = TRAIN
+    fixed: bool = False
 
     def __post_init__(self) -> None:
+        check_identifier(self.purpose, "purpose of a sum")
         for name in self.members:
             check_identifier(name, "committee member")
         if len(set(self.members)) != len(self.members):
@@ -214,7 +227,12 @@ class Terms:
 
     def encode(self) -> str:
         """Return the canonical text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(self.told, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The fields as an instruction holds them."""
+        return {k: v for k, v in asdict(self).items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
 
     @cached_property
     def digest(self) -> bytes:
@@ -231,8 +249,7 @@ class Terms:
             If one is missing, unknown or of another type, or they contradict each other.
         """
         kinds = {f.name: str(f.type) for f in fields(cls)}
-        if set(values) != set(kinds):
-            wrong = sorted(set(values) ^ set(kinds))
+        if wrong := sorted({*values, *_DEFAULTS} ^ set(kinds)):
             raise ConfigError(f"terms of secure aggregation: missing or unknown {wrong}")
         read: dict[str, Any] = {}
         for name, value in values.items():

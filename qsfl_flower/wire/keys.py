@@ -88,6 +88,9 @@ CHOOSE_STEP = "compress-choose"
 
 COMPRESS_STEP = "compress"
 """Step of a plan, and name of the encoding: write them as one record."""
+COUNTED = "sums"
+"""Name of the one array, and of its record, of numbers that are summed and are no update."""
+
 SHARES = "shares-2"
 """Encoding of a reply that holds shares for a committee, and name of the client's step. The number
 is that of the protocol: a party of another release refuses by name before it trains or answers."""

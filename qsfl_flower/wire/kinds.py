@@ -15,6 +15,31 @@ class Kind(StrEnum):
     QUERY = "query"
 
 
+class Purpose(StrEnum):
+    """What a question to the nodes is for: each has its own answers, least cohort and budget."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    QUERY = "query"
+    ANALYTICS = "analytics"
+
+
+ANALYTICS_TYPE = "query.analytics"
+"""Flower's type of messages with questions of analytics, which no app sees."""
+
+
+def purpose_of(message_type: str) -> Purpose:
+    """Return the purpose of a message of this type; see `kind_of` for what is raised.
+
+    Examples
+    --------
+    >>> purpose_of("query.analytics").value, purpose_of("evaluate.test").value
+    ('analytics', 'evaluate')
+    """
+    kind = kind_of(message_type)
+    return Purpose.ANALYTICS if message_type == ANALYTICS_TYPE else Purpose(kind.value)
+
+
 def kind_of(message_type: str) -> Kind:
     """Return the class of a message type.
 

@@ -20,6 +20,7 @@ from qsfl_flower.wire.keys import MASKED_SUM, ON_THE_WIRE, SHARES
 class ClientPhase(IntEnum):
     """Where among the steps of a client a stage's half stands."""
 
+    MEASURE = 5
     CORRECT = 10
     SPARSIFY = 20
     CLIP = 30

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -24,8 +24,17 @@ from flwr.app import ConfigRecord, RecordDict
 from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import COMPLAINTS, CryptoError, Refusal, RejectedUpdate
-from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext, Task
-from qsfl_flower.secure.pairwise.client import BadPacket, Client, deal, mask, release
+from qsfl_flower.node.instructions import must_stay
+from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext, Task, owned
+from qsfl_flower.secure.desk import check_cohort
+from qsfl_flower.secure.pairwise.client import (
+    BadPacket,
+    Client,
+    deal,
+    mask,
+    read_survivors,
+    release,
+)
 from qsfl_flower.secure.pairwise.masks import Ring
 from qsfl_flower.secure.pairwise.ring import LIMBS, RingCode, encode_scalars
 from qsfl_flower.secure.pairwise.terms import Policy, Terms
@@ -36,6 +45,7 @@ from qsfl_flower.wire.keys import MASKED_SUM
 
 _STATE_RECORD = "qsfl-masked-sum"
 _CLIENT, _VECTOR, _LEAST, _INSTRUCTION = "client", "vector", "least", "instruction"
+_FIXED = "fixed"
 _ROUND, _SALT = "round", "salt"
 _SALT_SIZE = 16
 _NONCE = bytes(12)
@@ -72,6 +82,8 @@ def masked_sum_step(
     encode_scalars(np.concatenate([np.array(integers), hidden]), vector[size:])
     least = int(parameters["min_clients"]).to_bytes(4)
     kept = {_VECTOR: vector.tobytes(), _LEAST: least, _INSTRUCTION: context.instruction}
+    if must_stay(context.content, context.purpose):
+        kept[_FIXED] = b"1"
     dealt = b""
     _take(context, parameters["round"], Step.ENCODED)
     if parameters["terms"]:
@@ -113,7 +125,7 @@ def mask_task(context: StepContext) -> RecordDict:
         _policy(kept, context),
         party.now,
     )
-    _keep(context, round_, {_CLIENT: client.encode(), _LEAST: kept[_LEAST]})
+    _keep(context, round_, {**_lasting(kept), _CLIENT: client.encode()})
     answer = _answer({"lockers": lockers})
     answer["masked"] = to_record({"masked": vector})
     return answer
@@ -124,11 +136,12 @@ def release_task(context: StepContext) -> RecordDict:
     round_, kept = _kept(context)
     if _CLIENT not in kept:
         raise Refusal("policy-terms", "no shares are held")
-    client, released = release(
-        Client.decode(kept[_CLIENT]), _field(context, "survivors"), _policy(kept, context)
-    )
-    _take(context, round_, Step.RELEASED, client.released)
-    _keep(context, round_, {_CLIENT: client.encode(), _LEAST: kept[_LEAST]})
+    told, before = _field(context, "survivors"), Client.decode(kept[_CLIENT])
+    client, released = release(before, told, _policy(kept, context))
+    survivors = read_survivors(client.terms, told) if _FIXED in kept else ()
+    names = [client.terms.seats[place] for place in survivors]
+    _take(context, round_, Step.RELEASED, client.released, names)
+    _keep(context, round_, {**_lasting(kept), _CLIENT: client.encode()})
     return _answer({"release": released})
 
 
@@ -174,8 +187,13 @@ PARAMETERS[MASKED_SUM] = _ToMask
 def _deal(
     terms: Terms, round_: int, kept: Mapping[str, bytes], context: StepContext
 ) -> tuple[Client, bytes]:
-    if (terms.run, terms.round) != (context.context.run_id, round_):
-        raise Refusal("policy-terms", f"the sum is of round {terms.round}, this is {round_}")
+    asked = context.context.run_id, round_, context.purpose
+    if (terms.run, terms.round, terms.purpose) != asked:
+        raise Refusal(
+            "policy-terms",
+            f"the sum is of round {terms.round} for {terms.purpose!r}, this is round {round_} for "
+            f"{context.purpose!r}",
+        )
     party, policy = context.party, _policy(kept, context)
     return deal(terms, kept[_INSTRUCTION], party.credentials, policy, party.now)
 
@@ -185,12 +203,21 @@ def _policy(kept: Mapping[str, bytes], context: StepContext) -> Policy:
     return context.policy.masks(int.from_bytes(kept[_LEAST]))
 
 
-def _take(context: StepContext, round_: int, step: Step, about: bytes = b"") -> None:
+def _lasting(kept: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return what is kept until the round's end."""
+    return {name: kept[name] for name in (_LEAST, _FIXED) if name in kept}
+
+
+def _take(
+    context: StepContext, round_: int, step: Step, about: bytes = b"", fixed: Sequence[str] = ()
+) -> None:
     """Write down that this node takes a step of a round's sum, unless it is past that step.
 
-    Only the last step, about the same list of survivors, may come again.
+    Only the last step, about the same list of survivors, may come again. The clients of `fixed` are
+    those with which this one is added up in all sums of the run for this purpose.
     """
-    name, now = f"masks/{context.context.run_id}", struct.pack(">QB", round_, step)
+    name = owned(f"masks/{context.context.run_id}", context.purpose)
+    now, cohort = struct.pack(">QB", round_, step), f"{name}/cohort"
     with context.facts() as facts:
         last = facts.get(name, b"")
         again = step is Step.RELEASED and last == now + about
@@ -201,6 +228,10 @@ def _take(context: StepContext, round_: int, step: Step, about: bytes = b"") -> 
                 f"this node has {Step(before).name.lower()} in round {at} of this run; it is not "
                 f"{step.name.lower()} again, or about another question, in round {round_}",
             )
+        if fixed:
+            own = context.party.credentials.identity.name
+            before = {own: facts[cohort].decode()} if cohort in facts else {}
+            facts[cohort] = check_cohort(before, fixed, f"round {round_}")[own].encode()
         facts[name] = now + about
 
 
@@ -222,11 +253,12 @@ def _keep(context: StepContext, round_: int, values: Mapping[str, bytes]) -> Non
         name: _cipher(context.party, name, round_, salt).encrypt(_NONCE, value, None)
         for name, value in values.items()
     }
-    context.context.state[_STATE_RECORD] = ConfigRecord({_ROUND: round_, _SALT: salt, **sealed})
+    state = ConfigRecord({_ROUND: round_, _SALT: salt, **sealed})
+    context.context.state[owned(_STATE_RECORD, context.purpose)] = state
 
 
 def _kept(context: StepContext) -> tuple[int, dict[str, bytes]]:
-    record = dict(config_of(context.context.state, _STATE_RECORD))
+    record = dict(config_of(context.context.state, owned(_STATE_RECORD, context.purpose)))
     round_, salt, values = record.pop(_ROUND, 0), record.pop(_SALT, b""), {}
     if not isinstance(round_, int) or not isinstance(salt, bytes):
         raise CryptoError("the state of the masked sum is damaged")

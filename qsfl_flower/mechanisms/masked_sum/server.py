@@ -320,7 +320,14 @@ class MaskedSum(CombineStage, MaskedSumOptions):
                 raise server.SumAbandoned("too-few-clients", str(error)) from None
             pairs = tuple(sorted(pair for pair in apart if set(pair) <= set(left)))
             where = context.run_id, context.server_round
-            terms = Terms(*where, tuple(left), graph.degree, graph.threshold, apart=pairs)
+            terms = Terms(
+                *where,
+                tuple(left),
+                graph.degree,
+                graph.threshold,
+                apart=pairs,
+                purpose=context.purpose,
+            )
             if not (alone := terms.isolated()):
                 return terms
             left.remove(alone[0])

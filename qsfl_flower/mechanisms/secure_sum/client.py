@@ -23,7 +23,7 @@ from qsfl_flower.crypto.hybrid import derive
 from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.node.memory import Facts
-from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext
+from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext, owned
 from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import deal, read_header
 from qsfl_flower.secure.desk import Desk, Held
@@ -42,7 +42,7 @@ from qsfl_flower.wire.keys import (
 )
 
 _DESK, _SHARES = "qsfl-committee", "qsfl-committee-shares"
-_DEALT, _MEMORY = "committee/{}/dealt", "committee/{}/memory"
+_DEALT, _MEMORY, _SERVED = "committee/{}/dealt", "committee/{}/memory", "committee/{}/members"
 _SALT = _SEAT = 16
 
 
@@ -59,6 +59,7 @@ def shares_step(
     """
     terms, party = Terms.decode(parameters["terms"]), context.party
     tally = Tally(parameters["max_examples"], parameters["metrics"], parameters["weighted_by"])
+    _check_purpose(terms, context)
     context.policy.check_terms(terms)
     weight, integers = tally.take(update.metrics)
     integers += Statistics(update.layout).take(update.carried, context.carried).tolist()
@@ -84,6 +85,7 @@ def take_task(context: StepContext) -> RecordDict:
     """Take one share per client, check them, and help to open what the terms allow."""
     told, party = _told(context), context.party
     terms = _terms(told["terms"])
+    _check_purpose(terms, context)
     context.policy.check_terms(terms)
     member, size = _place(terms, context), _integer(told["size"])
     headers, payloads = told["headers"], context.content.array_records[SECURE_SHARES]
@@ -97,7 +99,7 @@ def take_task(context: StepContext) -> RecordDict:
             f"{terms.min_clients} to {terms.max_clients}",
         )
     with context.facts() as facts:
-        desk = _recall(facts, terms.run)
+        desk = _recall(facts, context)
     held: list[Held] = []
     complaints: list[str] = []
     values: list[int] = []
@@ -118,8 +120,8 @@ def take_task(context: StepContext) -> RecordDict:
         complaints.append("")
         values.append(check_value(share, size))
     with context.facts() as facts:
-        desk = _recall(facts, terms.run).take(terms, size, held, member)
-        facts[_MEMORY.format(terms.run)] = desk.memory()
+        desk = _recall(facts, context).take(terms, size, held, member)
+        facts[_name(_MEMORY, context)] = desk.memory()
     _hold(context, desk, member)
     answer: dict[str, Any] = {
         "complaints": complaints,
@@ -135,12 +137,12 @@ def take_task(context: StepContext) -> RecordDict:
 
 def release_task(context: StepContext) -> RecordDict:
     """Release this member's share of one sum, and erase all shares."""
-    told, run = _told(context), context.context.run_id
+    told = _told(context)
     names, server_round = told["clients"], _integer(told["round"])
     if not isinstance(names, list):
         raise RejectedUpdate("malformed", "the clients to be added up are not a list of names")
     with context.facts() as facts:
-        desk = _with_shares(_recall(facts, run), context)
+        desk = _with_shares(_recall(facts, context), context)
         if desk.terms is None:
             raise Refusal(
                 "policy-second-answer",
@@ -150,19 +152,18 @@ def release_task(context: StepContext) -> RecordDict:
         total, desk = desk.release(
             server_round, [str(name) for name in names], member, context.policy.least_cohort
         )
-        facts[_MEMORY.format(run)] = desk.memory()
+        facts[_name(_MEMORY, context)] = desk.memory()
     _hold(context, desk, member)
     return RecordDict({SECURE_RECORD: to_record({"sum": total})})
 
 
 def hello_task(context: StepContext) -> RecordDict:
     """Take a seat: the signature around the answer says who is at this node."""
-    run = context.context.run_id
     with context.facts() as facts:
-        desk = _recall(facts, run)
+        desk = _recall(facts, context)
         if not desk.seat:
             desk = replace(desk, seat=random_bytes(_SEAT, "seat").hex())
-            facts[_MEMORY.format(run)] = desk.memory()
+            facts[_name(_MEMORY, context)] = desk.memory()
     return RecordDict({SECURE_RECORD: ConfigRecord({"seat": desk.seat})})
 
 
@@ -195,18 +196,43 @@ def _terms(text: object) -> Terms:
     return Terms.decode(json.loads(text))
 
 
+def _name(fact: str, context: StepContext) -> str:
+    """Return the name of a fact of this run and purpose."""
+    return owned(fact.format(context.context.run_id), context.purpose)
+
+
+def _check_purpose(terms: Terms, context: StepContext) -> None:
+    """Refuse terms of another purpose than that of the message."""
+    if terms.purpose != context.purpose:
+        raise Refusal(
+            "policy-terms",
+            f"the terms are for {terms.purpose!r}, the message asks to {context.purpose}",
+        )
+
+
 def _note_deal(terms: Terms, context: StepContext) -> None:
-    """Remember the round of a deal: a client deals once for it, whatever it is asked."""
+    """Remember the round of a deal: a client deals once for it, whatever it is asked.
+
+    Where cohorts have to stay the same, so does the committee, whose members remember them.
+    """
     run = context.context.run_id
     with context.facts() as facts:
-        dealt = int.from_bytes(facts.get(_DEALT.format(run), b""), "big")
+        if terms.fixed:
+            seats = "\n".join((*terms.members, *terms.seats)).encode()
+            if facts.setdefault(_name(_SERVED, context), seats) != seats:
+                raise Refusal(
+                    "policy-committee",
+                    f"round {terms.round}: another committee has served in this run, and knows who "
+                    "was added up with whom; exact sums need the same one, noisy ones do not",
+                )
+        dealt = int.from_bytes(facts.get(_name(_DEALT, context), b""), "big")
         if terms.run != run or terms.round <= dealt:
             raise Refusal(
                 "policy-second-answer",
                 f"shares for round {terms.round} of run {terms.run}: this is run {run}, and round "
                 f"{dealt} has been dealt",
             )
-        facts[_DEALT.format(run)] = terms.round.to_bytes(8, "big")
+        facts[_name(_DEALT, context)] = terms.round.to_bytes(8, "big")
 
 
 def _place(terms: Terms, context: StepContext) -> int:
@@ -231,9 +257,9 @@ def _array(data: bytes) -> Array:
     return Array("uint8", (len(data),), SEALED_TYPE, data)
 
 
-def _recall(facts: Facts, run: int) -> Desk:
-    """Return the desk of a run without the shares on it."""
-    memory = facts.get(_MEMORY.format(run))
+def _recall(facts: Facts, context: StepContext) -> Desk:
+    """Return the desk of a run and purpose without the shares on it."""
+    memory = facts.get(_name(_MEMORY, context))
     return Desk() if memory is None else Desk.recall(memory)
 
 
@@ -259,21 +285,21 @@ def _hold(context: StepContext, desk: Desk, member: int) -> None:
         for index, h in enumerate(desk.held):
             secret = b"".join([*(h.seeds[i] for i in known), h.share.tobytes()])
             arrays[str(index)] = _array(cipher.encrypt(_nonce(index), secret, None))
-    state[_DESK] = ConfigRecord(record)
-    state[_SHARES] = ArrayRecord(arrays)
+    state[owned(_DESK, context.purpose)] = ConfigRecord(record)
+    state[owned(_SHARES, context.purpose)] = ArrayRecord(arrays)
 
 
 def _with_shares(desk: Desk, context: StepContext) -> Desk:
     """Return the desk with the shares that it remembers to have taken last."""
     state = context.context.state
-    record: Any = config_of(state, _DESK)
+    record: Any = config_of(state, owned(_DESK, context.purpose))
     if "salt" not in record or record["question"] != desk.question:
         return desk
     terms = _terms(record["terms"])
     zero, member = terms.zero_sets, _place(terms, context)
     known = zero.known_to(member) if zero else ()
     held, cipher = [], _cipher(context.party, record["salt"])
-    shares = state.array_records[_SHARES]
+    shares = state.array_records[owned(_SHARES, context.purpose)]
     columns = (record[key] for key in ("clients", "dealt", "digests", "instructions"))
     for index, (client, dealt, digest, asked) in enumerate(zip(*columns, strict=True)):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -35,8 +35,10 @@ from qsfl_flower.secure.sizes import fewest_clients
 from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
+from qsfl_flower.traits import Trait
 from qsfl_flower.wire import PAYLOAD_RECORD, ClientPhase, Form, PlanItem, content_bytes, records_of
 from qsfl_flower.wire.keys import SHARES
+from qsfl_flower.wire.kinds import Purpose
 
 log = logging.getLogger("qsfl_flower")
 
@@ -58,6 +60,7 @@ class CommitteeStage(CombineStage, SharingOptions):
 
     _roster: ClassVar[Roster | None] = None
     _opened: ClassVar[tuple[str, ...] | None] = None
+    _noisy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise what would otherwise end the first round."""
@@ -98,6 +101,7 @@ class CommitteeStage(CombineStage, SharingOptions):
         return self.knowing(
             _roster=next(filter(None, (f.roster for f in facts)), None),
             _opened=Facts.left_of(self.tally.metrics, facts),
+            _noisy=any(Trait.SHARES_NOISE in s.traits for s in stages),
         )
 
     def explain(self, layout: Layout, rounds: int) -> Sentences:
@@ -196,7 +200,14 @@ class CommitteeStage(CombineStage, SharingOptions):
                 weighting.by_staleness,
             )
             extras = self.tally.size + Statistics(context.layout).size
-            terms = replace(terms, run=context.run_id, round=context.server_round, extras=extras)
+            terms = replace(
+                terms,
+                run=context.run_id,
+                round=context.server_round,
+                extras=extras,
+                purpose=context.purpose,
+                fixed=context.purpose is not Purpose.TRAIN and not self._noisy,
+            )
             terms.check_size(context.layout.size)
         oldest = context.server_round - len(weighting.by_staleness)
         told = {at: old for at, old in state["told"].items() if at > oldest}
@@ -221,7 +232,7 @@ class CommitteeStage(CombineStage, SharingOptions):
         del context
         terms: Terms | None = state["terms"]
         parameters: dict[str, Any] = {
-            "terms": None if terms is None else asdict(terms),
+            "terms": None if terms is None else terms.told,
             "max_examples": self.tally.max_examples,
             "metrics": list(self.tally.metrics),
             "weighted_by": self.tally.weighted_by,
@@ -285,7 +296,8 @@ class CommitteeStage(CombineStage, SharingOptions):
             log.warning("committee: member %s is lost: %s", terms.members[member - 1], why)
         for member in session.liars:
             log.warning("committee: member %s answered wrongly", terms.members[member - 1])
-        lost = session.lost.keys() | session.liars | suspects
+        # Another committee does not remember who was added up with whom: its sums are refused.
+        lost = set() if terms.fixed else session.lost.keys() | session.liars | suspects
         out = {seats.nodes[member - 1] for member in lost}
         gone = (set(seats.gone) - set(seats.nodes)) | out
         drawn = {node: seat for node, seat in seats.drawn.items() if node not in out}

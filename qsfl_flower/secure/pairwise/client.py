@@ -302,6 +302,14 @@ def mask(
     return replace(client, view=view, holdings=holdings), b"".join(lockers)
 
 
+def read_survivors(terms: Terms, told: bytes) -> frozenset[int]:
+    """Return the places that survived, as the server says; strictly."""
+    reader = Reader(told, "survivors")
+    survivors = read_places(reader, len(terms.names))
+    reader.finish()
+    return survivors
+
+
 def release(client: Client, told: bytes, policy: Policy) -> tuple[Client, bytes]:
     """Take the third step: hand out one share of every neighbour, for one list of survivors.
 
@@ -325,10 +333,7 @@ def release(client: Client, told: bytes, policy: Policy) -> tuple[Client, bytes]
         ``policy-second-answer`` if another list was answered before, ``policy-terms`` if the sum is
         one that no client may be part of, or as `Policy.check`.
     """
-    terms = client.terms
-    reader = Reader(told, "survivors")
-    survivors = read_places(reader, len(terms.names))
-    reader.finish()
+    terms, survivors = client.terms, read_survivors(client.terms, told)
     agreed = terms.agreed(client.view, survivors)
     if client.released not in (b"", agreed):
         raise Refusal(

@@ -15,7 +15,10 @@ from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.secure.pairwise.graph import MAX_CLIENTS, Graph
 
 PURPOSE = "masked-sum-share"
+TRAIN = "train"
 _MAGIC = b"QMASK\x02"
+_OTHER_MAGIC = b"QMASK\x03"
+"""Of sums for another purpose than training, which is named behind it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Terms:
     apart : tuple of (str, str)
         Sorted pairs of these names that share no edge: one of the two has lied about the other
         before, and nothing proves which.
+    purpose : str
+        What the sum is for; nothing of it serves a sum for another purpose.
     """
 
     run: int
@@ -44,8 +49,10 @@ class Terms:
     threshold: int
     nonce: bytes = field(default_factory=lambda: random_bytes(16, "sum nonce"))
     apart: tuple[tuple[str, str], ...] = ()
+    purpose: str = TRAIN
 
     def __post_init__(self) -> None:
+        check_identifier(self.purpose, "purpose of a sum")
         if list(self.names) != sorted(set(self.names)):
             raise ConfigError("masked sum: the names must be sorted and distinct")
         for name in self.names:
@@ -104,7 +111,9 @@ class Terms:
     def encode(self) -> bytes:
         """Return the canonical encoding."""
         at = {name: index for index, name in enumerate(self.names)}
-        out = Writer(_MAGIC).uint(self.run, 8).uint(self.round, 8)
+        train = self.purpose == TRAIN
+        out = Writer(_MAGIC) if train else Writer(_OTHER_MAGIC).text(self.purpose)
+        out.uint(self.run, 8).uint(self.round, 8)
         out.fixed(self.nonce, 16).uint(self.degree, 2).uint(self.threshold, 2)
         out.uint(len(self.names), 2)
         for name in self.names:
@@ -118,7 +127,13 @@ class Terms:
     def decode(cls, data: bytes) -> Terms:
         """Return what `encode` wrote; anything else is `Malformed`."""
         reader = Reader(data, "terms of a masked sum")
-        reader.expect(_MAGIC)
+        purpose = TRAIN
+        if data.startswith(_OTHER_MAGIC):
+            reader.expect(_OTHER_MAGIC)
+            if (purpose := reader.identifier("purpose")) == TRAIN:
+                raise reader.fail("training is named where another purpose should be")
+        else:
+            reader.expect(_MAGIC)
         run, round_, nonce = reader.uint(8), reader.uint(8), reader.fixed(16)
         degree, threshold, count = reader.uint(2), reader.uint(2), reader.uint(2)
         if not 2 <= count <= MAX_CLIENTS:
@@ -130,7 +145,7 @@ class Terms:
             raise reader.fail(f"a pair beyond the {count} clients")
         try:
             apart = tuple((names[a], names[b]) for a, b in pairs)
-            terms = cls(run, round_, names, degree, threshold, nonce, apart)
+            terms = cls(run, round_, names, degree, threshold, nonce, apart, purpose)
             alone = terms.isolated()
         except ConfigError as error:
             raise reader.fail(str(error)) from None
@@ -141,7 +156,8 @@ class Terms:
     def binding(self, sender: int, receiver: int) -> Binding:
         """What the packet between two places is bound to."""
         seats = self.seats
-        return Binding(self.run, self.round, seats[sender], seats[receiver], PURPOSE)
+        what = PURPOSE if self.purpose == TRAIN else f"{PURPOSE}-{self.purpose}"
+        return Binding(self.run, self.round, seats[sender], seats[receiver], what)
 
     def fewest_neighbours(self, places: Collection[int]) -> int:
         """Return how many neighbours among `places` the worst placed of them has."""

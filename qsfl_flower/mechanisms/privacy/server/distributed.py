@@ -244,6 +244,10 @@ class DistributedDP(VectorStage):
         """Return what clients within their bound stay below, with the noise of all of them."""
         return self._share_of(context).reach(self._bound, clients) / self.denominator
 
+    def noise_std(self, clients: int, context: RoundContext) -> float:
+        """Return that of all shares."""
+        return self._share_of(context).std(clients)
+
     @property
     def _known_sum(self) -> HiddenSum:
         if self._sum is None:
