@@ -108,8 +108,14 @@ def test_with_a_plan_the_reply_is_a_clipped_difference(app):
 
 
 def test_evaluation_passes_through(app):
-    reply = app(instruction("evaluate", plan=CLIP), context())
+    reply = app(instruction("evaluate"), context())
     assert dict(reply.content["metrics"]) == {"num-examples": 7, "loss": 4.0, "accuracy": 0.5}
+
+
+def test_steps_of_training_are_refused_for_evaluation(app):
+    reply = app(instruction("evaluate", plan=CLIP), context())
+    assert list(reply.content) == [QSFL_RECORD]
+    assert reply.content[QSFL_RECORD][REFUSED_KEY] == "policy-plan"
 
 
 def test_the_app_does_not_see_the_suites_record(inside_run):
