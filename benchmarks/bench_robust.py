@@ -15,6 +15,7 @@ import gc
 import importlib.util
 import os
 import statistics
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +28,10 @@ from benchmarks.replies import StubGrid
 from benchmarks.timing import alternate
 from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.models import get_arrays
+from qsfl_flower.mechanisms.detection.core import Detection, Memory, extract, inspect
 from qsfl_flower.mechanisms.robust import core as robust
+from qsfl_flower.mechanisms.robust.core import Updates
+from qsfl_flower.numerics import Layout
 from qsfl_flower.simulations.build import client_of, model_of, owners_of
 from qsfl_flower.simulations.config import load_experiment
 from qsfl_flower.stages import Detect, Robust, Stage
@@ -44,6 +48,7 @@ MAX_EXTRA = 0.25  # of the inputs
 AGAINST_FLOWER = {"median": 5.0, "trimmed_mean": 5.0, "bulyan": 4.0, "krum": 2.0}
 LIMITED_FROM = 50  # clients, at d = 1e6
 MAX_OVERHEAD = 0.2  # of a round's wall time
+MAX_DETECTION = 2_000  # ms, of 2,000 updates of 5,000 parameters
 
 Row = dict[str, Any]
 Way = Callable[[], object]
@@ -56,7 +61,7 @@ def run(quick: bool) -> list[Row]:
         matrix = make_updates(clients, size)
         for name, ways in rules(matrix):
             rows.append(_row(name, ways, matrix, quick))
-    return rows + _whole_rounds(quick)
+    return [*rows, _detection(quick), *_whole_rounds(quick)]
 
 
 def make_updates(clients: int, size: int) -> np.ndarray:
@@ -72,7 +77,7 @@ def rules(matrix: np.ndarray) -> Iterator[tuple[str, dict[str, Way]]]:
     """Yield each rule with the ways to compute it, ours first."""
     count = len(matrix)
     f = min(count // 5, (count - 3) // 4)
-    updates = robust.Updates.of(matrix)
+    updates = Updates.of(matrix)
     peers: dict[str, dict[str, Way]] = {}
     for found in (_flower(matrix, f), _byzfl(matrix, f), _byzpy(matrix, f)):
         for name, peer, way in found:
@@ -122,6 +127,22 @@ def _row(name: str, ways: dict[str, Way], matrix: np.ndarray, quick: bool) -> Ro
             and (wanted is None or best["Flower"] / own >= wanted)
         )
     return row
+
+
+def _detection(quick: bool) -> Row:
+    """Detect among many small updates; the first round, which simulates limits, does not count."""
+    count, size = (50, 500) if quick else (2_000, 5_000)
+    updates, names = Updates.of(make_updates(count, size)), [str(n) for n in range(count)]
+    layout, memory, taken = Layout(("w",), ((size,),), ("float32",)), Memory.new(0), []
+    for turn in range(1, 3 if quick else 5):
+        begun = time.perf_counter(), time.process_time()
+        table = extract(updates, layout, np.ones(size), memory.trusted(names, turn))
+        memory = inspect(table, names, memory, Detection(), turn)[1]
+        taken.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+    wall, cpu = (1e3 * statistics.median(values) for values in zip(*taken[1:], strict=True))
+    row: Row = {"n": count, "d": size, "rule": "detect", "ms": round(wall, 1)}
+    row["cpu ms"] = round(cpu, 1)
+    return row if quick else {**row, "ok": wall <= MAX_DETECTION}
 
 
 class _Laps(RunObserver):

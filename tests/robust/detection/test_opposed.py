@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qsfl_flower.mechanisms.detection.core import Detection, Memory, extract, inspect, opposed
-from qsfl_flower.mechanisms.detection.core.opposed import _limit
+from qsfl_flower.mechanisms.detection.core.opposed import _leading, _limit
 from qsfl_flower.mechanisms.robust.core import Updates
 from qsfl_flower.numerics import Layout
 
@@ -28,6 +28,16 @@ def test_every_minority_that_turns_its_updates_round_is_found(cohort, clients, s
         chosen = np.random.default_rng([seed, count]).choice(clients, count, replace=False)
         x[chosen] *= -np.linspace(0.1, 5, count)[:, None]
         assert against(x) == sorted(chosen.tolist())
+
+
+@pytest.mark.parametrize("shared", [1.0, 0.1, 0.0])
+def test_the_axis_of_a_large_cohort_is_that_of_all_eigenvectors(shared):
+    x = aimless(0, 300, 400) + shared * np.random.default_rng(1).normal(size=400)
+    x /= np.linalg.norm(x, axis=1)[:, None]
+    values, vectors = np.linalg.eigh(x @ x.T)
+    value, vector = _leading(x @ x.T)
+    assert value == pytest.approx(values[-1], rel=1e-12)
+    assert abs(vector @ vectors[:, -1]) == pytest.approx(1, abs=1e-9)
 
 
 def test_half_of_the_clients_are_no_minority(cohort):

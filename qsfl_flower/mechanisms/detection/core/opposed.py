@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -91,9 +92,21 @@ def minority(along: Floats) -> NDArray[np.bool_]:
 def _axis(table: Table) -> Floats:
     """Return the cosines to the trusted clients' leading axis, most of them positive."""
     among = table.cosines[:, table.trusted]
-    values, vectors = np.linalg.eigh(among[table.trusted])
-    along: Floats = among @ vectors[:, -1] / max(float(values[-1]), 1e-300) ** 0.5
+    value, vector = _leading(among[table.trusted])
+    along: Floats = among @ vector / max(value, 1e-300) ** 0.5
     return -along if np.median(along[table.trusted]) < 0 else along
+
+
+def _leading(square: Floats) -> tuple[float, Floats]:
+    """Return the largest eigenvalue of a symmetric matrix and its vector, of length 1."""
+    if len(square) > _MOST:
+        from scipy.sparse.linalg import ArpackError, eigsh  # slow to load
+
+        with suppress(ArpackError):  # two eigenvalues that are as good as equal
+            values, vectors = eigsh(square, k=1, which="LA", v0=np.ones(len(square)))
+            return float(values[0]), vectors[:, 0]
+    values, vectors = np.linalg.eigh(square)
+    return float(values[-1]), vectors[:, -1]
 
 
 def _contrast(along: Floats) -> Floats:
