@@ -51,9 +51,13 @@ def test_secure_and_plain_sums_reach_the_same_model(tmp_path):
 
 
 def test_the_quickstart_learns_privately_among_poisoners(tmp_path):
-    """Noise is fresh in every run: 6 runs reached 85 to 88 %, 18 with more noise 80 to 87 %."""
+    """Noise is fresh in every run: accuracies are 80 to 88 %, and it may hide a poisoner.
+
+    In 40 runs one of 960 poisoned updates was selected. If each is by a chance of 1 in 200, more
+    than 4 of 24 are in 2 runs of a million; by a selection at random 14 would be.
+    """
     rounds, clients, folder = run("quickstart", tmp_path)
-    assert {c["weight"] for c in clients if c["client"] in ("3", "8")} == {0.0}
+    assert sum(c["weight"] > 0 for c in clients if c["client"] in ("3", "8")) <= 4
     assert rounds[-1]["eval_accuracy"] > 0.7
     assert 3.5 < rounds[-1]["epsilon"] <= 4.0
     report = (folder / "report.html").read_text()
