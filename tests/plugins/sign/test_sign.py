@@ -90,6 +90,7 @@ def test_schema_and_tables_have_its_options(site, qsfl):
     assert "SignSpec" not in json.loads(qsfl(site, "schema").stdout)["$defs"]
 
 
+@pytest.mark.slow
 def test_an_experiment_travels_to_another_process(site, python):
     sent = python(site, "-c", TRAVEL, HERE / "sign.yaml", text=False).stdout
     done = python(site, "-c", ARRIVE, sent.hex())
