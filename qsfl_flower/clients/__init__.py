@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qsfl_flower.clients.analytics import analytics_app
     from qsfl_flower.clients.bridge import numpy_client_app
     from qsfl_flower.clients.checkpoints import ClientCheckpoints
     from qsfl_flower.clients.conditions import Conditions
@@ -50,6 +51,7 @@ _WHERE = {
     "Workload": "qsfl_flower.clients.workload",
     "TrainConfig": "qsfl_flower.clients.trainer",
     "TrainingClient": "qsfl_flower.clients.trainer",
+    "analytics_app": "qsfl_flower.clients.analytics",
     "auth_mod": "qsfl_flower.mechanisms.authentication.client",
     "check_roles": "qsfl_flower.clients.role_check",
     "credentials_from_node_config": "qsfl_flower.mechanisms.authentication.client",
@@ -79,6 +81,7 @@ __all__ = [
     "TrainConfig",
     "TrainingClient",
     "Workload",
+    "analytics_app",
     "auth_mod",
     "check_roles",
     "credentials_from_node_config",

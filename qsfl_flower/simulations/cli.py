@@ -175,11 +175,55 @@ def explain(
             told = NodePolicy.load(Path(config)).sentences()
             sys.stdout.write("A node with this policy\n" + "".join(f"  - {t}\n" for t in told))
             return
+        from qsfl_flower.simulations.inquiry.config import asks_questions, load_inquiry
+
+        if asks_questions(config):
+            from qsfl_flower.simulations.inquiry.explain import explain_inquiry
+
+            sys.stdout.write(explain_inquiry(load_inquiry(config, overrides or ())))
+            return
         from qsfl_flower.simulations.explain import explain_experiment
 
         # Flower warns of everything that a strategy does not do.
         logging.getLogger("flwr").setLevel(logging.ERROR)
         sys.stdout.write(explain_experiment(load_experiment(config, overrides or ())))
+
+
+@app.command()
+def analytics(
+    config: Annotated[
+        str, typer.Argument(help="A YAML file of questions, or the shipped one (analytics).")
+    ],
+    overrides: Overrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Make the last line of the output one JSON object.")
+    ] = False,
+) -> None:
+    """Ask questions about the clients' tables; only noisy sums over many clients are opened."""
+    with _errors():
+        from qsfl_flower.simulations.inquiry.config import load_inquiry
+        from qsfl_flower.simulations.inquiry.report import lines_of
+
+        asked = load_inquiry(config, overrides or ())
+        from qsfl_flower.simulations.inquiry.run import run_inquiry
+
+        folder, answers = run_inquiry(asked)
+        table = Table("question", "", "estimate", "from", "to", box=None)
+        for answer in answers["answers"]:
+            for name, one in lines_of(answer):
+                numbers = (one[key] for key in ("value", "low", "high"))
+                cells = ("-" if number is None else f"{number:.5g}" for number in numbers)
+                table.add_row(Text(answer["name"]), Text(name), *cells)
+        _out.print(table, highlight=False)
+        _out.print(
+            f"epsilon {answers['epsilon']:.4g}, {answers['seconds']:.1f} s, report: "
+            f"{folder / 'report.html'}",
+            markup=False,
+            highlight=False,
+        )
+        if as_json:
+            sys.stdout.write(json.dumps({**answers, "folder": str(folder)}) + "\n")
+        end_process(0)
 
 
 @app.command()

@@ -66,7 +66,7 @@ def run_experiment(
         job.display = display
     stop = Stop()
     job.stop = stop.asked
-    with _logging_to(job.folder.path / "log.txt"), signals(stop) as listen:
+    with logging_to(job.folder.path / "log.txt"), signals(stop) as listen:
         error = _simulate(job, stop, listen)
         if isinstance(error, RunInterrupted):
             error = RunInterrupted(f"{error}; {_what_next(job)}")
@@ -157,7 +157,7 @@ def backend_config(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
+def logging_to(path: Path) -> Iterator[None]:
     """Send the logs of Flower, Ray and the suite to a file instead of the terminal.
 
     The standard error of the process goes there too: Ray's core and its processes write to it.

@@ -7,6 +7,7 @@ from qsfl_flower.rounds.policies import POLICIES, Policy
 from qsfl_flower.rounds.record import ClientRow, RoundLog, RoundRecord, RunObserver
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.strategies.adaptive import FedAdam, FedAvgM, FedYogi
+from qsfl_flower.strategies.analytics import FederatedAnalytics
 from qsfl_flower.strategies.asynchronous import BufferedAsync, FedAsync, FedBuff
 from qsfl_flower.strategies.authenticated import AuthenticatedFedAvg
 from qsfl_flower.strategies.compressed import CompressedFedAvg
@@ -43,6 +44,7 @@ __all__ = [
     "FedMedian",
     "FedTrimmedAvg",
     "FedYogi",
+    "FederatedAnalytics",
     "GeometricMedian",
     "Krum",
     "MultiKrum",

@@ -18,6 +18,55 @@ BEGIN = "<!-- made by python -m tests.adversary.claims -->"
 
 CLAIMS = (
     Claim(
+        "1 client",
+        "claims a million rows with a program of its own",
+        "no answer is opened",
+        "tests/strategies/test_analytics.py::test_a_client_that_claims_a_million_rows_gets_no_answer_through",
+        "analytics.md",
+    ),
+    Claim(
+        "1 client",
+        "has a table of a million rows of its choice",
+        "the rows that a client may have",
+        "tests/strategies/test_analytics.py::test_a_client_moves_an_answer_no_further_than_the_rows_that_it_may_have",
+        "analytics.md",
+    ),
+    Claim(
+        "server",
+        "asks the same question again, or another one",
+        "what the client's own epsilon allows",
+        "tests/strategies/test_analytics.py::test_the_same_question_again_is_refused_by_every_client",
+        "analytics.md",
+    ),
+    Claim(
+        "server",
+        "asks a cohort that shrinks by one client",
+        "nothing below the client's least cohort",
+        "tests/strategies/test_analytics.py::test_a_shrinking_cohort_is_refused",
+        "analytics.md",
+    ),
+    Claim(
+        "server",
+        "asks a question without noise or a secure sum",
+        "nothing",
+        "tests/strategies/test_analytics.py::test_a_client_answers_nothing_without_noise_and_a_secure_sum",
+        "analytics.md",
+    ),
+    Claim(
+        "server",
+        "sends large numbers in place of zeros, to read what rounding shows",
+        "nothing",
+        "tests/strategies/test_analytics.py::test_a_client_takes_no_model_of_the_servers_in_place_of_zeros",
+        "analytics.md",
+    ),
+    Claim(
+        "server",
+        "asks for a column that is not open to questions",
+        "nothing",
+        "tests/strategies/test_analytics.py::test_a_client_answers_no_question_about_a_closed_column",
+        "analytics.md",
+    ),
+    Claim(
         "wire, active, quantum",
         "alters, cuts or forges any byte of a signed message",
         "no message counts",

@@ -32,7 +32,11 @@ from qsfl_flower.testing import LocalGrid, fixed
 from qsfl_flower.wire import from_record
 
 HERE = Path(__file__).parent
-CONFIGS = sorted(p.stem for p in (HERE.parents[1] / "configs").glob("*.yaml") if p.stem != "base")
+CONFIGS = sorted(
+    p.stem
+    for p in (HERE.parents[1] / "configs").glob("*.yaml")
+    if p.stem not in ("base", "analytics")
+)
 ROUNDS = 3
 
 _PICTURES = {"mnist": (28, 28), "cifar10": (32, 32, 3)}

@@ -14,8 +14,17 @@ _PACKAGE = Path(__file__).parents[2]
 _BARE_NAME = re.compile(r"[\w-]+")
 
 
-def shipped_configs() -> dict[str, Path]:
-    """Return the configurations that come with the suite, by bare name.
+QUESTIONS = ("analytics",)
+"""Shipped files of questions, for ``qsfl analytics``."""
+
+
+def shipped_configs(*, questions: bool = False) -> dict[str, Path]:
+    """Return the experiments that come with the suite, by bare name.
+
+    Parameters
+    ----------
+    questions : bool
+        Whether to return the files of questions in their place.
 
     Returns
     -------
@@ -26,7 +35,8 @@ def shipped_configs() -> dict[str, Path]:
     for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
         names = _yaml_files(folder)
         if "quickstart.yaml" in names:
-            return {Path(name).stem: folder / name for name in names}
+            found = {Path(name).stem: folder / name for name in names}
+            return {k: v for k, v in found.items() if (k in QUESTIONS) is questions}
     return {}
 
 
@@ -61,10 +71,8 @@ def find_file(name: str, folder: Path) -> Path:
         if _BARE_NAME.fullmatch(name) is None or path.is_file():
             candidates = [path]
         else:
-            candidates = [
-                folder / f"{name}.yaml",
-                *(shipped[one] for one in shipped if one == name),
-            ]
+            known = shipped | shipped_configs(questions=True)
+            candidates = [folder / f"{name}.yaml", *(known[one] for one in known if one == name)]
         for one in candidates:
             if one.exists():
                 return one

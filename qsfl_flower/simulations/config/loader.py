@@ -152,6 +152,9 @@ def _layers_of(
         hint = "the file is empty; a first line could be 'extends: quickstart'"
         raise config_error([Problem(place, hint)])
     entries = _sections(tree)
+    if "questions" in entries:
+        text = "this file asks questions; run it with `qsfl analytics`"
+        raise config_error([Problem(entries["questions"].place, text)])
     bases = _bases(entries["extends"]) if "extends" in entries else []
     layers: list[Node] = []
     for node in bases:

@@ -17,7 +17,8 @@ NAMES = sorted(shipped_configs())
 
 
 def test_all_files_of_the_folder_are_shipped():
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(NAMES)
+    questions = shipped_configs(questions=True)
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*NAMES, *questions}
     assert {"base", "quickstart", "mnist", "cifar10", "fedprox", "fedadam", "faults"} <= set(NAMES)
 
 

@@ -1,0 +1,1 @@
+"""``qsfl analytics``: a file of questions, its run on Flower's Ray backend, and its report."""
