@@ -64,6 +64,7 @@ def analytics_app(
     Examples
     --------
     >>> import numpy as np
+    >>> from qsfl_flower.privacy.policy import MinimumPolicy
     >>> app = analytics_app(
     ...     MinimumPolicy(epsilon=1.0),
     ...     lambda context, needs: {"age": np.array([31.0, 54.0])},

@@ -10,7 +10,6 @@ References
 ----------
 M. Hay, V. Rastogi, G. Miklau, D. Suciu, "Boosting the accuracy of differentially private histograms
 through consistency", 2010. arXiv:0904.0942.
-J. Honaker, "Efficient use of differentially private binary trees", 2015. (TPDP workshop.)
 """
 
 from __future__ import annotations
