@@ -28,6 +28,7 @@ from qsfl_flower.clients.kept_state import begin_run, training_alone
 from qsfl_flower.clients.local import LOCAL_RECORD, keep_local, put_local
 from qsfl_flower.clients.role_check import saying
 from qsfl_flower.errors import REFUSALS, DataError, QSFLError, Refusal, RejectedUpdate, plain
+from qsfl_flower.mechanisms.evaluation.client import MEASURE_STEPS
 from qsfl_flower.node.instructions import PROTECTING, check_instruction
 from qsfl_flower.node.policy import CARRIED_OUT, NodePolicy, counted, insisted, policy_of
 from qsfl_flower.node.steps import (
@@ -72,6 +73,8 @@ log = logging.getLogger("qsfl_flower")
 
 Known = TypeVar("Known")
 
+STEPS |= MEASURE_STEPS
+SOURCES |= dict.fromkeys(MEASURE_STEPS, True)
 for _mechanism in mechanisms.BUILT_IN.values():
     add_steps(_mechanism)
 

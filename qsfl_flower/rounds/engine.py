@@ -151,6 +151,8 @@ class Engine:
         What the chain's sums are for; messages of this purpose carry a plan.
     others : list[Engine]
         Those of the sessions for other purposes, whose charges and states are kept with these.
+    beside : dict[str, Measurements]
+        What sessions have measured in this round.
     """
 
     chain: Chain
@@ -180,12 +182,22 @@ class Engine:
     instructions: dict[int, bytes] = field(default_factory=dict)
     purpose: Purpose = Purpose.TRAIN
     others: list[Engine] = field(default_factory=list)
+    beside: dict[str, Measurements] = field(default_factory=dict)
     _warned: bool = False
 
     @property
     def patience(self) -> float:
         """Seconds for one task."""
         return self.deadline or self.timeout
+
+    def take_beside(self) -> tuple[dict[str, Measurements], Traffic]:
+        """Return what the sessions have measured and sent since the last call."""
+        measured, self.beside = self.beside, {}
+        traffic = Traffic()
+        for other in self.others:
+            found, other.traffic = other.traffic, Traffic()
+            traffic = Traffic(traffic.down + found.down, traffic.up + found.up)
+        return measured, traffic
 
     def reset(self) -> None:
         """Begin another round of training."""

@@ -31,6 +31,8 @@ _LOSS = ("loss", "eval-loss", "eval_loss")
 _ACCURACY = ("accuracy", "eval-accuracy", "eval_accuracy", "eval-acc", "eval_acc")
 _FEWEST_CLAIMS = 3
 """Of fewer losses the median is what one client claims."""
+_SHORT = 32
+"""Numbers of a list of metrics that stand in the record of a round, at most."""
 _TRAIN_LOSS = ("train-loss", "train_loss", "loss")
 _TRAIN_ACCURACY = ("train-accuracy", "train_accuracy", "accuracy")
 
@@ -125,18 +127,20 @@ def _one_round(
 
     model_bytes = sum(len(array.data) for array in result.arrays.values())
     traffic = engine.traffic.plus((*messages, *questions), (*replies, *answers))
+    beside, more = engine.take_beside()
     record = RoundRecord(
         round=server_round,
         elapsed_s=_now() - progress.started,
         clock_s=clock_s,
         train_loss=first(metrics or {}, *_TRAIN_LOSS),
         train_accuracy=first(metrics or {}, *_TRAIN_ACCURACY),
-        bytes_down=traffic.down,
-        bytes_up=traffic.up,
+        bytes_down=traffic.down + more.down,
+        bytes_up=traffic.up + more.up,
         dense_down=model_bytes * len((*messages, *questions)),
         dense_up=model_bytes * sum(m.has_content() for m in replies),
         selected=len(messages),
         replies=sum(m.has_content() for m in replies),
+        stages=beside,
     )
     rows: tuple[ClientRow, ...] = ()
     if (outcome := trained.outcome) is not None:
@@ -149,13 +153,15 @@ def _one_round(
             capped=outcome.capped,
             update_norm=outcome.update_norm,
             skipped=outcome.skipped,
-            stages=outcome.measured,
+            stages={**outcome.measured, **beside},
             epsilon=engine.chain.epsilon(engine.states),
         )
         progress.failed = progress.failed + 1 if outcome.skipped else 0
     record = _finish(record, clock, central, told)
     record = replace(record, stage_seconds=engine.chain.take_seconds())
     loss = record.eval_loss
+    if loss is None and beside:  # of bounded sums, charged where they are noisy
+        loss = record.client_eval_loss
     if loss is None and trained.outcome is not None:
         loss = _usual_loss(engine.chain, trained.outcome)
     monitor = engine.monitor
@@ -224,8 +230,19 @@ def _finish(
         eval_accuracy=first(central or {}, *_ACCURACY),
         client_eval_loss=first(told or {}, *_LOSS),
         client_eval_accuracy=first(told or {}, *_ACCURACY),
-        client_metrics={k: float(v) for k, v in (told or {}).items() if isinstance(v, float)},
+        client_metrics=_single(told or {}),
     )
+
+
+def _single(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers among metrics, and those of short lists by their place."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            found[name] = value
+        elif isinstance(value, list) and len(value) <= _SHORT:
+            found |= {f"{name}[{i}]": float(one) for i, one in enumerate(value)}
+    return found
 
 
 def _snapshot(rounds: Rounds, progress: _Progress, record: RoundRecord) -> Snapshot:

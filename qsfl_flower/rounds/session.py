@@ -208,7 +208,9 @@ class Session:
             return Released(None, skipped="nothing was asked")
         why = inner.chain.unready(inner.states)
         if not opened.messages:
-            return Released(None, epsilon=self.epsilon, skipped=why or "no client was asked")
+            why = why or "no client was asked"
+            log.warning("round %d: %s: nothing was opened: %s", server_round, self.purpose, why)
+            return Released(None, epsilon=self.epsilon, skipped=why)
         self._take_gates(engine, inner)
         asked, training = opened.asked(inner.sampling.ranks), opened.assignment
         matched = match(replies, asked)

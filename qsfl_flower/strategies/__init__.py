@@ -2,6 +2,8 @@
 
 import warnings
 
+from qsfl_flower.mechanisms.evaluation.core import Metric
+from qsfl_flower.mechanisms.evaluation.server import Evaluation
 from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.rounds.policies import POLICIES, Policy
 from qsfl_flower.rounds.record import ClientRow, RoundLog, RoundRecord, RunObserver
@@ -37,6 +39,7 @@ __all__ = [
     "CheckpointStore",
     "ClientRow",
     "CompressedFedAvg",
+    "Evaluation",
     "FedAdam",
     "FedAsync",
     "FedAvgM",
@@ -47,6 +50,7 @@ __all__ = [
     "FederatedAnalytics",
     "GeometricMedian",
     "Krum",
+    "Metric",
     "MultiKrum",
     "NormBounded",
     "Policy",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from qsfl_flower.asynchrony import Clock, Selection
+from qsfl_flower.mechanisms.evaluation.server import Evaluation
 from qsfl_flower.numerics import Monitor
 from qsfl_flower.rounds.checkpoint import CheckpointStore
 from qsfl_flower.rounds.evaluation import MetricsFunction
@@ -41,6 +42,7 @@ class StrategyOptions(TypedDict, total=False):
     over_selection: float
     deadline: float | None
     clock: Clock | None
+    evaluation: Evaluation | None
     roles: Mapping[str, str] | None
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qsfl_flower.asynchrony import Clock, Selection, WallClock
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.bounds.server import Validate
+from qsfl_flower.mechanisms.evaluation.server import Evaluation, Evaluator
 from qsfl_flower.numerics import Layout, Monitor, Reaction
 from qsfl_flower.rounds.aggregate import Outcome
 from qsfl_flower.rounds.chain import Chain
@@ -98,6 +99,9 @@ class StableFedAvg(FedAvg):
         Seconds after which an answer is waited for no longer; by default the `timeout` of `start`.
     clock : Clock, optional
         The wall clock, or a `VirtualClock` in simulations of devices.
+    evaluation : Evaluation, optional
+        Sum declared metrics of the clients' evaluation unseen, instead of averaging what single
+        clients report.
     roles : Mapping[str, str], optional
         What becomes of single arrays of the model, by name: ``"trained"``, ``"frozen"``,
         ``"buffer"``, ``"local"`` or ``"tied:NAME"``; `qsfl_flower.clients.roles_of` finds them for
@@ -161,6 +165,7 @@ class StableFedAvg(FedAvg):
         over_selection: float = 0.0,
         deadline: float | None = None,
         clock: Clock | None = None,
+        evaluation: Evaluation | None = None,
         roles: Mapping[str, str] | None = None,
         **unknown: object,
     ) -> None:
@@ -202,7 +207,7 @@ class StableFedAvg(FedAvg):
             selection,
             own_metrics=train_metrics_aggr_fn is not None,
             legacy=client_api == "legacy",
-            fraction_evaluate=fraction_evaluate,
+            fraction_evaluate=0.0 if evaluation else fraction_evaluate,
             over_selection=over_selection,
             asynchronous=self.asynchronous,
         )
@@ -232,6 +237,9 @@ class StableFedAvg(FedAvg):
             overlapping=self.asynchronous,
         )
         self.rounds: Rounds = SynchronousRounds(self.engine, self)
+        self.evaluator: Evaluator | None = None
+        if evaluation is not None:
+            self.evaluator = Evaluator(evaluation, self.engine, evaluate_metrics_aggr_fn)
 
     @property
     def chain(self) -> Chain:
@@ -287,6 +295,8 @@ class StableFedAvg(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes and build their instructions; see Flower's ``Strategy``."""
+        if self.evaluator is not None:
+            return self.evaluator.open(server_round, arrays, config, grid)
         if self.fraction_evaluate == 0.0:
             return []
         wanted = self._wanted(self.fraction_evaluate, self.min_evaluate_nodes)
@@ -307,7 +317,9 @@ class StableFedAvg(FedAvg):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Average the clients' evaluation metrics with bounded weights."""
+        """Average the clients' evaluation metrics with bounded weights, or read their sums."""
+        if self.evaluator is not None:
+            return self.evaluator.close(server_round, [*replies])
         return self.engine.close_evaluation(server_round, replies)
 
     def start(

@@ -88,6 +88,9 @@ CHOOSE_STEP = "compress-choose"
 
 COMPRESS_STEP = "compress"
 """Step of a plan, and name of the encoding: write them as one record."""
+MEASURE_STEP = "measure"
+"""Step of a plan: make a vector of the metrics that an app reports."""
+
 COUNTED = "sums"
 """Name of the one array, and of its record, of numbers that are summed and are no update."""
 

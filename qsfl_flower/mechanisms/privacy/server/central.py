@@ -202,6 +202,11 @@ class CentralDP(VectorStage):
             told["excluded_clients"] = len(state["excluded"])
         return noisy, state, told
 
+    def noise_std(self, clients: int, context: RoundContext) -> float:
+        """Return that of the sum, however many clients are in it."""
+        bound = sensitivity(replace(self._release, clip_norm=self._norm(context.states)))
+        return bound.l2 * self._multiplier(context.server_round) * self.denominator
+
     def _worst_case(self, bound: Sensitivity, clip_norm: float) -> bool:
         return bound.l2 > clip_norm
 

@@ -1,0 +1,1 @@
+"""Numbers of the clients' evaluation as bounded sums: `core` counts, `client` and `server` ask."""
