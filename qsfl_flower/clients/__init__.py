@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qsfl_flower.clients.analytics import analytics_app
+    from qsfl_flower.clients.analytics import analytics_app, table_mod
     from qsfl_flower.clients.bridge import numpy_client_app
     from qsfl_flower.clients.checkpoints import ClientCheckpoints
     from qsfl_flower.clients.conditions import Conditions
@@ -60,6 +60,7 @@ _WHERE = {
     "qsfl_mod": "qsfl_flower.clients.mods",
     "roles_of": "qsfl_flower.clients.models",
     "state_mod": "qsfl_flower.clients.kept_state",
+    "table_mod": "qsfl_flower.clients.analytics",
 }
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "qsfl_mod",
     "roles_of",
     "state_mod",
+    "table_mod",
 ]
 
 

@@ -1,21 +1,22 @@
-"""A ClientApp that answers questions about the node's table, hidden and noisy or not at all."""
+"""What lets a node answer questions about its table, hidden and noisy or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
+from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.clients.tables import checked, read_table
 from qsfl_flower.errors import ConfigError, Refusal
-from qsfl_flower.mechanisms.analytics.client import answer
+from qsfl_flower.mechanisms.analytics.client import Opened, opening
 from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.node.steps import refuse
 from qsfl_flower.privacy.policy import MinimumPolicy
@@ -29,18 +30,22 @@ HIDDEN = ("distributed", "distributed-record")
 Table = Callable[[Context, Mapping[str, type]], Mapping[str, NDArray[Any]]]
 
 
-def analytics_app(
-    privacy: MinimumPolicy,
-    table: Table | None = None,
-    *,
-    columns: Collection[str] | None = None,
-    least_cohort: int = 3,
-    mods: list[Mod] | None = None,
-) -> ClientApp:
-    """Make a ClientApp for `FederatedAnalytics`.
+def answered_by_mods(message: Message, context: Context) -> Message:
+    """Stand for what `qsfl_mod` answers: Flower looks for a function before it runs the mods."""
+    del context
+    refused = Refusal("policy-questions", "no mod of this app answers questions")
+    return refuse(refused, message)
 
-    It answers only under a secure sum, and only if every client of the sum adds noise that keeps
-    the run within `privacy`. With ``days`` in the node's policy file that counts over all runs.
+
+class table_mod(policy_mod):
+    """Answer questions about a table, beside whatever the app is for.
+
+    Put it before `qsfl_mod`, and register `answered_by_mods`, without which Flower runs no mod:
+    ``app.query("analytics")(answered_by_mods)``.
+
+    Questions are answered only under a secure sum, and only if every client of the sum adds noise
+    that keeps all answers of the run within `privacy`; with ``days`` in the table ``analytics`` of
+    the node's policy file that counts over all runs. Training is as it was.
 
     Parameters
     ----------
@@ -53,8 +58,6 @@ def analytics_app(
         Columns that may be asked for; by default all.
     least_cohort : int
         Fewest clients in a sum, >= 2.
-    mods : list[Mod], optional
-        What comes before the suite's own mods: ``[auth_mod()]``.
 
     Notes
     -----
@@ -64,28 +67,41 @@ def analytics_app(
     Examples
     --------
     >>> import numpy as np
+    >>> from flwr.clientapp import ClientApp
+    >>> from qsfl_flower.clients.analytics import answered_by_mods
     >>> from qsfl_flower.privacy.policy import MinimumPolicy
-    >>> app = analytics_app(
-    ...     MinimumPolicy(epsilon=1.0),
-    ...     lambda context, needs: {"age": np.array([31.0, 54.0])},
-    ...     columns=["age"],
-    ...     mods=[auth_mod()],
-    ... )
+    >>> def table(context, needs):
+    ...     return {"age": np.array([31.0, 54.0])}
+    >>> mod = table_mod(MinimumPolicy(epsilon=1.0), table, columns=["age"])
+    >>> app = ClientApp(mods=[auth_mod(), mod, qsfl_mod])
+    >>> handler = app.query("analytics")(answered_by_mods)
     """
-    own = MinimumPolicy(
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        placements=tuple(p for p in privacy.placements if p in HIDDEN),
-    )
-    # Sums of counts need few bits behind the point; their noise is sized for the grid.
-    policy = NodePolicy(privacy=own, hidden_only=True, least_cohort=least_cohort, least_bits=1)
-    app = ClientApp(mods=[*(mods or []), policy_mod(policy), qsfl_mod])
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
+    def __init__(
+        self,
+        privacy: MinimumPolicy,
+        table: Table | None = None,
+        *,
+        columns: Collection[str] | None = None,
+        least_cohort: int = 3,
+    ) -> None:
+        hidden = tuple(p for p in privacy.placements if p in HIDDEN)
+        # Sums of counts need few bits behind the point; their noise is sized for the grid.
+        own = NodePolicy(
+            privacy=replace(privacy, placements=hidden),
+            hidden_only=True,
+            least_cohort=least_cohort,
+            least_bits=1,
+        )
+        super().__init__(NodePolicy(analytics=own))
+        self._table, self._columns = table, columns
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Open the table while the message is handled."""
+
         def read(needs: Mapping[str, type]) -> Mapping[str, NDArray[Any]]:
-            if table is not None:
-                return checked(table(context, needs), needs, "the table")
+            if self._table is not None:
+                return checked(self._table(context, needs), needs, "the table")
             path = context.node_config.get(TABLE_FILE)
             if not isinstance(path, str) or not Path(path).is_absolute():
                 raise ConfigError(
@@ -93,9 +109,35 @@ def analytics_app(
                 )
             return read_table(Path(path), needs)
 
-        try:
-            return answer(message, read, columns)
-        except Refusal as refused:
-            return refuse(refused, message)
+        with opening(Opened(read, self._columns)):
+            return super().__call__(message, context, call_next)
 
+
+def analytics_app(
+    privacy: MinimumPolicy,
+    table: Table | None = None,
+    *,
+    mods: list[Mod] | None = None,
+    **options: Any,
+) -> ClientApp:
+    """Make a ClientApp that answers questions about a table and does nothing else.
+
+    Parameters
+    ----------
+    privacy, table, **options
+        As for `table_mod`.
+    mods : list[Mod], optional
+        What comes before the suite's own mods: ``[auth_mod()]``.
+
+    Notes
+    -----
+    Who sees what: as `table_mod`.
+
+    Examples
+    --------
+    >>> from qsfl_flower.privacy.policy import MinimumPolicy
+    >>> app = analytics_app(MinimumPolicy(epsilon=1.0), columns=["age"], mods=[auth_mod()])
+    """
+    app = ClientApp(mods=[*(mods or []), table_mod(privacy, table, **options), qsfl_mod])
+    app.query("analytics")(answered_by_mods)
     return app

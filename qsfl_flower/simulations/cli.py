@@ -214,7 +214,7 @@ def analytics(
                 numbers = (one[key] for key in ("value", "low", "high"))
                 cells = ("-" if number is None else f"{number:.5g}" for number in numbers)
                 table.add_row(Text(answer["name"]), Text(name), *cells)
-        _out.print(table, highlight=False)
+        _wide().print(table, highlight=False)
         _out.print(
             f"epsilon {answers['epsilon']:.4g}, {answers['seconds']:.1f} s, report: "
             f"{folder / 'report.html'}",
@@ -293,9 +293,7 @@ def list_command(folder: RunsFolder = Path("runs")) -> None:
                 "" if row.seconds is None else f"{row.seconds:.1f}",
                 str(row.started or ""),
             )
-        # A pipe has no width: nothing is cut or folded there.
-        console = _out if _out.is_terminal else Console(width=10_000, soft_wrap=True)
-        console.print(table, highlight=False)
+        _wide().print(table, highlight=False)
 
 
 @app.command()
@@ -316,6 +314,11 @@ def scenario(
 def version() -> None:
     """Print the version."""
     sys.stdout.write(f"{__version__}\n")
+
+
+def _wide() -> Console:
+    """Return where tables go: a pipe has no width, nothing is cut or folded there."""
+    return _out if _out.is_terminal else Console(width=10_000, soft_wrap=True)
 
 
 def _show(path: Path) -> None:

@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Never, Unpack
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from qsfl_flower.crypto.credentials import Credentials
+from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError, RunError
 from qsfl_flower.mechanisms.analytics.core.plan import Answers
 from qsfl_flower.mechanisms.analytics.server import Guarantee, Inquiry
-from qsfl_flower.rounds.aggregate import Outcome
-from qsfl_flower.rounds.training import Job
-from qsfl_flower.strategies.options import StrategyOptions, at_least, first, without_evaluation
+from qsfl_flower.mechanisms.authentication.server import Authenticate
+from qsfl_flower.rounds.exchange import wait_for_nodes
+from qsfl_flower.rounds.session import Session
+from qsfl_flower.strategies.options import StrategyOptions, first, without_evaluation
 from qsfl_flower.strategies.stable import StableFedAvg
-from qsfl_flower.wire import from_record
-from qsfl_flower.wire.keys import MOST_ROWS_KEY, QUESTIONS_KEY
+from qsfl_flower.wire import PlanItem
+from qsfl_flower.wire.keys import QUESTIONS
+from qsfl_flower.wire.kinds import Purpose
 
-__all__ = ["FederatedAnalytics", "Findings", "Guarantee", "Inquiry"]
+__all__ = ["FederatedAnalytics", "Findings", "Guarantee", "Inquiry", "answers_of"]
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,12 @@ class FederatedAnalytics(StableFedAvg):
         sums: Mapping[str, Any] | None = None,
         **options: Unpack[StrategyOptions],
     ) -> None:
-        stages = inquiry.stages(credentials, **(sums or {}))
-        clients = at_least(without_evaluation(options), inquiry.guarantee.clients)
-        super().__init__(**first(clients, *stages))
+        sums = dict(sums or {})
+        gate = Authenticate(credentials, clock=sums.get("clock", unix_time))
+        super().__init__(**first(without_evaluation(options), gate))
         self.inquiry = inquiry
+        stages = inquiry.stages(gate.credentials, **sums)
+        self.session = Session(self.engine, Purpose.ANALYTICS, stages)
 
     def start(self, *args: Any, **options: Any) -> Never:
         """Refuse: there is no model to train."""
@@ -141,47 +144,59 @@ class FederatedAnalytics(StableFedAvg):
         BudgetExceeded
             If the ledger has no budget for the next round.
         """
-        engine, inquiry = self.engine, self.inquiry
-        engine.timeout = timeout
-        engine.recover(None)
-        answers, cohorts, up, down = Answers(inquiry.plan), [], 0, 0
-        for server_round in range(1, inquiry.plan.rounds + 1):
-            ask = answers.ask(server_round)
-            if ask is None:
-                break
-            config = ConfigRecord(
-                {
-                    QUESTIONS_KEY: ask.encode(),
-                    MOST_ROWS_KEY: float(inquiry.guarantee.most_rows),
-                }
-            )
-            job = Job(grid, inquiry.plan.rounds, config, ConfigRecord(), None)
-            start = ArrayRecord({"sums": Array(np.zeros(ask.size))})
-            trained = self.rounds.train(job, server_round, start, lambda part: None)
-            traffic = engine.traffic.plus(trained.messages, trained.replies)
-            up, down = up + traffic.up, down + traffic.down
-            if trained.arrays is None or trained.outcome is None:
-                raise RunError(self._why(server_round, trained.outcome))
-            cohorts.append(trained.outcome.cohort.accepted)
-            total = from_record(trained.arrays)["sums"]
-            answers.take(server_round, total, inquiry.std(cohorts[-1], ask.size))
-        budget = inquiry.guarantee.budget
-        return Findings(
-            answers.results(inquiry.level),
-            engine.chain.epsilon(engine.states) or 0.0,
-            budget.delta,
-            inquiry.level,
-            cohorts,
-            up,
-            down,
-        )
+        self.engine.timeout = timeout
+        self.engine.recover(None)
+        return answers_of(self.session, self.inquiry, grid)
 
-    @staticmethod
-    def _why(server_round: int, outcome: Outcome | None) -> str:
-        skipped = None if outcome is None else outcome.skipped
-        counted = {} if outcome is None else outcome.cohort.reasons()
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counted.items())
-        return (
-            f"round {server_round} opened no sum: {skipped or 'nobody answered'}; rejected: "
-            f"{reasons or 'none'}. What was charged for the round stays charged"
-        )
+
+def answers_of(session: Session, inquiry: Inquiry, grid: Grid, after: int = 0) -> Findings:
+    """Ask all questions in a session, which may be that of a strategy that trains.
+
+    Parameters
+    ----------
+    session : Session
+        For analytics, with the stages of `Inquiry.stages`.
+    inquiry : Inquiry
+        Questions and guarantee.
+    grid : Grid
+        Flower's grid.
+    after : int
+        The last round of the run, >= 0.
+
+    Raises
+    ------
+    RunError, BudgetExceeded
+        As `FederatedAnalytics.ask`.
+    """
+    engine, guarantee = session.engine, inquiry.guarantee
+    needs = {"clients of the questions": guarantee.clients}
+    wait_for_nodes(grid, needs, engine.timeout, engine.observer.should_stop)
+    answers, cohorts, up, down = Answers(inquiry.plan), [], 0, 0
+    for number in range(1, inquiry.plan.rounds + 1):
+        if (ask := answers.ask(number)) is None:
+            break
+        told = {
+            "size": ask.size,
+            "questions": ask.encode(),
+            "most_rows": float(guarantee.most_rows),
+        }
+        released = session.ask(grid, after + number, PlanItem(QUESTIONS, told), ask.size)
+        if released.sums is None:
+            counted = ", ".join(f"{count} {why}" for why, count in released.rejected.items())
+            raise RunError(
+                f"round {after + number} opened no sum: {released.skipped}; rejected: "
+                f"{counted or 'none'}. What was charged for the round stays charged"
+            )
+        traffic = session.inner.traffic
+        up, down = up + traffic.up, down + traffic.down
+        cohorts.append(released.clients)
+        answers.take(number, released.sums, released.std)
+    return Findings(
+        answers.results(inquiry.level),
+        session.epsilon or 0.0,
+        guarantee.budget.delta,
+        inquiry.level,
+        cohorts,
+        up,
+        down,
+    )

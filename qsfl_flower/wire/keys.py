@@ -23,8 +23,8 @@ CLIENT_KEY = "client"
 TASK_KEY = "task"
 """In an instruction: the mod answers it alone, without the app, by this entry of ``TASKS``."""
 
-QUESTIONS_KEY, MOST_ROWS_KEY = "qsfl-questions", "qsfl-most-rows"
-"""In the configuration of a training instruction: questions about the client's table."""
+QUESTIONS = "questions"
+"""The step that makes a client's vector from questions about its table."""
 
 PAYLOAD_RECORD = "qsfl-payload"
 """ArrayRecord of a reply whose form is ``encoded``: what a mechanism made of the update."""

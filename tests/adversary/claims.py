@@ -54,13 +54,6 @@ CLAIMS = (
     ),
     Claim(
         "server",
-        "sends large numbers in place of zeros, to read what rounding shows",
-        "nothing",
-        "tests/strategies/test_analytics.py::test_a_client_takes_no_model_of_the_servers_in_place_of_zeros",
-        "analytics.md",
-    ),
-    Claim(
-        "server",
         "asks for a column that is not open to questions",
         "nothing",
         "tests/strategies/test_analytics.py::test_a_client_answers_no_question_about_a_closed_column",

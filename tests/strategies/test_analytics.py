@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from qsfl_flower.asynchrony import WallClock
 from qsfl_flower.clients.analytics import analytics_app
@@ -23,8 +23,8 @@ from qsfl_flower.secure.fixed_point import FixedPoint
 from qsfl_flower.strategies import PrivacyBudget
 from qsfl_flower.strategies.analytics import FederatedAnalytics, Guarantee, Inquiry
 from qsfl_flower.testing import LocalFederation, learned
-from qsfl_flower.wire import QSFL_RECORD, to_record
-from qsfl_flower.wire.keys import MOST_ROWS_KEY, QUESTIONS_KEY, REFUSED_KEY
+from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, REFUSED_KEY, Plan, PlanItem
+from qsfl_flower.wire.keys import QUESTIONS
 
 CLIENTS, ROWS, EPSILON, DELTA = 6, 200, 4.0, 1e-6
 MEAN = Mean(column="age", low=0, high=100)
@@ -106,7 +106,7 @@ def test_answers_are_those_of_all_tables_with_the_stated_noise(masks):
 def test_a_whole_client_is_protected_by_noise_for_all_its_rows():
     """`most_rows` times the noise of a row, and the same promise to every client."""
     row, client = (inquiry(MEAN, unit=unit) for unit in ("record", "client"))
-    assert client.std(CLIENTS, 2) == pytest.approx(ROWS * row.std(CLIENTS, 2), rel=1e-3)
+    assert client.std(CLIENTS) == pytest.approx(ROWS * row.std(CLIENTS), rel=1e-3)
     found = ask(federation(), client)
     assert within(found["rows"]["rows"], CLIENTS * ROWS)
 
@@ -180,20 +180,21 @@ def test_the_ledger_is_asked_first(tmp_path):
         ask(federation(), asked)
 
 
-def forged(change):
-    """Return an instruction with questions of the server's choice, and no plan behind it."""
+def forged(**change):
+    """Return an instruction with a plan of the server's choice, and no noise or sum in it."""
     asked = Ask((MEAN,), inquiry(MEAN).plan.parts[0], {})
-    told = {QUESTIONS_KEY: asked.encode(), MOST_ROWS_KEY: float(ROWS)}
-    arrays = ArrayRecord({"sums": Array(np.zeros(asked.size))})
-    content = {"arrays": arrays, "config": ConfigRecord({**told, **change, "server-round": 1})}
-    return RecordDict(content)
+    told = {"size": asked.size, "questions": asked.encode(), "most_rows": float(ROWS), **change}
+    plan = Plan((PlanItem(QUESTIONS, told),))
+    return RecordDict({QSFL_RECORD: ConfigRecord({PLAN_KEY: plan.encode()})})
 
 
-def test_a_client_answers_nothing_without_noise_and_a_secure_sum():
-    there = federation()
-    reply = there.ask(0, forged({}))
-    assert not reply.content.array_records
-    assert reply.content.config_records[QSFL_RECORD][REFUSED_KEY].startswith("policy-")
+@pytest.mark.parametrize("kind", ["query.analytics", "query", "evaluate", "train"])
+def test_a_client_answers_nothing_without_noise_and_a_secure_sum(kind):
+    reply = federation().ask(0, forged(), kind)
+    assert reply.has_error() or not reply.content.array_records
+    if reply.has_content():
+        told = reply.content.config_records[QSFL_RECORD][REFUSED_KEY]
+        assert told.startswith(("policy-", "privacy-"))
 
 
 def test_a_client_answers_no_question_about_a_closed_column():
@@ -202,24 +203,6 @@ def test_a_client_answers_no_question_about_a_closed_column():
     with pytest.raises(RunError, match="policy-questions"):
         ask(there, inquiry(MEAN))
     assert learned(WHOLE["age"][None, :128], view.bytes_up()) == []
-
-
-def test_a_client_takes_no_model_of_the_servers_in_place_of_zeros():
-    """Large numbers would let the rounding of float64 show what the noise hides."""
-    asked = inquiry(MEAN)
-    there = federation()
-    real = FederatedAnalytics.configure_train
-
-    def other(self, server_round, arrays, config, grid):
-        start = to_record({"sums": np.full(2, 1e12)})
-        del arrays
-        return real(self, server_round, start, config, grid)
-
-    with (
-        patch.object(FederatedAnalytics, "configure_train", other),
-        pytest.raises(RunError, match="policy-questions"),
-    ):
-        ask(there, asked)
 
 
 def test_a_table_that_cannot_be_read_is_told_without_a_word_of_it():

@@ -2,66 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.mechanisms.analytics.core.plan import Ask, needed_columns
+from qsfl_flower.node.steps import PARAMETERS, SOURCES, STEPS, ClientUpdate, StepContext
 from qsfl_flower.privacy.record import RecordBatch
-from qsfl_flower.wire import from_record
-from qsfl_flower.wire.keys import MOST_ROWS_KEY, QUESTIONS_KEY
+from qsfl_flower.wire.keys import QUESTIONS
+from qsfl_flower.wire.kinds import Purpose
 
 Columns = Mapping[str, NDArray[Any]]
 ReadTable = Callable[[Mapping[str, type]], Columns]
 """From the columns that are needed, and what they hold, to the columns."""
 
 
-def answer(message: Message, read: ReadTable, allowed: Collection[str] | None) -> Message:
-    """Return a client's sums, for the steps that add noise and hide them.
-
-    Sensitivities are computed here from the questions; nothing of them is taken from the server.
+@dataclass(frozen=True)
+class Opened:
+    """A table that may be asked about.
 
     Parameters
     ----------
-    message : Message
-        The instruction.
     read : Callable
-        Reads the table.
-    allowed : collection of str or None
+        Reads columns of it.
+    columns : collection of str or None
         Columns that may be asked for; None: all.
+    """
+
+    read: ReadTable
+    columns: Collection[str] | None = None
+
+
+_TABLE: ContextVar[Opened | None] = ContextVar("qsfl_table", default=None)
+
+
+@contextmanager
+def opening(table: Opened) -> Iterator[None]:
+    """Let questions be answered from a table, while a message is handled."""
+    before = _TABLE.set(table)
+    try:
+        yield
+    finally:
+        _TABLE.reset(before)
+
+
+def questions_step(
+    update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
+) -> ClientUpdate:
+    """Make this client's sums, for the steps that add noise and hide them.
+
+    Sensitivities are computed here from the questions; nothing of them is taken from the server.
 
     Raises
     ------
     Refusal
-        ``policy-questions``: the questions cannot be read, or ask for another column.
+        ``policy-questions``: the questions cannot be read, there is no table, or they ask for
+        another column.
     """
-    told = next(iter(message.content.config_records.values()), ConfigRecord())
-    ((key, record),) = message.content.array_records.items()
+    table, most = _TABLE.get(), float(parameters["most_rows"])
+    if table is None or context.purpose is not Purpose.ANALYTICS:
+        raise Refusal("policy-questions", "this node has no table that is open to questions")
     try:
-        ask, most = Ask.decode(told.get(QUESTIONS_KEY)), told.get(MOST_ROWS_KEY)
+        ask = Ask.decode(parameters["questions"])
         needs = needed_columns(ask.questions)
     except ConfigError as error:
         raise Refusal("policy-questions", str(error)) from None
-    if allowed is not None and (closed := sorted(set(needs) - set(allowed))):
+    closed = sorted(set(needs) - set(needs if table.columns is None else table.columns))
+    if closed:
+        raise Refusal("policy-questions", f"column {closed[0]!r:.60} is not open to questions")
+    if parameters["size"] != ask.size or not 1 <= most < 1e15:
         raise Refusal(
             "policy-questions",
-            f"column {closed[0]!r} is not open to questions; open are {', '.join(sorted(allowed))}",
+            f"{parameters['size']} sums of up to {most:g} rows are asked for, the questions make "
+            f"{ask.size} of at least 1",
         )
-    ((name, start),) = from_record(record).items()
-    if start.shape != (ask.size,) or start.dtype != np.float64 or start.any():
-        raise Refusal("policy-questions", f"the sums must start as {ask.size} zeros")
-    if not (isinstance(most, int | float) and 1 <= most < 1e15):
-        raise Refusal("policy-questions", f"the most rows of a client are {most!r:.40}")
-    vector = ask.vector(read(needs), float(most))
-    batch = RecordBatch(clip_norm=1.0, sampling_rate=1.0, sum_norm=float(most))
-    content = RecordDict(
-        {
-            key: ArrayRecord({name: Array(vector)}),
-            "metrics": MetricRecord({"num-examples": 1, **batch.told()}),
-        }
-    )
-    return Message(content, reply_to=message)
+    batch = RecordBatch(clip_norm=1.0, sampling_rate=1.0, sum_norm=most)
+    vector = ask.vector(table.read(needs), most)
+    return replace(update, vector=vector, metrics={"num-examples": 1, **batch.told()})
+
+
+@dataclass(frozen=True)
+class _Asked:
+    size: int
+    questions: str
+    most_rows: float
+
+
+STEPS[QUESTIONS], PARAMETERS[QUESTIONS], SOURCES[QUESTIONS] = questions_step, _Asked, False

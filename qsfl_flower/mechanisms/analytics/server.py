@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from qsfl_flower.crypto.credentials import Credentials
-from qsfl_flower.crypto.sources import unix_time
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.analytics.core.plan import Plan
 from qsfl_flower.mechanisms.analytics.options import Question
-from qsfl_flower.mechanisms.authentication.server import Authenticate
 from qsfl_flower.mechanisms.bounds.server import Clip
 from qsfl_flower.mechanisms.masked_sum.server import MaskedSum
 from qsfl_flower.mechanisms.privacy.server.distributed import DistributedDP
@@ -144,19 +141,17 @@ class Inquiry:
         """Return the noise multiplier of every round: the least that stays within the budget."""
         return self.guarantee.noise_multiplier(self.plan.rounds, self.plan.size)
 
-    def std(self, contributions: int, size: int) -> float:
-        """Return the standard deviation of the noise in a sum of so many contributions."""
-        return self.guarantee.share(self.noise_multiplier, size).std(contributions)
+    def std(self, contributions: int) -> float:
+        """Return the standard deviation of the noise in the largest round's sum."""
+        return self.guarantee.share(self.noise_multiplier, self.plan.size).std(contributions)
 
-    def stages(self, credentials: Credentials | Path | str, **sums: Any) -> list[Stage]:
+    def stages(self, credentials: Credentials, **sums: Any) -> list[Stage]:
         """Return the stages of the rounds; `sums` are further arguments of the stage that sums."""
-        p, gate = self.guarantee, Authenticate(credentials, clock=sums.get("clock", unix_time))
+        p = self.guarantee
         bound, most = p.bound(self.noise_multiplier), float(p.most_rows)
         hidden: list[Stage]
         if p.masks:
-            masked = MaskedSum(
-                gate.credentials, bound=bound, min_clients=p.fewest, metrics=(), **sums
-            )
+            masked = MaskedSum(credentials, bound=bound, min_clients=p.fewest, metrics=(), **sums)
             hidden = [Clip(most), masked]
         else:
             given = sums.pop("committee", None) or Committee(5, 3, min_clients=p.fewest)
@@ -182,4 +177,4 @@ class Inquiry:
             non_contributors=p.non_contributors,
             rounds=self.plan.rounds,
         )
-        return [gate, *hidden, noise]
+        return [*hidden, noise]

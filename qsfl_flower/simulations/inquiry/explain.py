@@ -66,7 +66,7 @@ def explain_inquiry(asked: InquiryOptions) -> str:
 def _questions(asked: InquiryOptions, plan: Plan, noise: float) -> Iterator[str]:
     inquiry, rows = asked.inquiry, asked.expected_rows
     epsilons = plan.epsilons(noise, asked.privacy.delta)
-    std = inquiry.std(asked.count, plan.size)
+    std = inquiry.std(asked.count)
     shares: dict[int, float] = {}
     for part in (part for parts in plan.parts for part in parts):
         words = part.question >= 0 and isinstance(plan.questions[part.question], HeavyHitters)
