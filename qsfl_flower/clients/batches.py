@@ -40,8 +40,18 @@ def batch_end(start: int, size: int, count: int, least: int) -> int:
     return count if count - end < least else end
 
 
+def is_tokens(records: Tensor) -> bool:
+    """Tell whether records are token ids: integers longer than the bytes of pictures."""
+    return records.dtype in (torch.int16, torch.int32, torch.int64)
+
+
 def inputs_of(model: nn.Module, records: Tensor, normalization: Normalization) -> Tensor:
-    """Return what a model takes: standardized, in the precision of its parameters."""
+    """Return what a model takes: standardized, in the precision of its parameters.
+
+    Integers longer than bytes are token ids, which stay as they are.
+    """
+    if is_tokens(records):
+        return records
     mean, std = scale_of(normalization, records.dim())
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     batch = records.to(torch.float32).sub_(mean).div_(std)

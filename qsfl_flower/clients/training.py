@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qsfl_flower.clients.batches import augmented, batch_end, least_batch, scale_of
+from qsfl_flower.clients.batches import augmented, batch_end, is_tokens, least_batch, scale_of
 from qsfl_flower.clients.data import Normalization
 from qsfl_flower.clients.losses import loss_named
 from qsfl_flower.clients.optimizer import Optimizer
@@ -296,7 +296,9 @@ class LocalTraining:
         self._forget_gradients()
         value, correct = 0.0, 0.0
         for part in self._parts(len(rows)):
-            batch = pictures[part].to(torch.float32).sub_(self._mean).div_(self._std)
+            batch = pictures[part]
+            if not is_tokens(batch):
+                batch = batch.to(torch.float32).sub_(self._mean).div_(self._std)
             mixed = self._config.mixed_precision
             try:
                 with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
@@ -409,9 +411,11 @@ def evaluate_classes(
     classes = 0
     with torch.inference_mode():
         for start in range(0, len(y), batch_size):
-            batch = torch.tensor(x[start : start + batch_size], dtype=torch.float32)
+            batch = torch.tensor(x[start : start + batch_size])
             target = torch.tensor(y[start : start + batch_size])
-            outputs = model(batch.sub_(mean).div_(std)).double()
+            if not is_tokens(batch):
+                batch = batch.to(torch.float32).sub_(mean).div_(std)
+            outputs = model(batch).double()
             total += how.total(outputs, target)
             hits.append(how.hits(outputs, target))
             classes = outputs.shape[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -182,18 +183,36 @@ class Choice:
 _known: WeakKeyDictionary[nn.Module, dict[object, Choice]] = WeakKeyDictionary()
 
 
-def made_up(values: Tensor) -> Tensor:
-    """Return `MADE_UP` rows like those of a tensor, of which only shape and type are used.
+def made_up(values: Any) -> Any:
+    """Return `MADE_UP` rows like those of tensors, of which only shape and type are used.
 
     Floats are normal, bytes are of any value, other integers are 0, 1 and 2, which every
-    vocabulary has, and labels 0 and 1.
+    vocabulary has, and labels 0 and 1. Of a dict, what has a name that ends with ``mask`` is 0 and
+    1, and 1 in the first place of each row.
+
+    Parameters
+    ----------
+    values : Tensor, tuple or dict of Tensor
+        As a batch; it may have no row.
     """
+    if isinstance(values, Mapping):
+        return {name: _made_up_named(name, part) for name, part in values.items()}
+    if isinstance(values, tuple):
+        return tuple(made_up(part) for part in values)
     shape = (MADE_UP, *values.shape[1:])
     generator = torch.Generator().manual_seed(0)
     if values.is_floating_point():
         return torch.randn(shape, generator=generator).to(values.dtype)
     top = {torch.uint8: 256, torch.bool: 2}.get(values.dtype, 2 if values.dim() == 1 else 3)
     return torch.randint(0, top, shape, generator=generator).to(values.dtype)
+
+
+def _made_up_named(name: str, values: Tensor) -> Tensor:
+    found: Tensor = made_up(values)
+    if name.endswith("mask") and not found.is_floating_point():
+        found = found.clamp(max=1)
+        found[:, :1] = 1
+    return found
 
 
 def choose(whole: Work) -> Choice:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qsfl_flower.clients.per_example.work import Work, attributes_kept, outputs_of
+from qsfl_flower.clients.per_example.work import Work, attributes_kept, outputs_of, rows_of
 from qsfl_flower.errors import ConfigError
 
 _ROOM = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
@@ -112,7 +112,7 @@ def _mixing(work: Work, other: Work) -> None:
     for row in range(rows):
         with state_kept(work.model):
             alone, _ = _traced(work.part(row, row + 1))
-        wanted = pytree.tree_map(lambda t, row=row: t[row : row + 1], whole)
+        wanted = rows_of(whole, slice(row, row + 1))
         if _differ(wanted, alone, [0]):
             raise ConfigError(
                 f"{_called(work.model, '')} gives an example another output in a batch than alone, "

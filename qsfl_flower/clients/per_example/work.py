@@ -73,25 +73,36 @@ class Work:
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
-    """Call the model on a batch: one tensor, positional arguments, or named ones."""
+    """Call the model on a batch: one tensor, positional arguments, or named ones.
+
+    What is no tensor in the outputs, such as the cache of a language model, becomes None.
+    """
     if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
+        outputs = model(**batch)
+    else:
+        outputs = model(*batch) if isinstance(batch, tuple) else model(batch)
+    # What a language model remembers for the next token is nothing that can be taken row by row.
+    return pytree.tree_map(lambda part: part if isinstance(part, Tensor) else None, outputs)
 
 
 def losses_of(loss: Loss, outputs: Any, target: Tensor) -> Tensor:
     """Return the loss of each row, shape (B,)."""
     if loss is functional.cross_entropy and outputs.dim() == 2 and target.dim() == 1:
         return functional.cross_entropy(outputs, target, reduction="none")
-    wrong = [t for t in pytree.tree_leaves(outputs) if len(t) != len(target)]
-    if wrong:
+    leaves, form = pytree.tree_flatten(outputs)
+    places = [place for place, leaf in enumerate(leaves) if leaf is not None]
+    if any(leaves[place].dim() == 0 or len(leaves[place]) != len(target) for place in places):
         raise NotApplicable("an output has no row for each example")
 
-    def single(output: Any, label: Tensor) -> Tensor:
-        return loss(pytree.tree_map(lambda t: t[None], output), label[None])
+    def single(rows: list[Tensor], label: Tensor) -> Tensor:
+        alone = dict(zip(places, rows, strict=True))
+        filled = [alone[k][None] if k in alone else None for k in range(len(leaves))]
+        return loss(pytree.tree_unflatten(filled, form), label[None])
 
     try:
-        found: Tensor = torch.func.vmap(single, randomness="different")(outputs, target)
+        found: Tensor = torch.func.vmap(single, randomness="different")(
+            [leaves[place] for place in places], target
+        )
     except RuntimeError:  # an operation of the loss that vmap does not know
         found = torch.stack(losses_one_by_one(loss, outputs, target))
     return found
@@ -101,9 +112,14 @@ def losses_one_by_one(loss: Loss, outputs: Any, target: Tensor) -> list[Tensor]:
     """Return the loss of each row, computed from that row's outputs alone."""
 
     def single(row: slice) -> Tensor:
-        return loss(pytree.tree_map(lambda t: t[row], outputs), target[row])
+        return loss(rows_of(outputs, row), target[row])
 
     return [single(slice(k, k + 1)) for k in range(len(target))]
+
+
+def rows_of(outputs: Any, rows: slice) -> Any:
+    """Return some rows of all outputs; those without rows stay as they are."""
+    return pytree.tree_map(lambda t: t[rows] if t is not None and t.dim() else t, outputs)
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
