@@ -12,7 +12,7 @@ from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,24 +108,30 @@ def install() -> None:
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take arguments by their old names too: ``renamed(old="new")``."""
+    """Let a function or class take arguments by their old names too: ``renamed(old="new")``."""
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
-        @wraps(function)
-        def take(*args: P.args, **given: P.kwargs) -> R:
-            known: dict[str, Any] = given
-            for old in names.keys() & known.keys():
-                whose, new = function.__qualname__.removesuffix(".__init__"), names[old]
+        whose = function.__qualname__.removesuffix(".__init__")
+        kind: Any = function if isinstance(function, type) else None
+        made: Any = function if kind is None else kind.__init__
+
+        @wraps(made)
+        def take(*args: Any, **given: Any) -> R:
+            for old in names.keys() & given.keys():
+                new = names[old]
                 warnings.warn(
                     f"{whose}: {old} is now {new}; the old name goes with the next release",
                     FutureWarning,
                     stacklevel=2,
                 )
-                if new in known:
+                if new in given:
                     raise TypeError(f"{whose}: {new} is given twice, as {old} too")
-                known[new] = known.pop(old)
-            return function(*args, **given)
+                given[new] = given.pop(old)
+            return cast(R, made(*args, **given))
 
-        return take
+        if kind is None:
+            return take
+        kind.__init__ = take
+        return function
 
     return wrap

@@ -100,7 +100,7 @@ class Options:
         for name, value in vars(self).items():
             if isinstance(value, list):
                 vars(self)[name] = tuple(value)
-            elif getattr(value, "shape", None) == ():
+            elif getattr(value, "shape", None) == () and hasattr(value, "item"):
                 vars(self)[name] = value.item()  # a number of NumPy: plans hold those of Python
         check_options(self)
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.discrete import BLOCKS, discrete_gaussian
 from qsfl_flower.privacy.events import ADD_OR_REMOVE, Event
 from qsfl_flower.privacy.gaussian import grid_slack
@@ -43,7 +44,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseShare:
+class NoiseShare(Options):
     """What every client of a round adds; the same object on both ends.
 
     Parameters
@@ -63,29 +64,20 @@ class NoiseShare:
         Finest grid that the secure sum can carry, > 0.
     """
 
-    clip_norm: float
-    noise_multiplier: float
-    fewest: int
-    non_contributors: int = 0
-    size: int
-    resolution: float = 2.0**-24
+    clip_norm: float = option("Largest change of the sum by the protected unit (L2).", gt=0)
+    noise_multiplier: float = option("Noise of the sum over clip_norm.", gt=0)
+    fewest: int = option("Fewest contributions that are combined.", ge=1)
+    non_contributors: int = option("How many of them may add no noise.", 0, ge=0)
+    size: int = option("Number of coordinates.", ge=1)
+    resolution: float = option("Finest grid that the sum can carry.", 2.0**-24, gt=0)
 
     def __post_init__(self) -> None:
-        rules = (
-            ("clip_norm", 0 < self.clip_norm < math.inf, "> 0"),
-            ("noise_multiplier", 0 < self.noise_multiplier < math.inf, "> 0"),
-            ("fewest", self.fewest >= 1, ">= 1"),
-            (
-                "non_contributors",
-                0 <= self.non_contributors < self.fewest,
-                f">= 0 and < fewest = {self.fewest}: some clients have to add the noise",
-            ),
-            ("size", self.size >= 1, ">= 1"),
-            ("resolution", 0 < self.resolution < math.inf, "> 0"),
-        )
-        for field, valid, allowed in rules:
-            if not valid:
-                raise ConfigError(f"{field} must be {allowed}, found {getattr(self, field)!r}")
+        super().__post_init__()
+        if self.non_contributors >= self.fewest:
+            raise ConfigError(
+                f"non_contributors is {self.non_contributors}; it must be < fewest = {self.fewest}:"
+                " some clients have to add the noise"
+            )
         if self.steps < LEAST_STEPS:
             raise ConfigError(
                 f"a noise share of {self.steps} steps of {self.resolution} is too coarse; at least "

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from qsfl_flower.errors import ConfigError, Refusal
+from qsfl_flower.errors import Refusal
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.calibration import epsilon_of_events
 from qsfl_flower.privacy.events import Event
 
-PLACEMENTS = ("record", "distributed-record", "local", "distributed", "central")
+Placement = Literal["record", "distributed-record", "local", "distributed", "central"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 """From needing nobody's honesty to needing the server's."""
 
 _LARGEST = 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protection:
+class Protection(Options):
     """What a server promises for a whole run; it travels in every instruction.
 
     Parameters
@@ -36,40 +37,21 @@ class Protection:
         In (0, 1).
     """
 
-    placement: str
-    clip_norm: float
-    noise_multiplier: float
-    sampling_rate: float
-    releases: int
-    delta: float
+    placement: Placement = option("Who adds the noise.")
+    clip_norm: float = option("Bound on the unit's influence.", gt=0, le=_LARGEST)
+    noise_multiplier: float = option("Least of any release.", gt=0, le=_LARGEST)
+    sampling_rate: float = option("Poisson rate that the accounting assumes.", gt=0, le=1)
+    releases: int = option("Most releases that a unit takes part in.", ge=1, le=_LARGEST)
+    delta: float = option("Probability with which epsilon may be exceeded.", gt=0, lt=1)
 
     def epsilon(self) -> float:
         """Return what the promise comes to: recomputed, never taken from the sender."""
         event = Event(self.noise_multiplier, self.sampling_rate, self.releases)
         return epsilon_of_events([event], self.delta)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the promise as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Protection:
-        """Read a promise that was received; it is checked like any other input."""
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise ConfigError(f"a protection has exactly the keys {sorted(names)}")
-        if values["placement"] not in PLACEMENTS:
-            raise ConfigError(f"placement must be one of {', '.join(PLACEMENTS)}")
-        numbers = [values[name] for name in names - {"placement"}]
-        if not all(type(n) in (int, float) and 0 < n <= _LARGEST for n in numbers):
-            raise ConfigError(f"every number of a protection must be above 0, at most {_LARGEST:g}")
-        if type(values["releases"]) is not int:
-            raise ConfigError("a protection counts its releases by an integer")
-        return cls(**values)
-
 
 @dataclass(frozen=True, kw_only=True)
-class MinimumPolicy:
+class MinimumPolicy(Options):
     """The least protection under which a client trains.
 
     Parameters
@@ -82,17 +64,13 @@ class MinimumPolicy:
         Accepted placements; leave out ``"central"`` to distrust the server.
     """
 
-    epsilon: float
-    delta: float = 1e-5
-    placements: tuple[str, ...] = PLACEMENTS
-
-    def __post_init__(self) -> None:
-        unknown = set(self.placements) - set(PLACEMENTS)
-        if not (self.epsilon > 0 and 0 < self.delta < 1) or unknown:
-            raise ConfigError(
-                "a policy needs epsilon > 0, 0 < delta < 1 and placements out of "
-                f"{', '.join(PLACEMENTS)}, found {self}"
-            )
+    epsilon: float = option("Largest epsilon that is accepted for a run.", gt=0)
+    delta: float = option("Largest delta that is accepted (delta).", 1e-5, gt=0, lt=1)
+    placements: tuple[Placement, ...] = option(
+        "Who may add the noise; without central the server need not be trusted.",
+        PLACEMENTS,
+        schema={"min_length": 1},
+    )
 
     def and_also(self, other: MinimumPolicy | None) -> MinimumPolicy:
         """Return the policy that holds where both do."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.events import Event
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(Options):
     """A geometric schedule: round r of R gets ``first * (last / first) ** ((r - 1) / (R - 1))``.
 
     Less noise in later rounds, when updates are small, costs more budget in those rounds, not
@@ -26,16 +26,9 @@ class NoiseSchedule:
         Number of planned rounds R, >= 1; later rounds keep the last value.
     """
 
-    noise_multiplier: float
-    last_over_first: float = 1.0
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        if not (self.noise_multiplier > 0 and self.last_over_first > 0 and self.rounds >= 1):
-            raise ConfigError(
-                "a noise schedule needs noise_multiplier > 0, last_over_first > 0 and rounds >= 1, "
-                f"found {self}"
-            )
+    noise_multiplier: float = option("Noise multiplier of the first round.", gt=0)
+    last_over_first: float = option("Noise of the last round over the first.", 1.0, gt=0)
+    rounds: int = option("Rounds that are planned.", 1, ge=1)
 
     def at(self, server_round: int) -> float:
         """Return the noise multiplier of a round >= 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,8 +67,8 @@ class PrivacyBudget:
 
     def __post_init__(self) -> None:
         check_delta(self.delta)
-        if self.epsilon is not None and not self.epsilon > 0:
-            raise ConfigError(f"epsilon must be greater than 0, found {self.epsilon!r}")
+        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
+            raise ConfigError(f"epsilon must be greater than 0 and finite, found {self.epsilon!r}")
         if self.ledger is not None and not self.accounts:
             raise ConfigError("a ledger needs the accounts that are charged")
         if self.exhausted not in ("stop", "exclude"):

@@ -218,7 +218,7 @@ def policy_of(experiment: Experiment) -> NodePolicy:
     """Return what the experiment's nodes insist on."""
     clients, least = experiment.clients, None
     if (spec := clients.minimum_privacy) is not None:
-        least = MinimumPolicy(epsilon=spec.epsilon, delta=spec.delta, placements=spec.placements)
+        least = MinimumPolicy(**spec.model_dump())
     return NodePolicy(privacy=least, **clients.policy.model_dump())
 
 

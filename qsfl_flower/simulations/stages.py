@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, cast
 
 from qsfl_flower import mechanisms, plugins
@@ -14,12 +15,7 @@ from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.simulations import privacy
-from qsfl_flower.simulations.config import (
-    Experiment,
-    FedAdamSpec,
-    FedAvgMSpec,
-    FedYogiSpec,
-)
+from qsfl_flower.simulations.config import Experiment
 from qsfl_flower.simulations.config.described import parameters_of
 from qsfl_flower.simulations.federation import server_credentials
 from qsfl_flower.simulations.materials import model_of
@@ -38,7 +34,8 @@ def stages_of(experiment: Experiment) -> list[Stage]:
     """Return the stages of the experiment's strategy, a server optimizer included."""
     strategy = experiment.strategy
     stages = [_stage(spec, experiment) for spec in strategy.stages]
-    stages += [make(strategy) for kind, make in OPTIMISERS.items() if isinstance(strategy, kind)]
+    if (made := OPTIMISERS.get(strategy.name)) is not None:
+        stages.append(made(**{one.name: getattr(strategy, one.name) for one in fields(made)}))
     return stages
 
 
@@ -87,12 +84,8 @@ BUILT: dict[str, Callable[[Any, Experiment], Stage]] = {
 """What makes stages that take other values than their options: noise for an epsilon, a rule or a
 detector for its name."""
 
-OPTIMISERS: dict[type, Callable[[Any], Stage]] = {
-    FedAvgMSpec: lambda spec: ServerMomentum(spec.server_learning_rate, spec.server_momentum),
-    FedAdamSpec: lambda spec: ServerAdam(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
-    FedYogiSpec: lambda spec: ServerYogi(spec.eta, spec.beta_1, spec.beta_2, spec.tau),
-}
-"""What makes the server optimizer of each spec of ``strategy`` that has one."""
+OPTIMISERS: dict[str, Any] = {made.name: made for made in (ServerMomentum, ServerAdam, ServerYogi)}
+"""Server optimizers by the name of the strategy whose keys are theirs."""
 
 
 def planned_events(experiment: Experiment) -> dict[str, list[Event]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
@@ -11,8 +12,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics.roles import FROZEN, TRAINED
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.rounds.checkpoint import Snapshot
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
@@ -25,7 +26,12 @@ CONTROL = "control/"
 """Beginning of the names of control variates."""
 
 
-class ControlVariates(VectorStage):
+@dataclass(frozen=True)
+class _ControlOptions(Options):
+    participation: float = option("Share of all clients that train in a round.", 1.0, gt=0, le=1)
+
+
+class ControlVariates(VectorStage, _ControlOptions):
     r"""Move the server's control variate by the share of the clients that took part.
 
     .. math:: c \leftarrow c + \frac{|S|}{N} \sum_i w_i\,(c_i^+ - c_i)
@@ -43,13 +49,6 @@ class ControlVariates(VectorStage):
     name = "control_variates"
     phase = Phase.PRIVATIZE
     declares = frozenset({Trait.SENDS_CONTROLS})
-
-    def __init__(self, participation: float = 1.0) -> None:
-        if not 0 < participation <= 1:
-            raise ConfigError(
-                f"control_variates: participation is {participation!r}; it must be in (0, 1]"
-            )
-        self.participation = participation
 
     def apply(
         self, vector: NDArray[np.float64], state: State, context: RoundContext

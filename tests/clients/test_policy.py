@@ -92,7 +92,7 @@ def test_an_outer_mod_counts_before_the_file(tmp_path):
         ('openings = ["sum", "all"]', "it must be a list out of sum, norms, distances"),
         ("openings = 3", "openings must be a list of texts"),
         ("releases = 3", "it must be given with releases"),
-        ("[privacy]\nepsilon = -1", "epsilon > 0"),
+        ("[privacy]\nepsilon = -1", "epsilon is -1.0; it must be a number > 0"),
         ("[privacy]\nepsilon = 1\nsigma = 2", "unknown key privacy.sigma"),
         ("privacy = 3", "privacy must be a table"),
         ("[privacy]", "privacy.epsilon is missing"),

@@ -204,7 +204,7 @@ def test_where_the_guarantee_would_not_hold_it_is_refused_by_name(ledger):
         lambda: LocalDP(1.0, 1.0, excluding),
         lambda: DistributedDP(1.0, CLIENTS, excluding),
     ):
-        with pytest.raises(CompositionError, match=r"-dp: exhausted='exclude' is for central_dp"):
+        with pytest.raises(CompositionError, match=r"_dp: exhausted='exclude' is for central_dp"):
             make()
     for options in ({}, {"ledger": ledger, "accounts": ["fed/1"]}):
         with pytest.raises(ConfigError, match="mapping from the clients' names"):

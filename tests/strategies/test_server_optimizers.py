@@ -56,16 +56,16 @@ def test_defaults_are_flowers():
     [
         (
             lambda: ServerMomentum(server_momentum=1.0),
-            "fedavgm: server_momentum is 1.0; it must be in",
+            "ServerMomentum: server_momentum is 1.0; it must be",
         ),
         (
             lambda: ServerMomentum(0.0),
-            "fedavgm: server_learning_rate is 0.0; it must be greater than 0",
+            "ServerMomentum: server_learning_rate is 0.0; it must be a number > 0",
         ),
-        (lambda: ServerAdam(tau=0.0), "fedadam: tau is 0.0; it must be greater than 0"),
-        (lambda: ServerAdam(beta_1=-0.1), "fedadam: beta_1 is -0.1"),
-        (lambda: ServerYogi(beta_2=float("nan")), "fedyogi: beta_2 is nan"),
-        (lambda: ServerYogi(eta=float("inf")), "fedyogi: eta is inf"),
+        (lambda: ServerAdam(tau=0.0), "ServerAdam: tau is 0.0; it must be a number > 0"),
+        (lambda: ServerAdam(beta_1=-0.1), "ServerAdam: beta_1 is -0.1"),
+        (lambda: ServerYogi(beta_2=float("nan")), "ServerYogi: beta_2 is nan"),
+        (lambda: ServerYogi(eta=float("inf")), "ServerYogi: eta is inf"),
         (lambda: FedAdam(eta_l=0.1), "eta_l is the clients' step size"),
         (lambda: FedAdam(stages=[FedYogi()]), "is not a stage"),
     ],

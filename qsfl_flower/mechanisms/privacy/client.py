@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsfl_flower.errors import QSFLError
+from qsfl_flower.mechanisms.privacy.options import LocalNoise
 from qsfl_flower.node.steps import PARAMETERS, STEPS, ClientUpdate, StepContext
 from qsfl_flower.numerics.validation import MAX_EXAMPLES
 from qsfl_flower.privacy.distributed import NoiseShare
@@ -57,15 +58,10 @@ def local_dp_step(
     update: ClientUpdate, parameters: Mapping[str, Any], context: StepContext
 ) -> ClientUpdate:
     """Clip the update, add all of the noise, and keep metrics and counters here."""
-    clip, multiplier = float(parameters["clip_norm"]), float(parameters["noise_multiplier"])
-    if not (clip > 0 and multiplier > 0):
-        raise QSFLError(
-            f"local_dp: clip_norm is {clip!r} and noise_multiplier {multiplier!r}; both must be "
-            "greater than 0"
-        )
+    noise = LocalNoise.from_dict(parameters)
     norm = float(np.linalg.norm(update.vector))
-    scaled = update.vector * min(1.0, clip / norm) if norm > 0 else update.vector
-    noisy, _ = add_noise(scaled, 2 * clip, multiplier, Keystream.secure())
+    scaled = update.vector * min(1.0, noise.clip_norm / norm) if norm > 0 else update.vector
+    noisy, _ = add_noise(scaled, 2 * noise.clip_norm, noise.noise_multiplier, Keystream.secure())
     return replace(update, vector=noisy, metrics={"num-examples": 1}, carried=context.carried)
 
 
@@ -138,12 +134,6 @@ class _RecordNoise(RecordPrivacy):
 
 
 @dataclass(frozen=True)
-class _LocalNoise:
-    clip_norm: float
-    noise_multiplier: float
-
-
-@dataclass(frozen=True)
 class _SharedNoise:
     share: NoiseShare
     bound: float
@@ -157,4 +147,4 @@ LOCAL_STEPS = {LOCAL_DP: local_dp_step}
 
 STEPS[PROTECTION] = protection_step  # of every placement, central noise included
 PARAMETERS |= {PROTECTION: Protection, DISTRIBUTED_DP: _SharedNoise}
-PARAMETERS |= {RECORD_DP: _RecordNoise, LOCAL_DP: _LocalNoise}
+PARAMETERS |= {RECORD_DP: _RecordNoise, LOCAL_DP: LocalNoise}

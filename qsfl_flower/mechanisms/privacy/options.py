@@ -11,6 +11,8 @@ from typing import Literal
 from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.options import QuantileOptions, SampledOptions
 
+COHORT = "Clients that a round is expected to have (with records: records): a constant."
+ROUNDS = "Rounds that are planned; told to the clients."
 _WORD = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
@@ -148,8 +150,22 @@ class DistributedDPOptions(PrivacyOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocalDPOptions(PrivacyOptions):
-    """Protects every client against everybody: it adds all of the noise to its own update."""
+@dataclass(frozen=True)
+class ClippedOptions(Options):
+    """What local noise is for."""
 
     clip_norm: float = option("Largest L2 norm of an update before noise.", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalDPOptions(ClippedOptions, PrivacyOptions):
+    """Protects every client against everybody: it adds all of the noise to its own update."""
+
+
+@dataclass(frozen=True)
+class LocalNoise(ClippedOptions):
+    """What a client does under local privacy, the same on both ends."""
+
+    noise_multiplier: float = option(
+        "Standard deviation of the noise over the sensitivity of twice the clip norm.", gt=0
+    )

@@ -11,13 +11,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.server_optimizers.options import (
+    AdamOptions,
+    MomentumOptions,
+    YogiOptions,
+)
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
 from qsfl_flower.rounds.stages import VectorStage
 
 
-class ServerMomentum(VectorStage):
+class ServerMomentum(VectorStage, MomentumOptions):
     r"""Momentum on the server.
 
     .. math:: m_t = \beta m_{t-1} + \Delta_t, \qquad x_{t+1} = x_t + \eta m_t
@@ -46,12 +50,6 @@ class ServerMomentum(VectorStage):
     name = "fedavgm"
     phase = Phase.UPDATE
 
-    def __init__(self, server_learning_rate: float = 1.0, server_momentum: float = 0.0) -> None:
-        _positive(self.name, server_learning_rate=server_learning_rate)
-        _fraction(self.name, server_momentum=server_momentum)
-        self.server_learning_rate = server_learning_rate
-        self.server_momentum = server_momentum
-
     def init(self, layout: Layout) -> State:
         """Start with no momentum."""
         return {"momentum": np.zeros(layout.size)}
@@ -64,15 +62,10 @@ class ServerMomentum(VectorStage):
         return self.server_learning_rate * momentum, {"momentum": momentum}, {}
 
 
-class _Adaptive(VectorStage):
+class _Adaptive(VectorStage, AdamOptions):
     """Common part of ServerAdam and ServerYogi: first and second moment, and the final division."""
 
     phase = Phase.UPDATE
-
-    def __init__(self, eta: float, beta_1: float, beta_2: float, tau: float) -> None:
-        _positive(self.name, eta=eta, tau=tau)
-        _fraction(self.name, beta_1=beta_1, beta_2=beta_2)
-        self.eta, self.beta_1, self.beta_2, self.tau = eta, beta_1, beta_2, tau
 
     def init(self, layout: Layout) -> State:
         """Start with zero moments."""
@@ -133,11 +126,6 @@ class ServerAdam(_Adaptive):
 
     name = "fedadam"
 
-    def __init__(
-        self, eta: float = 1e-1, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
-    ) -> None:
-        super().__init__(eta, beta_1, beta_2, tau)
-
     def second_moment(
         self, v: NDArray[np.float64], squared: NDArray[np.float64]
     ) -> NDArray[np.float64]:
@@ -150,7 +138,7 @@ class ServerAdam(_Adaptive):
         return float(self.eta * np.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t))
 
 
-class ServerYogi(_Adaptive):
+class ServerYogi(_Adaptive, YogiOptions):
     r"""Yogi on the server: like Adam, but the second moment moves by at most its increment.
 
     .. math:: v_t = v_{t-1} - (1-\beta_2) \Delta_t^2 \operatorname{sign}(v_{t-1} - \Delta_t^2)
@@ -178,25 +166,8 @@ class ServerYogi(_Adaptive):
 
     name = "fedyogi"
 
-    def __init__(
-        self, eta: float = 1e-2, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3
-    ) -> None:
-        super().__init__(eta, beta_1, beta_2, tau)
-
     def second_moment(
         self, v: NDArray[np.float64], squared: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Move the second moment towards the squared differences."""
         return v - (1 - self.beta_2) * squared * np.sign(v - squared)
-
-
-def _positive(stage: str, **values: float) -> None:
-    for key, value in values.items():
-        if not (value > 0 and np.isfinite(value)):
-            raise ConfigError(f"{stage}: {key} is {value!r}; it must be greater than 0")
-
-
-def _fraction(stage: str, **values: float) -> None:
-    for key, value in values.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"{stage}: {key} is {value!r}; it must be in [0, 1)")

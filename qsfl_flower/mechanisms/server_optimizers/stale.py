@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.server_optimizers.options import StaleOptions
 from qsfl_flower.numerics import Layout
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State
 from qsfl_flower.rounds.stages import VectorStage
 
 
-class StaleStep(VectorStage):
+class StaleStep(VectorStage, StaleOptions):
     r"""A learning rate and a momentum that know how stale the updates are.
 
     .. math::
@@ -44,24 +44,6 @@ class StaleStep(VectorStage):
 
     name = "stale_step"
     phase = Phase.UPDATE
-
-    def __init__(
-        self,
-        server_learning_rate: float = 1.0,
-        server_momentum: float = 0.0,
-        scale_by_staleness: bool = False,
-    ) -> None:
-        if not (server_learning_rate > 0 and np.isfinite(server_learning_rate)):
-            raise ConfigError(
-                f"stale_step: server_learning_rate is {server_learning_rate!r}; it must be > 0"
-            )
-        if not 0 <= server_momentum < 1:
-            raise ConfigError(
-                f"stale_step: server_momentum is {server_momentum!r}; it must be in [0, 1)"
-            )
-        self.server_learning_rate = server_learning_rate
-        self.server_momentum = server_momentum
-        self.scale_by_staleness = scale_by_staleness
 
     def init(self, layout: Layout) -> State:
         """Start with no momentum."""

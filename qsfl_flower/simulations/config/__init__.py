@@ -22,9 +22,6 @@ from qsfl_flower.simulations.config.loader import (
     load_experiment,
 )
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
-from qsfl_flower.simulations.config.privacy import (
-    MinimumSpec,
-)
 from qsfl_flower.simulations.config.reference import json_schema, markdown
 from qsfl_flower.simulations.config.sections import (
     ClientsSpec,
@@ -61,7 +58,6 @@ __all__ = [
     "FedProxSpec",
     "FedYogiSpec",
     "IidSpec",
-    "MinimumSpec",
     "ModelSpec",
     "MonitorSpec",
     "NaturalSpec",

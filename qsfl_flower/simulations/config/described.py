@@ -116,12 +116,13 @@ def _field(hint: Any, default: Any, about: plugins.About) -> Any:
     if "x-options-of" in about.schema:
         hint, kwargs["validate_default"] = OptionValues, True
     elif any(map(plugins.is_options, inner)):
-        hint = Union[tuple(_nested(o) if plugins.is_options(o) else o for o in inner)]  # noqa: UP007
+        hint = Union[tuple(keys_of(o) if plugins.is_options(o) else o for o in inner)]  # noqa: UP007
     return (hint, Field(default, description=about.text, json_schema_extra=extra or None, **kwargs))
 
 
 @cache
-def _nested(made: type) -> Any:
+def keys_of(made: type) -> Any:
+    """Return a section of the fields of options."""
     name = made.__name__.removesuffix("Options") + "Spec"
     return _model(name, __base__=Section, __doc__=_first(made), **_fields(made, ()))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
+from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.simulations.config.base import (
     IMPORT_PATH,
     Contradiction,
@@ -16,7 +17,7 @@ from qsfl_flower.simulations.config.base import (
     refuse,
 )
 from qsfl_flower.simulations.config.data import Names
-from qsfl_flower.simulations.config.privacy import MinimumSpec
+from qsfl_flower.simulations.config.described import keys_of
 
 BUILT_IN_MODELS = ("linear", "mlp", "mnist-cnn", "cifar-cnn", "resnet18")
 
@@ -54,6 +55,12 @@ class ModelSpec(Section):
         description="Layers, by name or class, or single arrays that stay on each device; FedBN is "
         "[BatchNorm2d]. The server's evaluation sees their first values.",
     )
+
+
+if TYPE_CHECKING:
+    MinimumSpec = Any
+else:
+    MinimumSpec = keys_of(MinimumPolicy)
 
 
 class PolicySpec(Section):

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 from pydantic import Field, model_validator
 
 from qsfl_flower.mechanisms import BUILT_IN
+from qsfl_flower.mechanisms.server_optimizers.options import (
+    AdamOptions,
+    MomentumOptions,
+    StaleOptions,
+    YogiOptions,
+)
 from qsfl_flower.simulations.config.asynchronous import AsynchronousKeys, MonitorSpec
 from qsfl_flower.simulations.config.base import (
     Contradiction,
     Section,
     refuse,
 )
-from qsfl_flower.simulations.config.described import section_of
+from qsfl_flower.simulations.config.described import keys_of, section_of
 
 SECTIONS: dict[str, Any] = {
     one.name: section_of(one, "stage", Section) for one in BUILT_IN.values()
@@ -112,60 +118,30 @@ class ScaffoldSpec(CommonStrategySpec):
     name: Literal["scaffold"] = Field(description="Name of the strategy.")
 
 
-class FedAvgMSpec(CommonStrategySpec):
+class FedAvgMSpec(keys_of(MomentumOptions), CommonStrategySpec):  # type: ignore[misc]
     """FedAvg with momentum on the server (Hsu et al. 2019)."""
 
     name: Literal["fedavgm"] = Field(description="Name of the strategy.")
-    server_learning_rate: float = Field(
-        default=1.0, gt=0, description="Step of the server along the averaged update."
-    )
-    server_momentum: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of the last step that is kept in the next one."
-    )
 
 
-class AdaptiveStrategySpec(CommonStrategySpec):
-    """Keys of the adaptive server optimizers (Reddi et al. 2021)."""
-
-    beta_1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta_2: float = Field(default=0.99, ge=0, lt=1, description="Decay of the second moment.")
-    tau: float = Field(
-        default=1e-3, gt=0, description="Adaptivity: added to the root of the second moment."
-    )
-
-
-class FedAdamSpec(AdaptiveStrategySpec):
-    """Adam on the server."""
+class FedAdamSpec(keys_of(AdamOptions), CommonStrategySpec):  # type: ignore[misc]
+    """Adam on the server (Reddi et al. 2021)."""
 
     name: Literal["fedadam"] = Field(description="Name of the strategy.")
-    eta: float = Field(default=0.1, gt=0, description="Learning rate of the server.")
 
 
-class FedYogiSpec(AdaptiveStrategySpec):
-    """Yogi on the server: Adam whose second moment grows additively."""
+class FedYogiSpec(keys_of(YogiOptions), CommonStrategySpec):  # type: ignore[misc]
+    """Yogi on the server: Adam whose second moment grows additively (Reddi et al. 2021)."""
 
     name: Literal["fedyogi"] = Field(description="Name of the strategy.")
-    eta: float = Field(default=0.01, gt=0, description="Learning rate of the server.")
 
 
-class FedBuffSpec(CommonStrategySpec, AsynchronousKeys):
+class FedBuffSpec(keys_of(StaleOptions), CommonStrategySpec, AsynchronousKeys):  # type: ignore[misc]
     """A new model after every K arrivals, while others train on (Nguyen et al. 2022)."""
 
     name: Literal["fedbuff"] = Field(description="Name of the strategy.")
     buffer_size: int = Field(
         default=10, ge=1, le=100_000, description="Updates that make a new model."
-    )
-    server_learning_rate: float = Field(
-        default=1.0, gt=0, description="Step of the server along the combined update."
-    )
-    server_momentum: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Momentum of the server; what staleness adds by itself is taken off.",
-    )
-    scale_by_staleness: bool = Field(
-        default=False, description="Divide the step by one plus the mean staleness."
     )
 
 

@@ -19,6 +19,7 @@ from qsfl_flower.mechanisms.detection.core.registry import DETECTORS
 from qsfl_flower.mechanisms.detection.core.reputation import Reputation, Standing
 from qsfl_flower.mechanisms.robust.core.updates import Updates
 from qsfl_flower.numerics import Layout
+from qsfl_flower.plugins import Options, option
 
 KEEP = 0.7
 """Share of a client's earlier deviations that stays in their running mean: noise averages out over
@@ -37,7 +38,7 @@ Made-up cohorts, which only teach how features vary together, are closer still."
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Options):
     """How a round's updates are inspected.
 
     Parameters
@@ -58,19 +59,16 @@ class Detection:
     """
 
     detector: str | Detector = "isolation-forest"
-    threshold: float = 0.5
+    threshold: float = option("Scores above it are flagged.", 0.5, ge=0, le=1)
     reputation: Reputation = field(default_factory=Reputation)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.detector, str) and self.detector not in DETECTORS:
             raise ConfigError(
                 f"detection: there is no detector {self.detector!r}; "
                 f"there are {', '.join(DETECTORS)}"
-            )
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(
-                f"detection: threshold must be >= 0 and <= 1, found {self.threshold!r}"
             )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from qsfl_flower.mechanisms.privacy.options import COHORT
 from qsfl_flower.numerics import Layout, clip_scales
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.rounds.composition import Trait
@@ -16,7 +18,14 @@ from qsfl_flower.rounds.update import Cohort
 from qsfl_flower.wire import ClientPhase, PlanItem
 
 
-class AdaptiveClip(CohortStage):
+@dataclass(frozen=True)
+class _Learnt(Options):
+    parameters: AdaptiveParameters
+    expected_cohort: float = option(COHORT, gt=0)
+    seed: int | None = None
+
+
+class AdaptiveClip(CohortStage, _Learnt):
     """Clip to a norm that follows a quantile of the clients' norms, learnt privately.
 
     For use with `CentralDP`, which pays for it out of its own noise multiplier.
@@ -46,11 +55,6 @@ class AdaptiveClip(CohortStage):
     phase = Phase.BOUND
     declares = frozenset({Trait.SPENDS_ON_CLIENTS})
 
-    def __init__(
-        self, parameters: AdaptiveParameters, expected_cohort: float, seed: int | None = None
-    ) -> None:
-        self.parameters, self.expected_cohort, self._seed = parameters, expected_cohort, seed
-
     @property
     def facts(self) -> Facts:
         """The norm of a round, and the noise that learning it leaves."""
@@ -79,7 +83,7 @@ class AdaptiveClip(CohortStage):
         # What was clipped on the device has the norm itself, up to rounding.
         within = sum(u.measured().norm < current * (1 - 1e-6) for u in clipped.updates)
         # The label is the old name of the stage: a seed keeps its noise.
-        source = Keystream.of(self._seed, "adaptive-clip", context.server_round)
+        source = Keystream.of(self.seed, "adaptive-clip", context.server_round)
         following, share = self.parameters.next_clip(
             current, within, len(clipped.updates), self.expected_cohort, source
         )

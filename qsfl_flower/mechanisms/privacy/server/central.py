@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.privacy.options import COHORT, ROUNDS
 from qsfl_flower.moved import renamed
 from qsfl_flower.numerics import Layout
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.events import Event
 from qsfl_flower.privacy.gaussian import add_noise, grid_slack
 from qsfl_flower.privacy.policy import Protection
@@ -29,7 +30,20 @@ from qsfl_flower.wire import ClientPhase, PlanItem
 from qsfl_flower.wire.keys import PROTECTION
 
 
-class CentralDP(VectorStage):
+@dataclass(frozen=True)
+class _CentralNoise(Options):
+    noise_multiplier: float | NoiseSchedule = option("Noise over the sensitivity.", gt=0)
+    expected_cohort: float = option(COHORT, gt=0)
+    sampling_rate: float = option("Probability that a client takes part.", 1.0, gt=0, le=1)
+    budget: PrivacyBudget | None = None
+    _: KW_ONLY
+    rounds: int = option(ROUNDS, 1, ge=1)
+    accept_worst_case: bool = False
+    seed: int | None = None
+
+
+@renamed(noise="noise_multiplier")
+class CentralDP(VectorStage, _CentralNoise):
     r"""Client-level privacy against everybody but the server.
 
     .. math:: \bar\Delta = \frac{1}{n} \Big( \sum_{i \in S} \Delta_i \Big) + \mathcal N(0, (z s)^2)
@@ -78,33 +92,16 @@ class CentralDP(VectorStage):
     declares = frozenset({Trait.PROTECTS_CLIENTS})
     spending: Spending
 
-    @renamed(noise="noise_multiplier")
-    def __init__(
-        self,
-        noise_multiplier: float | NoiseSchedule,
-        expected_cohort: float,
-        sampling_rate: float = 1.0,
-        budget: PrivacyBudget | None = None,
-        *,
-        rounds: int = 1,
-        accept_worst_case: bool = False,
-        seed: int | None = None,
-    ) -> None:
-        given = noise_multiplier
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given, rate = self.noise_multiplier, self.sampling_rate
         self.schedule = given if isinstance(given, NoiseSchedule) else NoiseSchedule(given)
-        if not 0 < expected_cohort < math.inf or not 0 < sampling_rate <= 1:
-            raise ConfigError(
-                "central_dp: expected_cohort must be positive and sampling_rate in (0, 1], found "
-                f"{expected_cohort!r} and {sampling_rate!r}"
-            )
-        self.denominator: float = expected_cohort
-        self.poisson_rate = sampling_rate if sampling_rate < 1 else None
-        self.rate, self.rounds = sampling_rate, rounds
-        self.accept_worst_case = accept_worst_case
-        self._seed = seed
-        self.spending = Spending(budget or PrivacyBudget(), partial(self._planned, rounds))
+        self.denominator = self.expected_cohort
+        self.poisson_rate = rate if rate < 1 else None
+        planned = partial(self._planned, self.rounds)
+        self.spending = Spending(self.budget or PrivacyBudget(), planned)
         self._bound = Facts()
-        self._release = Release(clip_norm=None, denominator=expected_cohort)
+        self._release = Release(clip_norm=None, denominator=self.expected_cohort)
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -123,7 +120,7 @@ class CentralDP(VectorStage):
         bound._release = Release(
             clip_norm=None if bound._bound.clip_norm is None else bound._norm({}),
             rule="mean" if combiner is None else combiner.name,
-            denominator=self.denominator,
+            denominator=self.expected_cohort,
             compression="none" if decoder is None else decoder.name,
             filters=tuple(s.name for s in stages if s.phase is Phase.DETECT),
             accept_worst_case=self.accept_worst_case,
@@ -147,12 +144,14 @@ class CentralDP(VectorStage):
         return self._planned(rounds, grid_slack(layout.size + 1))
 
     def _planned(self, rounds: int, slack: float = 0.0) -> list[Event]:
-        return [Event(self.schedule.at(r), self.rate, 1, slack) for r in range(1, rounds + 1)]
+        return [
+            Event(self.schedule.at(r), self.sampling_rate, 1, slack) for r in range(1, rounds + 1)
+        ]
 
     def participants(self, clients: Sequence[int], server_round: int, run_id: int) -> list[int]:
         """Draw the clients of a round: each with probability `sampling_rate`."""
-        source = Keystream.of(self._seed, "sampling", run_id, server_round)
-        chosen = source.uniforms(len(clients)) < self.rate
+        source = Keystream.of(self.seed, "sampling", run_id, server_round)
+        chosen = source.uniforms(len(clients)) < self.sampling_rate
         return [client for client, one in zip(clients, chosen, strict=True) if one]
 
     def prepare(self, state: State, context: RoundContext) -> State:
@@ -165,7 +164,7 @@ class CentralDP(VectorStage):
             placement="central",
             clip_norm=self._norm({}),
             noise_multiplier=min(self.schedule.at(1), self.schedule.at(self.rounds)),
-            sampling_rate=self.rate,
+            sampling_rate=self.sampling_rate,
             releases=max(self.rounds, context.server_round),
             delta=self.spending.budget.delta,
         )
@@ -182,7 +181,7 @@ class CentralDP(VectorStage):
             vector *= min(1.0, clip_norm / max(float(np.linalg.norm(vector)), 1e-300))
         multiplier = self._multiplier(context.server_round)
         # The label is the old name of the stage: a seed keeps its noise.
-        source = Keystream.of(self._seed, "central-dp", context.server_round)
+        source = Keystream.of(self.seed, "central-dp", context.server_round)
         # Off the round's public coordinates the step is zero whatever the data are.
         part = vector if context.support is None else vector[context.support]
         noisy, std = add_noise(part, bound.l2, multiplier, source)
@@ -205,7 +204,7 @@ class CentralDP(VectorStage):
     def noise_std(self, clients: int, context: RoundContext) -> float:
         """Return that of the sum, however many clients are in it."""
         bound = sensitivity(replace(self._release, clip_norm=self._norm(context.states)))
-        return bound.l2 * self._multiplier(context.server_round) * self.denominator
+        return bound.l2 * self._multiplier(context.server_round) * self.expected_cohort
 
     def _worst_case(self, bound: Sensitivity, clip_norm: float) -> bool:
         return bound.l2 > clip_norm
@@ -219,4 +218,4 @@ class CentralDP(VectorStage):
 
     def _event(self, context: RoundContext) -> Event:
         slack = grid_slack(context.layout.size + 1)
-        return Event(self.schedule.at(context.server_round), self.rate, 1, slack)
+        return Event(self.schedule.at(context.server_round), self.sampling_rate, 1, slack)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from qsfl_flower.errors import ConfigError, RejectedUpdate
+from qsfl_flower.errors import RejectedUpdate
+from qsfl_flower.mechanisms.privacy.options import ROUNDS, LocalNoise
 from qsfl_flower.numerics import Layout
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.events import REPLACE, Event
 from qsfl_flower.privacy.gaussian import grid_slack
-from qsfl_flower.privacy.policy import Protection
+from qsfl_flower.privacy.policy import Placement, Protection
 from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.rounds.composition import Trait
 from qsfl_flower.rounds.context import Measurements, Phase, RoundContext, State, Steps
@@ -36,13 +36,16 @@ class ClientSideDP(CohortStage):
     needs_norms = False
     blind = True
     spending: Spending
-    placement: ClassVar[str]
+    budget: PrivacyBudget | None
+    rounds: int
+    placement: ClassVar[Placement]
     unit: ClassVar[str]
     """What is protected, in words."""
 
-    def __init__(self, budget: PrivacyBudget | None, rounds: int) -> None:
-        self.rounds = rounds
-        self.spending = Spending(on_devices(self.name, budget), partial(self._planned, rounds, 1))
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # that of the parameters
+        budget = on_devices(self.name, self.budget)
+        self.spending = Spending(budget, partial(self._planned, self.rounds, 1))
 
     @abstractmethod
     def event(self, size: int) -> Event:
@@ -109,7 +112,16 @@ class ClientSideDP(CohortStage):
         return cohort, state, {"epsilon": self.spending.epsilon(state)}
 
 
-class RecordDP(ClientSideDP):
+@dataclass(frozen=True)
+class _RecordNoise(Options):
+    privacy: RecordPrivacy
+    budget: PrivacyBudget | None = None
+    _: KW_ONLY
+    rounds: int = option(ROUNDS, 1, ge=1)
+    public_metrics: tuple[str, ...] = ("num-examples",)
+
+
+class RecordDP(ClientSideDP, _RecordNoise):
     """Record-level privacy: clients train with DP-SGD, whatever else the chain does.
 
     Parameters
@@ -144,17 +156,9 @@ class RecordDP(ClientSideDP):
     unit = "one record of a client"
     declares = frozenset({Trait.TELLS_TRAINING, Trait.COVERS_METRICS})
 
-    def __init__(
-        self,
-        privacy: RecordPrivacy,
-        budget: PrivacyBudget | None = None,
-        *,
-        rounds: int = 1,
-        public_metrics: Sequence[str] = ("num-examples",),
-    ) -> None:
-        super().__init__(budget, rounds)
-        self.privacy, self.clip_norm = privacy, privacy.clip_norm
-        self.public_metrics = tuple(public_metrics)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.clip_norm = self.privacy.clip_norm
 
     @property
     def facts(self) -> Facts:
@@ -171,14 +175,7 @@ class RecordDP(ClientSideDP):
 
     def step(self, context: RoundContext) -> tuple[ClientPhase, PlanItem]:
         """Have the mod compare what the app did with what is required."""
-        p = self.privacy
-        required: dict[str, Any] = {
-            "public_metrics": list(self.public_metrics),
-            "clip_norm": p.clip_norm,
-            "noise_multiplier": p.noise_multiplier,
-            "sampling_rate": p.sampling_rate,
-            "steps": p.steps,
-        }
+        required = {"public_metrics": list(self.public_metrics), **self.privacy.to_dict()}
         return ClientPhase.CORRECT, PlanItem(self.name, required)
 
     def apply(
@@ -194,7 +191,14 @@ class RecordDP(ClientSideDP):
         return super().apply(cohort.each(compare), state, context)
 
 
-class LocalDP(ClientSideDP):
+@dataclass(frozen=True)
+class _LocalNoise(LocalNoise):
+    budget: PrivacyBudget | None = None
+    _: KW_ONLY
+    rounds: int = option(ROUNDS, 1, ge=1)
+
+
+class LocalDP(ClientSideDP, _LocalNoise):
     """Local privacy: every client adds all of the noise to its own update.
 
     Parameters
@@ -230,25 +234,11 @@ class LocalDP(ClientSideDP):
     unit = "one client with all its data"
     declares = frozenset({Trait.NOISES_UPDATES, Trait.OUTGROWS_BOUND, Trait.COVERS_METRICS})
 
-    def __init__(
-        self,
-        clip_norm: float,
-        noise_multiplier: float,
-        budget: PrivacyBudget | None = None,
-        *,
-        rounds: int = 1,
-    ) -> None:
-        super().__init__(budget, rounds)
-        if not (0 < clip_norm < math.inf and 0 < noise_multiplier < math.inf):
-            raise ConfigError("local_dp: clip_norm and noise_multiplier must be positive")
-        self.clip_norm, self.noise_multiplier = clip_norm, noise_multiplier
-
     def event(self, size: int) -> Event:
         """Return what one noisy update costs its client."""
         return Event(self.noise_multiplier, 1.0, 1, grid_slack(size), REPLACE)
 
     def step(self, context: RoundContext) -> tuple[ClientPhase, PlanItem]:
         """Have the mod clip and add noise."""
-        return ClientPhase.NOISE, PlanItem(
-            self.name, {"clip_norm": self.clip_norm, "noise_multiplier": self.noise_multiplier}
-        )
+        noise = LocalNoise(self.clip_norm, self.noise_multiplier)
+        return ClientPhase.NOISE, PlanItem(self.name, noise.to_dict())

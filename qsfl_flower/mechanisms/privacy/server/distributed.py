@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import CompositionError, ConfigError
+from qsfl_flower.mechanisms.privacy.options import COHORT, ROUNDS
 from qsfl_flower.moved import renamed
 from qsfl_flower.numerics import Layout, measure
+from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.events import ZERO, Event
 from qsfl_flower.privacy.policy import Protection
@@ -29,7 +31,19 @@ _EXACT = 1 << 53
 """Integers below it survive the way through float64."""
 
 
-class DistributedDP(VectorStage):
+@dataclass(frozen=True)
+class _SharedNoise(Options):
+    noise_multiplier: float = option("Noise of the sum over the sensitivity.", gt=0)
+    expected_cohort: float = option(COHORT, gt=0)
+    budget: PrivacyBudget | None = None
+    _: KW_ONLY
+    batch: RecordBatch | None = None
+    non_contributors: int = option("Clients that may add no noise.", 0, ge=0)
+    rounds: int = option(ROUNDS, 1, ge=1)
+
+
+@renamed(denominator="expected_cohort")
+class DistributedDP(VectorStage, _SharedNoise):
     r"""Client-level or record-level privacy against the server too.
 
     .. math:: \bar\Delta = \frac{1}{n} \sum_{i \in S} (\Delta_i + \xi_i), \qquad
@@ -95,29 +109,12 @@ class DistributedDP(VectorStage):
     declares = frozenset({Trait.SHARES_NOISE})
     spending: Spending
 
-    @renamed(denominator="expected_cohort")
-    def __init__(
-        self,
-        noise_multiplier: float,
-        expected_cohort: float,
-        budget: PrivacyBudget | None = None,
-        *,
-        batch: RecordBatch | None = None,
-        non_contributors: int = 0,
-        rounds: int = 1,
-    ) -> None:
-        if not (0 < noise_multiplier < math.inf and 0 < expected_cohort < math.inf):
-            raise ConfigError(
-                "distributed_dp: noise_multiplier and expected_cohort must be positive, found "
-                f"{noise_multiplier!r} and {expected_cohort!r}"
-            )
-        self.noise_multiplier, self.batch = noise_multiplier, batch
-        self.denominator: float = expected_cohort
-        self.non_contributors, self.rounds = non_contributors, rounds
-        rate = 1.0 if batch is None else batch.sampling_rate
-        self.spending = Spending(
-            on_devices(self.name, budget), lambda: [Event(noise_multiplier, rate, rounds)]
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.denominator = self.expected_cohort
+        rate = 1.0 if self.batch is None else self.batch.sampling_rate
+        planned = [Event(self.noise_multiplier, rate, self.rounds)]
+        self.spending = Spending(on_devices(self.name, self.budget), lambda: planned)
         self._sum: HiddenSum | None = None
         self._summed_by = ""
         self._coordinates: Callable[[int], int] = int
@@ -216,9 +213,9 @@ class DistributedDP(VectorStage):
             delta=self.spending.budget.delta,
         )
         told = {
-            "share": asdict(self._share_of(context)),
+            "share": self._share_of(context).to_dict(),
             "bound": self._bound,
-            "batch": None if self.batch is None else asdict(self.batch),
+            "batch": None if self.batch is None else self.batch.to_dict(),
         }
         return [
             (ClientPhase.CORRECT, PlanItem(PROTECTION, offered.to_dict())),
@@ -230,19 +227,19 @@ class DistributedDP(VectorStage):
     ) -> tuple[NDArray[np.float64], State, Measurements]:
         """Tell what has been spent; the noise is in the sum already."""
         share = self._share_of(context)
-        std = share.std(share.honest) / self.denominator
+        std = share.std(share.honest) / self.expected_cohort
         told = {
             "epsilon": self.spending.epsilon(state),
             "noise_multiplier": self.noise_multiplier,
             "noise_std": std,
             "expected_noise_norm": std * math.sqrt(share.size),
-            "sensitivity": share.clip_norm / self.denominator,
+            "sensitivity": share.clip_norm / self.expected_cohort,
         }
         return vector, state, told
 
     def limit(self, clients: int, context: RoundContext) -> float:
         """Return what clients within their bound stay below, with the noise of all of them."""
-        return self._share_of(context).reach(self._bound, clients) / self.denominator
+        return self._share_of(context).reach(self._bound, clients) / self.expected_cohort
 
     def noise_std(self, clients: int, context: RoundContext) -> float:
         """Return that of all shares."""
