@@ -410,6 +410,20 @@ CLAIMS = (
         "secagg.md",
     ),
     Claim(
+        "2 clients",
+        "lie under masks in another way every round",
+        "three lost rounds; nobody honest is excluded",
+        "tests/strategies/test_masked_attackers.py::test_two_liars_that_change_their_ways",
+        "secagg.md",
+    ),
+    Claim(
+        "2 clients",
+        "push honest clients out of sums with packets that these cannot use, one silent",
+        "one lost round",
+        "tests/strategies/test_masked_attackers.py::test_liars_do_not_push_honest_clients_out_by_packets_that_these_cannot_use",
+        "secagg.md",
+    ),
+    Claim(
         "reader of the models",
         "looks for a record or client in buffers, counters and metrics",
         "nothing beside the noisy vector",

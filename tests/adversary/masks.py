@@ -88,12 +88,19 @@ class Deal:
 class Mask:
     """Tell clients who has dealt; each gets the packets of its own last terms.
 
-    `first` gives those of the first time that a neighbour dealt under these terms, not of the last.
+    `first` gives those of the first time that a neighbour dealt under these terms, not of the last;
+    `parted` are the pairs that are said to have complained.
     """
 
     clients: tuple[int, ...]
     view: tuple[int, ...]
     first: tuple[int, ...] = ()
+    parted: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Check(Mask):
+    """Ask clients whose packets they cannot use."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +112,23 @@ class Release:
 
 
 Action = Train | Deal | Mask | Release
+PARTED = ((), (), ((0, 1),), ((0, 5),), ((0, 1), (2, 3)), ((0, 1), (2, 3), (4, 5)))
 HONEST = tuple(n for n in EVERYBODY if n != COLLUDER)
 
 
-def honest(offer: Offer, early: bool, lost: Iterable[int] = ()) -> tuple[Action, ...]:
+def honest(
+    offer: Offer,
+    early: bool,
+    lost: Iterable[int] = (),
+    parted: tuple[tuple[int, int], ...] = (),
+) -> tuple[Action, ...]:
     """Return a round as the strategy plays it; the lost ones send no masked vector."""
     left = tuple(n for n in offer.clients if n not in set(lost))
     train = Train(HONEST, offer if early else None, offer.round)
     deal = () if early else (Deal(offer.clients, offer),)
-    return (train, *deal, Mask(left, offer.clients), Release(left, left))
+    check = (Check(offer.clients, offer.clients),) if parted else ()
+    asked = Mask(left, offer.clients, parted=parted)
+    return (train, *deal, *check, asked, Release(left, left))
 
 
 _some = st.sampled_from(
@@ -131,7 +146,8 @@ def scripts(draw: st.DrawFn) -> tuple[Action, ...]:
         if draw(st.sampled_from([False, False, False, True])):
             offer = _another(draw, offer)
         lost = draw(st.sampled_from([(), (), (), (0,), (3,), (5,)]))
-        actions += honest(offer, draw(st.booleans()), lost)
+        parted = () if lost else draw(st.sampled_from(PARTED))  # or too few edges are left
+        actions += honest(offer, draw(st.booleans()), lost, parted)
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 2, 3]))):
         _depart(draw, actions)
     return tuple(actions)
@@ -183,6 +199,8 @@ def _about(draw: st.DrawFn, action: Action) -> Action:
     """Return the same question about others, or to others."""
     others = draw(_some)
     if isinstance(action, Mask):
+        if draw(st.booleans()):
+            return replace(action, parted=draw(st.sampled_from((*PARTED, ((0, 1), (0, 2))))))
         return replace(action, view=others)
     if isinstance(action, Release):
         return replace(action, survivors=others)
@@ -204,6 +222,7 @@ class Masked:
 
     training: int
     own: Dealt
+    told: Terms
     kept: Kept
 
 
@@ -212,6 +231,7 @@ class Released:
     """What one client has released, and about which survivors."""
 
     own: Dealt
+    told: Terms
     kept: Kept
     survivors: frozenset[Place]
     data: bytes
@@ -230,7 +250,7 @@ class Notes:
     masked: list[Masked] = field(default_factory=list)
     released: list[Released] = field(default_factory=list)
     last: dict[int, tuple[Dealt, int]] = field(default_factory=dict)
-    views: dict[int, tuple[Dealt, Kept]] = field(default_factory=dict)
+    views: dict[int, tuple[Dealt, Terms, Kept]] = field(default_factory=dict)
     trained: dict[int, int] = field(default_factory=dict)
     own: dict[Terms, protocol.Client] = field(default_factory=dict)
 
@@ -359,10 +379,18 @@ class Masks:
         if mine is not None and mine.place in deals:
             asked = notes.deals[terms, place][own[2]].promise.instruction
             deals[mine.place] = self._vouch(mine, deals[mine.place], asked)
-        answer = self._task(client, "mask", {"relay": server.relay(terms, deals, place)})
-        if "lockers" in answer:
-            notes.masked.append(Masked(training, own, kept))
-            notes.views[client] = own, kept
+        pairs = {tuple(sorted(terms.places[f"client-{n}"] for n in pair)) for pair in action.parted
+                 if terms.places.keys() >= {f"client-{n}" for n in pair}}  # fmt: skip
+        told = replace(terms, parted=frozenset(pairs))
+        if isinstance(action, Check):
+            self._task(client, "check", {"relay": server.relay(terms, deals, place)})
+            return
+        relay = {"relay": server.relay(told, deals, place)}
+        if pairs:
+            relay["pairs"] = told.write_parted()
+        if "lockers" in self._task(client, "mask", relay):
+            notes.masked.append(Masked(training, own, told, kept))
+            notes.views[client] = own, told, kept
 
     def _as_asked(
         self,
@@ -396,14 +424,14 @@ class Masks:
     def _ask_to_release(self, notes: Notes, client: int, action: Release) -> None:
         if client not in notes.views:
             return
-        own, kept = notes.views[client]
+        own, seen, kept = notes.views[client]
         places = own[0].places
         named = [places.get(f"client-{n}") for n in action.survivors]
         survivors = frozenset(place for place in named if place is not None)
         told = {"survivors": server.survivor_list(own[0], survivors)}
         answer = self._task(client, "release", told)
         if "release" in answer:
-            notes.released.append(Released(own, kept, survivors, answer["release"]))
+            notes.released.append(Released(own, seen, kept, survivors, answer["release"]))
 
 
 class _Lax(Policy):
@@ -426,14 +454,14 @@ def opened(notes: Notes, colluder: Credentials, now: int) -> np.ndarray:
         terms, place, _ = event.own
         for other, nth in event.kept.items():
             if place < other and (pair(event.own) or pair((terms, other, nth))):
-                free.add((event.own, other, terms.agreed(event.kept)))
+                free.add((event.own, other, event.told.agreed(event.kept)))
     masks: list[dict[object, int]] = []
     for event in notes.masked:
         terms, place, _ = event.own
-        agreed, columns = terms.agreed(event.kept), {}
+        agreed, columns = event.told.agreed(event.kept), {}
         if (event.own, b"self") not in secrets:
             columns[event.own] = 1
-        for other in set(terms.neighbours(place)) & set(event.kept):
+        for other in set(event.told.neighbours(place)) & set(event.kept):
             upper = (terms, other, event.kept[other])
             seed = (event.own, other, agreed) if place < other else (upper, place, agreed)
             if not (seed in free or pair(event.own if place < other else upper)):
@@ -476,12 +504,12 @@ def known_seeds(notes: Notes, colluder: Credentials, now: int) -> dict[tuple[Dea
             note((terms, place, nth), b"pair", own.place, held.pair_share)
     groups: dict[tuple[Terms, bytes], dict[Place, Released]] = {}
     for one in notes.released:
-        agreed = one.own[0].agreed(one.kept, one.survivors)
+        agreed = one.told.agreed(one.kept, one.survivors)
         groups.setdefault((one.own[0], agreed), {})[one.own[1]] = one
     for (terms, agreed), group in groups.items():
         releases = {
             place: server.read_release(
-                terms, dict.fromkeys(one.kept), one.survivors, place, one.data
+                one.told, dict.fromkeys(one.kept), one.survivors, place, one.data
             )
             for place, one in group.items()
         }

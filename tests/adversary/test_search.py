@@ -170,9 +170,11 @@ def test_masks_open_no_sum_of_few(devices_that_mask):
 
 
 @pytest.mark.parametrize("early", [True, False])
-@pytest.mark.parametrize("lost", [(), (0,), (masks.COLLUDER,)])
-def test_honest_masks_open_their_sum(devices_that_mask, early, lost):
-    rows, dead = devices_that_mask.play(masks.honest(masks.Offer(), early, lost))
+@pytest.mark.parametrize(
+    ("lost", "parted"), [((), ()), ((0,), ()), ((masks.COLLUDER,), ()), ((), ((0, 1), (2, 3)))]
+)
+def test_honest_masks_open_their_sum(devices_that_mask, early, lost, parted):
+    rows, dead = devices_that_mask.play(masks.honest(masks.Offer(), early, lost, parted))
     (row,) = rows / rows[0][-1]
     np.testing.assert_allclose(row, [n not in lost for n in masks.HONEST], atol=1e-9)
     assert not dead

@@ -272,6 +272,22 @@ def complain(about):
     return lie
 
 
+def accuse(about):
+    def lie(honest, *given):
+        return RecordDict({MASKED_SUM: ConfigRecord({"bad": list(about)})})
+
+    return lie
+
+
+def unusable_for(victims, honest=protocol.seal):
+    """Deal packets that these clients cannot open."""
+
+    def seal(key, plain, binding):
+        return honest(key, plain[1:] if binding.receiver in victims else plain, binding)
+
+    return patched("seal", seal)
+
+
 def garbled(field, change):
     def lie(honest, *given):
         content = honest(*given)
@@ -309,6 +325,9 @@ LIES = {
     "lock keys": {"deal": patched("Client.lock_key", random_key)},
     "complaints about all": {"mask": complain(NAMES)},
     "a complaint about one": {"mask": complain(["1"])},
+    "complaints, early or late": {"check": accuse(NAMES), "mask": complain(["1"])},
+    "gone before masking": {"check": fail, "mask": complain(["1"])},
+    "no release": {"release": fail},
     "lockers": {"mask": garbled("lockers", lambda data: bytes(len(data)))},
     "gone after dealing": {"mask": fail},
     "openers": {"release": patched("opener", random_key)},
@@ -331,13 +350,13 @@ def tell_lies(monkeypatch, liars):
         monkeypatch.setitem(registry, name, step)
 
     install(steps.STEPS, MASKED_SUM, "deal")
-    for task in ("deal", "mask", "release"):
+    for task in ("deal", "check", "mask", "release"):
         install(steps.TASKS, f"{MASKED_SUM}.{task}", task)
 
 
-def check_the_honest(run, liars):
-    """Nobody honest is excluded, and all liars together cost at most a round each."""
-    assert sum(r.skipped is not None for r in run.rounds) <= len(liars)
+def check_the_honest(run, liars, cost):
+    """Nobody honest is excluded, and all liars together cost so many rounds at most."""
+    assert sum(r.skipped is not None for r in run.rounds) <= cost
     state = run.strategy.states[MASKED_SUM]
     assert set(state["excluded"]) <= {str(n) for n in liars}
     assert all(set(pair) & {str(n) for n in liars} for pair in state["apart"])
@@ -347,8 +366,7 @@ def check_the_honest(run, liars):
             for rows, r in zip(run.rows, run.rounds, strict=True)
             if r.skipped is None and rows[str(n)].status != "accepted"
         ]
-        assert len(missed) <= len(liars)
-        assert set(missed) <= {"bad-packet", "locked"}
+        assert missed in ([], ["bad-packet"])
 
 
 QUICK = ("edge keys, then gone", "some packets", "lock keys", "swapped shares")
@@ -360,7 +378,7 @@ QUICK = ("edge keys, then gone", "some packets", "lock keys", "swapped shares")
 def test_one_liar_costs_one_round_and_nobody_honest_is_excluded(federation, monkeypatch, lie):
     tell_lies(monkeypatch, {3: LIES[lie]})
     run = federation(rounds=2)
-    check_the_honest(run, {3})
+    check_the_honest(run, {3}, cost=1)
 
 
 @pytest.mark.parametrize(
@@ -376,26 +394,72 @@ def test_one_liar_costs_one_round_and_nobody_honest_is_excluded(federation, monk
 def test_two_liars_cost_two_rounds(federation, monkeypatch, lies):
     tell_lies(monkeypatch, {3: LIES[lies[0]], 5: LIES[lies[1]]})
     run = federation(rounds=3)
-    check_the_honest(run, {3, 5})
+    check_the_honest(run, {3, 5}, cost=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_two_liars_that_change_their_ways(federation, monkeypatch, seed):
-    """Every round another lie, drawn at random."""
+    """Every round another lie, drawn at random; the bound of docs/secagg.md holds for any."""
     draw = random.Random(seed)
 
     def any_of(task):
         lies = [lie[task] for lie in LIES.values() if task in lie]
 
         def step(honest, *given):
-            return draw.choice([*lies, lambda honest, *given: honest(*given)])(honest, *given)
+            some = draw.sample(NAMES, draw.randrange(4))
+            about = [unusable_for(some)] if task == "deal" else [accuse(some)]
+            about = [complain(some)] if task == "mask" else about
+            ways = [*lies, *about, fail, lambda honest, *given: honest(*given)]
+            return draw.choice(ways)(honest, *given)
 
         return step
 
-    lies = {task: any_of(task) for task in ("deal", "mask", "release")}
+    lies = {task: any_of(task) for task in ("deal", "check", "mask", "release")}
     tell_lies(monkeypatch, {3: lies, 5: lies})
-    check_the_honest(federation(rounds=6), {3, 5})
+    patient = partial(StableFedAvg, max_failed_rounds=6)
+    check_the_honest(federation(rounds=6, strategy=patient), {3, 5}, cost=3)
+
+
+def by_round(*ways):
+    """Take in each round the lies of that round."""
+    now = [0]
+
+    def take(task):
+        def step(honest, *given):
+            if len(given) == 3:  # the step of the training, which knows the round
+                now[0] = given[1]["round"] - 1
+            return ways[now[0]].get(task, lambda honest, *given: honest(*given))(honest, *given)
+
+        return step
+
+    return {task: take(task) for task in ("deal", "check", "mask", "release")}
+
+
+def test_liars_do_not_push_honest_clients_out_by_packets_that_these_cannot_use(
+    federation, monkeypatch
+):
+    """Each packet uses up one edge, and with the other liar's silence four clients are too few."""
+    five = [{"deal": unusable_for({"0", "1"})}, {"deal": unusable_for({"2"})}, {}, {}]
+    three = [{}, {}, {"deal": unusable_for({"0"})}, {"deal": unusable_for({"1"})}]
+    silent = {"mask": fail}
+    tell_lies(
+        monkeypatch, {3: by_round(*({**lies, **silent} for lies in three)), 5: by_round(*five)}
+    )
+    run = federation(rounds=4)
+    assert [r.skipped is None for r in run.rounds] == [False, True, True, True]
+    check_the_honest(run, {3, 5}, cost=1)
+
+
+def test_a_liar_of_few_edges_is_not_unmasked_by_the_grace_of_another(federation, monkeypatch):
+    """Two complaints leave it three neighbours, and one of them releases nothing."""
+    complaints = by_round({"mask": complain(["0", "1"])}, *[{}] * 4)
+    tell_lies(monkeypatch, {3: LIES["no release"], 5: complaints})
+    run = federation(rounds=4)
+    assert [r.skipped is None for r in run.rounds] == [True, False, True, True]
+    assert run.rounds[1].skipped.startswith("recovery-failed")
+    assert [r.rejected for r in run.rounds[2:]] == [{"apart": 1}] * 2
+    check_the_honest(run, {3, 5}, cost=1)
 
 
 def test_an_honest_client_is_not_blamed_for_a_wrong_edge_key(federation, monkeypatch):

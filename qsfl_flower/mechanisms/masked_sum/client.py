@@ -1,4 +1,4 @@
-"""The client's half of the pairwise-mask sum: encode after training, then answer three tasks.
+"""The client's half of the pairwise-mask sum: encode after training, then answer tasks.
 
 The encoded update and the client's secrets wait in Flower's client state between the messages of a
 round, encrypted under the client's own storage key and sealed to each other, so that secrets mask
@@ -30,6 +30,7 @@ from qsfl_flower.secure.desk import check_cohort
 from qsfl_flower.secure.pairwise.client import (
     BadPacket,
     Client,
+    check,
     deal,
     mask,
     read_survivors,
@@ -109,6 +110,16 @@ def deal_task(context: StepContext) -> RecordDict:
     return _answer({"deal": dealt})
 
 
+def check_task(context: StepContext) -> RecordDict:
+    """Say whose packets cannot be used, before anything is masked."""
+    _, kept = _kept(context)
+    if _CLIENT not in kept:
+        raise Refusal("policy-terms", "no shares were dealt")
+    party, client = context.party, Client.decode(kept[_CLIENT])
+    bad = check(client, _field(context, "relay"), party.credentials, party.now)
+    return _answer({"bad": [*bad]})
+
+
 def mask_task(context: StepContext) -> RecordDict:
     """Mask the update that was kept and send it; it is erased here."""
     round_, kept = _kept(context)
@@ -124,6 +135,7 @@ def mask_task(context: StepContext) -> RecordDict:
         party.credentials,
         _policy(kept, context),
         party.now,
+        _field(context, "pairs", b""),
     )
     _keep(context, round_, {**_lasting(kept), _CLIENT: client.encode()})
     answer = _answer({"lockers": lockers})
@@ -163,6 +175,7 @@ def _named(task: Task) -> Task:
 MASKED_STEPS = {MASKED_SUM: masked_sum_step}
 MASKED_TASKS = {
     f"{MASKED_SUM}.deal": _named(deal_task),
+    f"{MASKED_SUM}.check": _named(check_task),
     f"{MASKED_SUM}.mask": _named(mask_task),
     f"{MASKED_SUM}.release": _named(release_task),
 }
@@ -239,8 +252,8 @@ def _answer(values: Mapping[str, str | bytes | list[str]]) -> RecordDict:
     return RecordDict({MASKED_SUM: ConfigRecord({**values})})
 
 
-def _field(context: StepContext, name: str) -> bytes:
-    value = config_of(context.content, MASKED_SUM).get(name)
+def _field(context: StepContext, name: str, missing: bytes | None = None) -> bytes:
+    value = config_of(context.content, MASKED_SUM).get(name, missing)
     if not isinstance(value, bytes):
         raise RejectedUpdate("malformed", f"the task comes without {name!r}")
     return value

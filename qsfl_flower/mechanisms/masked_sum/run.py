@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -75,7 +75,25 @@ class Run:
             {name: {"terms": terms.encode()} for name in terms.names},
             lambda name, content: self._read_deal(name, _bytes(content, "deal")),
         )
-        server.check_enough(terms, self.deals)
+        self._leave_out_stranded()
+
+    def ask_to_check(self) -> None:
+        """Have everybody try its packets, and part those of whom one complains about the other."""
+        terms = self.agreed
+        parted: set[tuple[int, int]] = set()
+
+        def read(name: str, content: RecordDict) -> None:
+            bad = _told(content).get("bad")
+            if not isinstance(bad, list):
+                raise RejectedUpdate("malformed", "the answer does not say whose packets are bad")
+            parted.update(self._complain(name, bad))
+
+        self._ask("check", self._relays(), read)
+        self.deals = {p: d for p, d in self.deals.items() if terms.seats[p] not in self.lost}
+        self.terms = replace(terms, parted=frozenset(parted))
+        self._leave_out_stranded()
+        left = {pair for pair in parted if self.deals.keys() >= set(pair)}
+        self.terms = replace(terms, parted=frozenset(left))
 
     def ask_to_mask(self, size: int) -> Ring:
         """Collect the masked vectors and return their sum."""
@@ -92,11 +110,11 @@ class Run:
             )
             np.add(total, vector, out=total)
 
-        relays = {
-            terms.seats[place]: {"relay": server.relay(terms, self.deals, place)}
-            for place in self.deals
-        }
+        told = {"pairs": terms.write_parted()} if terms.parted else {}
+        relays = {name: {**relay, **told} for name, relay in self._relays().items()}
         self._ask("mask", relays, read)
+        few = server.too_few(terms, self.lockers)
+        self._bar(server.at_fault(terms, few, len(self.lockers)))
         server.check_enough(terms, self.lockers)
         return total
 
@@ -127,6 +145,22 @@ class Run:
                     self.proven[terms.seats[place]] = fault.reason
             for a, b in found.apart:
                 self._keep_apart(terms.seats[a], terms.seats[b])
+            self._bar(found.short)
+
+    def _relays(self) -> dict[str, dict[str, bytes]]:
+        """Return what everybody that dealt is told of the others' packets."""
+        terms = self.agreed
+        return {
+            terms.seats[place]: {"relay": server.relay(terms, self.deals, place)}
+            for place in self.deals
+        }
+
+    def _leave_out_stranded(self) -> None:
+        """Go on without those who lack too many edges to be in this sum."""
+        for place in server.stranded(self.agreed, self.deals):
+            del self.deals[place]
+            self._leave_out(self.agreed.seats[place])
+        server.check_enough(self.agreed, self.deals)
 
     def _ask(
         self,
@@ -162,7 +196,7 @@ class Run:
         if sender.name != name:
             raise RejectedUpdate("wrong-node", f"{sender.name} answers in the place of {name}")
         check_willing(content)
-        told = records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()
+        told = _told(content)
         if "refused" in told:
             self._complain(name, told.get("about"))
             raise declined(told["refused"], told.get("detail", ""), COMPLAINTS)
@@ -175,13 +209,23 @@ class Run:
             if found.reason in server.PROVEN:
                 self.proven[name] = found.reason
 
-    def _complain(self, name: str, dealers: object) -> None:
+    def _complain(self, name: str, dealers: object) -> set[tuple[int, int]]:
         """Keep a client apart from those whose packets it says that it cannot use."""
-        places = self.agreed.places
+        terms, pairs = self.agreed, set()
+        place = terms.places[name]
         for dealer in dealers if isinstance(dealers, list) else ():
-            other = places.get(str(dealer))
-            if other in self.deals and other in self.agreed.neighbours(places[name]):
+            other = terms.places.get(str(dealer))
+            if other in self.deals and other in terms.neighbours(place):
                 self._keep_apart(name, str(dealer))
+                pairs.add((min(place, other), max(place, other)))
+        return pairs
+
+    def _bar(self, places: Collection[int]) -> None:
+        """Keep clients apart from everybody."""
+        for name in (self.agreed.seats[place] for place in places):
+            for other in self.agreed.names:
+                if other != name:
+                    self._keep_apart(name, other)
 
     def _keep_apart(self, a: str, b: str) -> None:
         self.apart.add((min(a, b), max(a, b)))
@@ -203,8 +247,12 @@ class Run:
         )
 
 
+def _told(content: RecordDict) -> ConfigRecord:
+    return records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()
+
+
 def _bytes(content: RecordDict, name: str) -> bytes:
-    value = (records_of(content, ConfigRecord).get(MASKED_SUM) or ConfigRecord()).get(name)
+    value = _told(content).get(name)
     if not isinstance(value, bytes):
         raise RejectedUpdate("malformed", f"the answer has no {name!r}")
     return value

@@ -96,7 +96,9 @@ class MaskedSum(CombineStage, MaskedSumOptions):
 
     A client cannot be stopped from adding garbage of its own. One that makes a sum fail takes no
     part in later rounds if bytes that it has signed prove it. If one of two clients lies about the
-    other and nothing proves which, the two never share an edge again, and nobody is excluded.
+    other and nothing proves which, the two never share an edge again, and nobody is excluded; from
+    then on clients try their packets before they mask (one more exchange), so that complaints cost
+    no round.
 
     References
     ----------
@@ -287,6 +289,8 @@ class MaskedSum(CombineStage, MaskedSumOptions):
         if dealt is None or not run.dealt_enough(dealt, updates):
             left = [name for name in updates if name not in run.lost]
             run.ask_to_deal(self._terms(left, run.apart, context))
+        if run.apart:
+            run.ask_to_check()
         size = context.layout.size if context.support is None else context.support.size
         hidden = Statistics(context.layout)
         total = run.ask_to_mask(size + LIMBS * (self.tally.size + hidden.size))

@@ -64,6 +64,7 @@ from qsfl_flower.secure.pairwise.terms import Policy, Terms, read_places, write_
 STATEMENT = "masked-sum-shares"
 MAX_PACKET = 1 << 14
 MAX_STATEMENT = 1 << 18
+MAX_PAIRS = 1 << 26
 COMMITMENTS_SIZE = len(DEALT) * COMMITMENT_SIZE
 INSTRUCTION_SIZE = 32
 
@@ -156,6 +157,8 @@ class Client:
             held = self.holdings[place]
             out.uint(place, 2).fixed(held.lock.reveal(), SEED_SIZE)
             out.fixed(held.self_share, SHARE_SIZE).fixed(held.pair_share, SHARE_SIZE)
+        if self.terms.parted:
+            out.blob(self.terms.write_parted())
         return out.done()
 
     @classmethod
@@ -171,6 +174,8 @@ class Client:
             at = reader.uint(2)
             lock = Secret(reader.fixed(SEED_SIZE))
             holdings[at] = Holding(lock, reader.fixed(SHARE_SIZE), reader.fixed(SHARE_SIZE))
+        if reader.remaining:
+            terms = terms.read_parted(reader.blob(MAX_PAIRS))
         reader.finish()
         return cls(terms, place, master, instruction, view, holdings, released)
 
@@ -236,8 +241,43 @@ def deal(
     return client, out.done()
 
 
+def check(client: Client, relay: bytes, credentials: Credentials, now: int) -> tuple[str, ...]:
+    """Try the packets of all neighbours that dealt, and name those whose cannot be used.
+
+    The server asks for this before the mask step if somebody has complained in an earlier round;
+    what it is told decides who shares no edge. Nothing is kept, and no secret leaves.
+
+    Parameters
+    ----------
+    client, relay, credentials, now
+        As in `mask`.
+
+    Returns
+    -------
+    tuple[str, ...]
+        The dealers.
+
+    Raises
+    ------
+    Refusal
+        As `mask`.
+    RejectedUpdate
+        As `Roster.verify`.
+    """
+    if client.view:
+        raise Refusal("policy-second-answer", "this client has masked its vector already")
+    _, _, bad = _open_packets(client, client.terms, relay, credentials, now)
+    return tuple(name for error in bad for name in error.dealers)
+
+
 def mask(
-    client: Client, relay: bytes, vector: Ring, credentials: Credentials, policy: Policy, now: int
+    client: Client,
+    relay: bytes,
+    vector: Ring,
+    credentials: Credentials,
+    policy: Policy,
+    now: int,
+    pairs: bytes = b"",
 ) -> tuple[Client, bytes]:
     """Take the second step: mask the vector with every neighbour that dealt.
 
@@ -251,6 +291,8 @@ def mask(
         The client's encoded values; masked in place, also if this raises.
     credentials, policy, now
         As in `deal`.
+    pairs : bytes
+        `Terms.parted`, where there are any.
 
     Returns
     -------
@@ -266,25 +308,17 @@ def mask(
     RejectedUpdate
         `BadPacket`, or as `Roster.verify`.
     """
-    terms = client.terms
     if client.view:
         raise Refusal("policy-second-answer", "this client has masked its vector already")
-    reader = Reader(relay, "relayed packets")
-    view = read_places(reader, len(terms.names))
+    terms = client.terms.read_parted(pairs) if pairs else client.terms
+    view, opened, bad = _open_packets(client, terms, relay, credentials, now)
     policy.check(terms, len(view))
-    active = [place for place in terms.neighbours(client.place) if place in view]
-    if client.place not in view or len(active) < terms.threshold:
+    if client.place not in view or len(opened) + len(bad) < terms.threshold:
         raise Refusal(
             "policy-terms",
-            f"{len(active)} neighbours dealt shares; at least {terms.threshold} are needed",
+            f"{len(opened) + len(bad)} neighbours dealt shares; at least {terms.threshold} are "
+            "needed",
         )
-    opened, bad = {}, []
-    for place in active:
-        try:
-            opened[place] = _open_packet(client, place, reader, credentials, now)
-        except BadPacket as error:
-            bad.append(error)
-    reader.finish()
     if bad:
         dealers = tuple(name for error in bad for name in error.dealers)
         raise BadPacket(dealers, "; ".join(error.detail for error in bad))
@@ -299,7 +333,7 @@ def mask(
             subtracting.append(pair_seed(edge, agreed))
     apply_masks(vector, adding, subtracting)
     holdings = {place: holding for place, (_, holding) in opened.items()}
-    return replace(client, view=view, holdings=holdings), b"".join(lockers)
+    return replace(client, terms=terms, view=view, holdings=holdings), b"".join(lockers)
 
 
 def read_survivors(terms: Terms, told: bytes) -> frozenset[int]:
@@ -361,6 +395,23 @@ def release(client: Client, told: bytes, policy: Policy) -> tuple[Client, bytes]
         shares.append(held.self_share if place in survivors else held.pair_share)
     out.blob(encrypt(key, b"".join(shares)))
     return replace(client, released=agreed), out.done()
+
+
+def _open_packets(
+    client: Client, terms: Terms, relay: bytes, credentials: Credentials, now: int
+) -> tuple[frozenset[int], dict[int, tuple[Secret, Holding]], list[BadPacket]]:
+    """Return who dealt, what the neighbours' packets hold, and what is wrong with the others."""
+    reader = Reader(relay, "relayed packets")
+    view = read_places(reader, len(terms.names))
+    opened, bad = {}, []
+    for place in terms.neighbours(client.place):
+        if place in view:
+            try:
+                opened[place] = _open_packet(client, place, reader, credentials, now)
+            except BadPacket as error:
+                bad.append(error)
+    reader.finish()
+    return view, opened, bad
 
 
 def _open_packet(

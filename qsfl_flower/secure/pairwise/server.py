@@ -110,10 +110,13 @@ class Findings:
         By place: who released something wrong.
     apart : set of (int, int)
         Pairs of places, the lower one first, of which one lies; nothing proves which.
+    short : set of int
+        Places of which too few shares came back, where everybody with all edges had enough.
     """
 
     faults: dict[int, RejectedUpdate] = field(default_factory=dict)
     apart: set[tuple[int, int]] = field(default_factory=set)
+    short: set[int] = field(default_factory=set)
 
 
 def read_deal(
@@ -153,6 +156,33 @@ def check_enough(terms: Terms, places: Collection[int]) -> None:
             f"{len(places)} of {len(terms.names)} clients are left; each needs "
             f"{terms.threshold} neighbours among them",
         )
+
+
+def stranded(terms: Terms, places: Collection[int]) -> set[int]:
+    """Return who has to leave since pairs without an edge leave it too few among `places`.
+
+    Those who have all their edges stay. So do honest clients: of pairs without an edge one lies.
+    """
+    left, thinned = set(places), terms.thinned
+    while few := {p for p in too_few(terms, left) if p in thinned}:
+        left -= few
+    return set(places) - left
+
+
+def too_few(terms: Terms, places: Collection[int]) -> set[int]:
+    """Return who among `places` has fewer neighbours there than it takes to open its secrets."""
+    return {p for p, degree in terms.degrees(places).items() if degree < terms.threshold}
+
+
+def at_fault(terms: Terms, short: Collection[int], answered: int) -> set[int]:
+    """Return those of `short` of whom too few neighbours answered, but only for lack of edges.
+
+    On the complete graph honest clients that share all edges with each other are never among them
+    while no honest client drops out and at most n - 1 - t others lie.
+    """
+    if not terms.graph.complete or answered <= terms.threshold:
+        return set()
+    return set(short) & terms.thinned
 
 
 def relay(terms: Terms, deals: Mapping[int, Deal], place: int) -> bytes:
@@ -260,6 +290,8 @@ def unmask(
             else:
                 detail = f"{terms.seats[holder]} released a wrong share of {terms.seats[owner]}"
                 found.faults[holder] = RejectedUpdate("wrong-share", detail)
+    short = [owner for owner, shares in held.items() if len(shares) < terms.threshold]
+    found.short |= at_fault(terms, short, len(releases))
     add: list[Secret] = []
     subtract: list[Secret] = []
     for owner, shares in held.items():

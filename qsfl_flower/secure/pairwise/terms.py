@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from qsfl_flower.crypto.binding import Binding
@@ -40,6 +40,10 @@ class Terms:
         before, and nothing proves which.
     purpose : str
         What the sum is for; nothing of it serves a sum for another purpose.
+    parted : frozenset of (int, int)
+        Pairs of places, the lower one first, of which one complains about what the other dealt;
+        they share no edge from then on. Not part of the encoding: the clients are told after they
+        dealt, and `agreed` covers it.
     """
 
     run: int
@@ -50,6 +54,7 @@ class Terms:
     nonce: bytes = field(default_factory=lambda: random_bytes(16, "sum nonce"))
     apart: tuple[tuple[str, str], ...] = ()
     purpose: str = TRAIN
+    parted: frozenset[tuple[int, int]] = frozenset()
 
     def __post_init__(self) -> None:
         check_identifier(self.purpose, "purpose of a sum")
@@ -91,8 +96,8 @@ class Terms:
     @cached_property
     def _barred(self) -> Mapping[int, frozenset[int]]:
         barred: defaultdict[int, set[int]] = defaultdict(set)
-        for pair in self.apart:
-            a, b = (self.places[name] for name in pair)
+        before = {(self.places[a], self.places[b]) for a, b in self.apart}
+        for a, b in before | self.parted:
             barred[a].add(b)
             barred[b].add(a)
         return {place: frozenset(others) for place, others in barred.items()}
@@ -101,6 +106,15 @@ class Terms:
         """Return the places that share an edge with `place`, in ascending order."""
         barred = self._barred.get(place, frozenset())
         return tuple(other for other in self.graph.neighbours(place) if other not in barred)
+
+    @property
+    def thinned(self) -> frozenset[int]:
+        """The places that lack an edge which the graph would give them."""
+        return frozenset(
+            place
+            for place, barred in self._barred.items()
+            if barred.intersection(self.graph.neighbours(place))
+        )
 
     def isolated(self) -> list[str]:
         """Return who has too few neighbours because of `apart`, the worst first."""
@@ -153,6 +167,22 @@ class Terms:
             raise reader.fail(f"{alone[0]} has fewer than {threshold} neighbours")
         return terms
 
+    def write_parted(self) -> bytes:
+        """Return the encoding of `parted`."""
+        out = Writer().uint(len(self.parted), 4)
+        for a, b in sorted(self.parted):
+            out.uint(a, 2).uint(b, 2)
+        return out.done()
+
+    def read_parted(self, data: bytes) -> Terms:
+        """Return these terms with the pairs that `write_parted` wrote, or raise `Malformed`."""
+        reader = Reader(data, "pairs without an edge")
+        pairs = [(reader.uint(2), reader.uint(2)) for _ in range(reader.uint(4))]
+        reader.finish()
+        if pairs != sorted(set(pairs)) or any(not a < b < len(self.names) for a, b in pairs):
+            raise reader.fail(f"not sorted pairs of the {len(self.names)} places")
+        return replace(self, parted=frozenset(pairs))
+
     def binding(self, sender: int, receiver: int) -> Binding:
         """What the packet between two places is bound to."""
         seats = self.seats
@@ -161,14 +191,20 @@ class Terms:
 
     def fewest_neighbours(self, places: Collection[int]) -> int:
         """Return how many neighbours among `places` the worst placed of them has."""
+        return min(self.degrees(places).values())
+
+    def degrees(self, places: Collection[int]) -> dict[int, int]:
+        """Return how many neighbours among `places` each of them has."""
         among = frozenset(places)
-        return min(len(among.intersection(self.neighbours(place))) for place in among)
+        return {place: len(among.intersection(self.neighbours(place))) for place in among}
 
     def agreed(self, view: Collection[int], survivors: Collection[int] = ()) -> bytes:
-        """Return the digest of what a client was told: who dealt, and who survived."""
+        """Return the digest of what a client was told: who dealt, is parted, and survived."""
         out = Writer().fixed(self.digest, 32)
         write_places(out, view, len(self.names))
         write_places(out, survivors, len(self.names))
+        if self.parted:
+            out.blob(self.write_parted())
         return hashlib.sha256(out.done()).digest()
 
 

@@ -1,5 +1,7 @@
 """A whole pairwise-mask sum in one process, with a hook at every step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,10 +53,19 @@ class Sum:
         vector = self.values[place].copy()
         state, lockers = client.mask(
             client.Client.decode(self.clients[place]), relayed, vector, self.parties[place],
-            self.policy, NOW,
+            self.policy, NOW, self.terms.write_parted() if self.terms.parted else b"",
         )  # fmt: skip
         self.clients[place] = state.encode()
         return vector, lockers
+
+    def check(self, place, relayed=None):
+        relayed = server.relay(self.terms, self.deals, place) if relayed is None else relayed
+        state = client.Client.decode(self.clients[place])
+        return client.check(state, relayed, self.parties[place], NOW)
+
+    def part(self, *pairs):
+        """Part pairs of places after all have dealt."""
+        self.terms = replace(self.terms, parted=frozenset(pairs))
 
     def take_masked(self, place, vector, lockers):
         self.lockers[place] = server.read_lockers(self.terms, self.deals, place, lockers)
@@ -82,12 +93,13 @@ class Sum:
     def plain(self):
         return self.values[sorted(self.lockers)].sum(axis=0, dtype=np.uint32)
 
-    def run(self, no_deal=(), no_mask=(), no_release=()):
+    def run(self, no_deal=(), no_mask=(), no_release=(), parted=()):
         """Take all steps without those that drop out, and return the sum and the faults."""
         places = range(len(self.terms.names))
         for place in places:
             if place not in no_deal:
                 self.take_deal(place, self.deal(place))
+        self.part(*parted)
         for place in sorted(self.deals):
             if place not in no_mask:
                 self.take_masked(place, *self.mask(place))
