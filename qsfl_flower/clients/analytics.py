@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -15,11 +17,13 @@ from numpy.typing import NDArray
 from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.clients.privacy import policy_mod
 from qsfl_flower.clients.tables import checked, read_table
-from qsfl_flower.errors import ConfigError, Refusal
+from qsfl_flower.errors import ConfigError, DataError, Refusal
 from qsfl_flower.mechanisms.analytics.client import Opened, opening
+from qsfl_flower.mechanisms.analytics.options import CANDIDATE, CURRENT, DIFFERENCE
 from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.node.steps import refuse
 from qsfl_flower.privacy.policy import MinimumPolicy
+from qsfl_flower.wire import from_record
 
 TABLE_FILE = "qsfl-table"
 """Entry of the node's configuration that names the table."""
@@ -28,6 +32,7 @@ HIDDEN = ("distributed", "distributed-record")
 """Placements in which nobody but the client sees its sums without noise."""
 
 Table = Callable[[Context, Mapping[str, type]], Mapping[str, NDArray[Any]]]
+Score = Callable[[Mapping[str, NDArray[Any]], Context], NDArray[Any]]
 
 
 def answered_by_mods(message: Message, context: Context) -> Message:
@@ -98,19 +103,72 @@ class table_mod(policy_mod):
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Open the table while the message is handled."""
-
-        def read(needs: Mapping[str, type]) -> Mapping[str, NDArray[Any]]:
-            if self._table is not None:
-                return checked(self._table(context, needs), needs, "the table")
-            path = context.node_config.get(TABLE_FILE)
-            if not isinstance(path, str) or not Path(path).is_absolute():
-                raise ConfigError(
-                    f"node config: {TABLE_FILE} is {path!r}; give the absolute path of a table"
-                )
-            return read_table(Path(path), needs)
-
+        read = partial(self._read, message, context)
         with opening(Opened(read, self._columns)):
             return super().__call__(message, context, call_next)
+
+    def _read(
+        self, message: Message, context: Context, needs: Mapping[str, type]
+    ) -> Mapping[str, NDArray[Any]]:
+        del message
+        if self._table is not None:
+            return checked(self._table(context, needs), needs, "the table")
+        path = context.node_config.get(TABLE_FILE)
+        if not isinstance(path, str) or not Path(path).is_absolute():
+            raise ConfigError(
+                f"node config: {TABLE_FILE} is {path!r}; give the absolute path of a table"
+            )
+        return read_table(Path(path), needs)
+
+
+class comparison_mod(table_mod):
+    """Score two models on this node's records; only a noisy sum of the differences leaves.
+
+    Parameters
+    ----------
+    privacy, least_cohort
+        As for `table_mod`.
+    score : Callable
+        Takes a model's arrays and Flower's context, and returns a score for each record, always in
+        one order: 1 or 0 for right or wrong, or a loss with its sign changed.
+
+    Notes
+    -----
+    Who sees what: as `table_mod`; a score of a record stays on the node.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from flwr.clientapp import ClientApp
+    >>> from qsfl_flower.clients.analytics import answered_by_mods, comparison_mod
+    >>> from qsfl_flower.privacy.policy import MinimumPolicy
+    >>> x, y = np.array([[1.0], [2.0]]), np.array([0, 1])
+    >>> def score(arrays, context):
+    ...     return (x @ arrays["w"] > 1.5) == y
+    >>> mod = comparison_mod(MinimumPolicy(epsilon=1.0), score)
+    >>> app = ClientApp(mods=[auth_mod(), mod, qsfl_mod])
+    >>> handler = app.query("analytics")(answered_by_mods)
+    """
+
+    def __init__(self, privacy: MinimumPolicy, score: Score, *, least_cohort: int = 3) -> None:
+        super().__init__(privacy, columns=[DIFFERENCE], least_cohort=least_cohort)
+        self._score = score
+
+    def _read(
+        self, message: Message, context: Context, needs: Mapping[str, type]
+    ) -> Mapping[str, NDArray[Any]]:
+        models = message.content.array_records
+        if not {CURRENT, CANDIDATE} <= models.keys():
+            raise ConfigError(f"a comparison comes with the models {CURRENT} and {CANDIDATE}")
+        new, old = (
+            np.asarray(self._score(from_record(models[name]), context), np.float64)
+            for name in (CANDIDATE, CURRENT)
+        )
+        if new.shape != old.shape:
+            raise DataError(
+                f"the scores have the shapes {new.shape} and {old.shape}; they must agree"
+            )
+        return checked({DIFFERENCE: new - old}, needs, "the scores")
 
 
 def analytics_app(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Never, Unpack
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from qsfl_flower.crypto.credentials import Credentials
@@ -127,7 +128,9 @@ class FederatedAnalytics(StableFedAvg):
         """Refuse: there is no model to train."""
         raise ConfigError("FederatedAnalytics trains no model; call ask(grid)")
 
-    def ask(self, grid: Grid, timeout: float = 3600.0) -> Findings:
+    def ask(
+        self, grid: Grid, timeout: float = 3600.0, content: RecordDict | None = None
+    ) -> Findings:
         """Ask all questions.
 
         Parameters
@@ -136,6 +139,8 @@ class FederatedAnalytics(StableFedAvg):
             Flower's grid.
         timeout : float
             Seconds for each round.
+        content : RecordDict, optional
+            What the clients need besides, such as models to compare.
 
         Raises
         ------
@@ -146,10 +151,16 @@ class FederatedAnalytics(StableFedAvg):
         """
         self.engine.timeout = timeout
         self.engine.recover(None)
-        return answers_of(self.session, self.inquiry, grid)
+        return answers_of(self.session, self.inquiry, grid, content=content)
 
 
-def answers_of(session: Session, inquiry: Inquiry, grid: Grid, after: int = 0) -> Findings:
+def answers_of(
+    session: Session,
+    inquiry: Inquiry,
+    grid: Grid,
+    after: int = 0,
+    content: RecordDict | None = None,
+) -> Findings:
     """Ask all questions in a session, which may be that of a strategy that trains.
 
     Parameters
@@ -162,6 +173,8 @@ def answers_of(session: Session, inquiry: Inquiry, grid: Grid, after: int = 0) -
         Flower's grid.
     after : int
         The last round of the run, >= 0.
+    content : RecordDict, optional
+        As for `FederatedAnalytics.ask`.
 
     Raises
     ------
@@ -180,7 +193,7 @@ def answers_of(session: Session, inquiry: Inquiry, grid: Grid, after: int = 0) -
             "questions": ask.encode(),
             "most_rows": float(guarantee.most_rows),
         }
-        released = session.ask(grid, after + number, PlanItem(QUESTIONS, told), ask.size)
+        released = session.ask(grid, after + number, PlanItem(QUESTIONS, told), ask.size, content)
         if released.sums is None:
             counted = ", ".join(f"{count} {why}" for why, count in released.rejected.items())
             raise RunError(

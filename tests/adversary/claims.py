@@ -19,6 +19,13 @@ BEGIN = "<!-- made by python -m tests.adversary.claims -->"
 CLAIMS = (
     Claim(
         "1 client",
+        "claims that a model is a million times worse on its records",
+        "its records, each by the largest difference",
+        "tests/strategies/test_analytics.py::test_a_client_moves_a_comparison_no_further_than_its_records",
+        "analytics.md",
+    ),
+    Claim(
+        "1 client",
         "claims a million rows with a program of its own",
         "no answer is opened",
         "tests/strategies/test_analytics.py::test_a_client_that_claims_a_million_rows_gets_no_answer_through",

@@ -13,7 +13,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from qsfl_flower.asynchrony import WallClock
-from qsfl_flower.clients.analytics import analytics_app
+from qsfl_flower.clients.analytics import analytics_app, comparison_mod
+from qsfl_flower.clients.mods import qsfl_mod
 from qsfl_flower.errors import BudgetExceeded, ConfigError, RunError
 from qsfl_flower.mechanisms.analytics.core.plan import Ask
 from qsfl_flower.mechanisms.analytics.options import HeavyHitters, Histogram, Mean
@@ -22,6 +23,7 @@ from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.secure.fixed_point import FixedPoint
 from qsfl_flower.strategies import PrivacyBudget
 from qsfl_flower.strategies.analytics import FederatedAnalytics, Guarantee, Inquiry
+from qsfl_flower.strategies.comparison import compare_models, comparison_inquiry
 from qsfl_flower.testing import LocalFederation, learned
 from qsfl_flower.wire import PLAN_KEY, QSFL_RECORD, REFUSED_KEY, Plan, PlanItem
 from qsfl_flower.wire.keys import QUESTIONS
@@ -238,3 +240,55 @@ def test_it_trains_nothing():
     strategy = FederatedAnalytics(inquiry(MEAN), credentials=there.credentials)
     with pytest.raises(ConfigError, match="call ask"):
         strategy.start(there.grid, ArrayRecord())
+
+
+def compared(scores, **options):
+    """Compare two models on 6 x 200 records; `scores` gives those of a client for a model."""
+    mod = comparison_mod(
+        MinimumPolicy(epsilon=EPSILON, delta=DELTA),
+        lambda arrays, context: scores(arrays, context.node_config["partition-id"]),
+    )
+    there = LocalFederation(clients=CLIENTS, mods=[mod, qsfl_mod])
+    asked = comparison_inquiry(inquiry(MEAN, **options).guarantee, level=0.999999)
+    strategy = FederatedAnalytics(
+        asked,
+        credentials=there.credentials,
+        sums={"clock": there.grid_time},
+        clock=WallClock(there.grid.time.monotonic),
+    )
+    models = [{"w": np.full(3, value)} for value in (0.6, 0.8)]
+    with there.grid.time.for_strategies():
+        return compare_models(strategy, there.grid, *models, timeout=5.0)
+
+
+def right(arrays, client):
+    """Whether a model, right as often as its weights say, is right on each record."""
+    return np.random.default_rng(client).uniform(size=ROWS) < arrays["w"][0]
+
+
+def test_the_better_model_is_promoted():
+    """The records are fixed; the noise is 1,000 times smaller than the room that is left."""
+    verdict = compared(right)
+    true = np.mean([right({"w": [0.8]}, n) * 1.0 - right({"w": [0.6]}, n) for n in range(CLIENTS)])
+    assert verdict.decision == "promote"
+    assert verdict.difference.low <= true <= verdict.difference.high
+    assert verdict.expected.low < verdict.difference.low
+    assert verdict.epsilon <= EPSILON
+
+
+def test_a_worse_model_is_kept_out_and_equal_ones_stay_undecided():
+    worse = compared(lambda arrays, client: ~right(arrays, client))
+    assert worse.decision == "keep"
+    equal = compared(lambda arrays, client: right({"w": [0.7]}, client))
+    assert equal.decision == "undecided"
+
+
+def test_a_client_moves_a_comparison_no_further_than_its_records():
+    """It claims that the candidate is a million times worse on each of its 200 of 1,200 records."""
+
+    def scores(arrays, client):
+        return right(arrays, client) - (1e6 * arrays["w"][0] if client == 0 else 0.0)
+
+    verdict = compared(scores)
+    honest = [right({"w": [0.8]}, n) * 1.0 - right({"w": [0.6]}, n) for n in range(1, CLIENTS)]
+    assert abs(verdict.difference.value - (np.sum(honest) - ROWS) / (CLIENTS * ROWS)) < 0.1

@@ -12,6 +12,12 @@ from qsfl_flower.plugins import Options, option
 BRANCHES = 8
 """Children of a node in the tree of counts."""
 
+CURRENT, CANDIDATE = "current", "candidate"
+"""Records of an instruction that hold the models to compare."""
+
+DIFFERENCE = "difference"
+"""The column that a comparison of two models asks about: candidate less current."""
+
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MOST_VALUES = 10_000
 
