@@ -3,7 +3,7 @@
 Nothing here knows Flower, torch, or the network.
 """
 
-from qsfl_flower.asynchrony.clock import Clock, Delivery, Fetch, Pause, WallClock
+from qsfl_flower.asynchrony.clock import Clock, Fetch, Pause, WallClock
 from qsfl_flower.asynchrony.devices import (
     ALWAYS,
     Availability,
@@ -40,7 +40,6 @@ __all__ = [
     "Availability",
     "Clock",
     "Constant",
-    "Delivery",
     "Device",
     "DeviceClass",
     "Draw",

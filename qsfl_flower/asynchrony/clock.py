@@ -12,7 +12,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qsfl_flower.errors import CheckpointError
@@ -21,27 +20,8 @@ _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """The answer to a task.
-
-    Parameters
-    ----------
-    task : int
-        Number of the task.
-    answer : object
-        What came.
-    size : int
-        Payload in bytes.
-    """
-
-    task: int
-    answer: Any
-    size: int = 0
-
-
-Fetch = Callable[[Sequence[int]], Sequence[Delivery]]
-"""Look, without waiting, which of these tasks have been answered; each answer comes once."""
+Fetch = Callable[[Sequence[int]], Mapping[int, int]]
+"""Look, without waiting, which of these tasks have been answered: the bytes of each answer."""
 
 Pause = Callable[[float], None]
 """Sleep for so many seconds of real time; may raise to end the wait."""
@@ -63,8 +43,8 @@ class Clock(ABC):
         """A task of `size` bytes leaves for a device now."""
 
     @abstractmethod
-    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[Delivery]:
-        """Return the next answers, or none if `until` comes first.
+    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[int]:
+        """Return the tasks that were answered next, or none if `until` comes first.
 
         Parameters
         ----------
@@ -127,12 +107,12 @@ class WallClock(Clock):
         del device, size
         self._open[task] = None
 
-    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[Delivery]:
+    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[int]:
         """Look again and again, ever less often, until something is there or time is up."""
         wait = _FIRST_PAUSE
         while True:
             found = list(fetch(list(self._open))) if self._open else []
-            self.forget([delivery.task for delivery in found])
+            self.forget(found)
             left = until - self.now
             if found or left <= 0 or not (self._open or math.isfinite(until)):
                 return found

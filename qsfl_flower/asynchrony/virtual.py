@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qsfl_flower.asynchrony.clock import Clock, Delivery, Fetch, Pause
+from qsfl_flower.asynchrony.clock import Clock, Fetch, Pause
 from qsfl_flower.asynchrony.devices import Device
 from qsfl_flower.errors import CheckpointError, ConfigError
 
@@ -65,7 +65,7 @@ class VirtualClock(Clock):
         self._now = 0.0
         self._asked: dict[int, int] = {}
         self._events: list[_Event] = []
-        self._answers: dict[int, Delivery] = {}
+        self._answers: dict[int, int] = {}
         self._expected: set[int] = set()
 
     @property
@@ -86,17 +86,17 @@ class VirtualClock(Clock):
             self._expected.add(task)
             heapq.heappush(self._events, _Event(trained_at, task, device, trained_at))
 
-    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[Delivery]:
+    def receive(self, fetch: Fetch, until: float, pause: Pause) -> list[int]:
         """Move on to the next answer or to `until`, whichever is earlier."""
         while self._events and self._events[0].at <= until:
             event = self._events[0]
             heapq.heappop(self._events)
             if event.uploaded:
                 self._now = max(self._now, event.at)
-                return [self._answers.pop(event.task)]
+                del self._answers[event.task]
+                return [event.task]
             if self._wait(event.task, fetch, pause):
-                size = self._answers[event.task].size
-                at = self.devices[event.device].arrival(event.at, size)
+                at = self.devices[event.device].arrival(event.at, self._answers[event.task])
                 heapq.heappush(self._events, replace(event, at=at, uploaded=True))
             else:
                 self._expected.discard(event.task)
@@ -110,7 +110,7 @@ class VirtualClock(Clock):
     def void(self, tasks: Collection[int]) -> None:
         """Upload nothing for these tasks; an upload that has begun goes on to its end."""
         for task in self._answers.keys() & tasks:
-            self._answers[task] = replace(self._answers[task], size=0)
+            self._answers[task] = 0
 
     def online(self, devices: Sequence[int]) -> list[int]:
         """Return those that are within reach now."""
@@ -145,7 +145,7 @@ class VirtualClock(Clock):
                 task, trained_at, device = int(number), float(end), int(place)
                 if task in void and arrival is not None:
                     events.append(_Event(float(arrival), task, device, trained_at, uploaded=True))
-                    self._answers[task] = Delivery(task, None)
+                    self._answers[task] = 0
                 else:
                     events.append(_Event(trained_at, task, device, trained_at))
                     self._expected.add(task)
@@ -158,10 +158,9 @@ class VirtualClock(Clock):
         """Wait in real time until the answer is there; False after `patience` seconds."""
         end = self._source() + self.patience
         while task not in self._answers:
-            found = [d for d in fetch(list(self._expected)) if d.task in self._expected]
-            for delivery in found:
-                self._expected.remove(delivery.task)
-                self._answers[delivery.task] = delivery
+            found = fetch(list(self._expected))
+            self._expected -= found.keys()
+            self._answers |= found
             if not found:
                 if self._source() > end:
                     return False

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from qsfl_flower.asynchrony import Clock, Delivery, Latencies, Ledger, Task, Verdict, WallClock
+from qsfl_flower.asynchrony import Clock, Latencies, Ledger, Task, Verdict, WallClock
 from qsfl_flower.errors import RunInterrupted
 from qsfl_flower.wire import content_bytes
 
@@ -60,8 +60,7 @@ class Post:
         self._numbers: dict[str, int] = {}
         self._ids: dict[int, str] = {}
         self._void: set[int] = set()
-        self._held: dict[int, Delivery] = {}
-        self._here: set[int] = set()
+        self._here: dict[int, Message] = {}
 
     def send(
         self, grid: Grid, messages: Sequence[tuple[int, Message]], version: int, patience: float
@@ -119,17 +118,16 @@ class Post:
         until = min(until, self.ledger.next_deadline)
         found = self.clock.receive(lambda tasks: self._fetch(grid, tasks), until, self._pause)
         arrivals = []
-        for delivery in found:
-            self.ledger, task, verdict = self.ledger.settle(delivery.task)
-            self._numbers.pop(self._ids.pop(delivery.task, ""), None)
-            self._here.discard(delivery.task)
-            void = delivery.task in self._void
-            self._void.discard(delivery.task)
+        for number in found:
+            self.ledger, task, verdict = self.ledger.settle(number)
+            self._numbers.pop(self._ids.pop(number, ""), None)
+            answer, void = self._here.pop(number, None), number in self._void
+            self._void.discard(number)
             if task is None:
                 continue
             self.latencies = self.latencies.observe(task.client, self.clock.now - task.sent_at)
             if verdict is Verdict.COUNTS:
-                arrivals.append(Arrival(task, self.clock.now, delivery.answer, void))
+                arrivals.append(Arrival(task, self.clock.now, answer, void))
         if not found:
             self.ledger, missed = self.ledger.expire(self.clock.now)
             self.void([task.number for task in missed])
@@ -216,9 +214,7 @@ class Post:
             at_work = {n: client for n, client in at_work.items() if n not in self._here}
             if not at_work or time.monotonic() > end:
                 return set(at_work.values())
-            found = self._fetch(grid, list(at_work))
-            self._held |= {delivery.task: delivery for delivery in found}
-            if not found:
+            if not self._fetch(grid, list(at_work)):
                 self._pause(_LOOK)
 
     def release(self, clients: Collection[int]) -> list[Arrival]:
@@ -257,22 +253,21 @@ class Post:
         self.clock.forget(silent)
         for number in silent:
             self._numbers.pop(self._ids.pop(number), None)
-            self._held.pop(number, None)
-            self._here.discard(number)
+            self._here.pop(number, None)
 
-    def _fetch(self, grid: Grid, tasks: Sequence[int]) -> list[Delivery]:
-        ids = self._ids
-        names = [ids[task] for task in tasks if task in ids]
-        found = {t: Delivery(t, None) for t in self._void.intersection(tasks) if t not in ids}
-        found |= {t: self._held.pop(t) for t in tasks if t in self._held}
-        names = [name for name in names if self._numbers[name] not in self._here]
-        for message in grid.pull_messages(names):
+    def _fetch(self, grid: Grid, tasks: Sequence[int]) -> dict[int, int]:
+        """Return which tasks are answered, and the size of what is uploaded for each."""
+        awaited = [self._ids[t] for t in tasks if t in self._ids and t not in self._here]
+        for message in grid.pull_messages(awaited):
             number = self._numbers.get(message.metadata.reply_to_message_id)
-            if number is not None and number not in found:
-                size = content_bytes(message.content) if message.has_content() else 0
-                found[number] = Delivery(number, message, size)
-                self._here.add(number)
-        return [replace(d, size=0) if t in self._void else d for t, d in found.items()]
+            if number is not None:
+                self._here.setdefault(number, message)
+        found = {t: 0 for t in self._void.intersection(tasks) if t not in self._ids}
+        for number in [n for n in self._here if n in tasks]:
+            message = self._here[number]
+            counts = message.has_content() and number not in self._void
+            found[number] = content_bytes(message.content) if counts else 0
+        return found
 
     def check(self) -> None:
         """Raise `RunInterrupted` if the run is to stop."""

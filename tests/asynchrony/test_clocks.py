@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from qsfl_flower.asynchrony import Availability, Delivery, Device, VirtualClock, WallClock
+from qsfl_flower.asynchrony import Availability, Device, VirtualClock, WallClock
 from qsfl_flower.errors import CheckpointError, ConfigError
 
 
@@ -23,7 +23,7 @@ class Network:
         if not self.at_once:
             there = there[: self.random.randint(0, 2)]
         self.gone |= set(there)
-        return [Delivery(t, f"answer {t}", self.size) for t in there]
+        return dict.fromkeys(there, self.size)
 
 
 def never(seconds):
@@ -42,9 +42,9 @@ def run_virtual(clock, network, tasks=40):
         number += 1
     owner = dict(enumerate(range(len(clock.devices))))
     while len(log) < tasks:
-        (delivery,) = clock.receive(network, math.inf, no_pause)
-        device = owner.pop(delivery.task)
-        log.append((clock.now, delivery.task, device))
+        (task,) = clock.receive(network, math.inf, no_pause)
+        device = owner.pop(task)
+        log.append((clock.now, task, device))
         clock.send(number, device, 0)
         owner[number] = device
         number += 1
@@ -66,7 +66,7 @@ def test_equal_times_are_released_in_the_order_of_sending():
     clock = VirtualClock([Device()] * 5)
     for task in range(5):
         clock.send(task, 4 - task, 0)
-    order = [clock.receive(Network(1, at_once=True), math.inf, never)[0].task for _ in range(5)]
+    order = [clock.receive(Network(1, at_once=True), math.inf, never)[0] for _ in range(5)]
     assert order == [0, 1, 2, 3, 4]
 
 
@@ -75,8 +75,8 @@ def test_the_upload_takes_as_long_as_the_answer_is_large():
     clock.send(0, 0, 0)
     clock.send(1, 1, 0)
     network = Network(size=200, at_once=True)
-    assert [clock.receive(network, math.inf, never)[0].task, clock.now] == [1, 2.0]
-    assert [clock.receive(network, math.inf, never)[0].task, clock.now] == [0, 3.0]
+    assert [clock.receive(network, math.inf, never)[0], clock.now] == [1, 2.0]
+    assert [clock.receive(network, math.inf, never)[0], clock.now] == [0, 3.0]
 
 
 def test_time_passes_without_answers_and_late_ones_come_later():
@@ -84,7 +84,7 @@ def test_time_passes_without_answers_and_late_ones_come_later():
     clock.send(0, 0, 0)
     assert clock.receive(Network(at_once=True), 3.0, never) == []
     assert clock.now == 3.0
-    assert clock.receive(Network(at_once=True), 7.0, never)[0].task == 0
+    assert clock.receive(Network(at_once=True), 7.0, never)[0] == 0
     assert clock.now == 5.0
     assert clock.receive(Network(), math.inf, never) == []  # nobody is at work
     assert clock.now == 5.0
@@ -117,9 +117,9 @@ def test_an_answer_that_does_not_come_in_reality_never_comes():
     clock.send(1, 1, 0)
 
     def second_only(tasks):
-        return [Delivery(1, "there")] if 1 in tasks else []
+        return {1: 0} if 1 in tasks else {}
 
-    assert clock.receive(second_only, math.inf, no_pause)[0].task == 1
+    assert clock.receive(second_only, math.inf, no_pause)[0] == 1
 
 
 def test_offline_devices_are_out_of_reach():
@@ -141,8 +141,8 @@ def test_a_restored_clock_goes_on_alike():
     def finish(clock, network):
         order = []
         for number in range(100, 130):
-            (delivery,) = clock.receive(network, math.inf, no_pause)
-            order.append((delivery.task, clock.now))
+            (task,) = clock.receive(network, math.inf, no_pause)
+            order.append((task, clock.now))
             clock.send(number, number % 3, 10)
         return order
 
@@ -184,7 +184,7 @@ def test_the_wall_clock_looks_ever_less_often_and_gives_up_in_time():
     clock = WallClock(wall)
     assert clock.now == 0
     clock.send(0, 0, 0)
-    assert clock.receive(lambda tasks: [], 10.0, wall.pause) == []
+    assert clock.receive(lambda tasks: {}, 10.0, wall.pause) == []
     assert clock.now == pytest.approx(10.0)
     assert wall.pauses[0] == 0.02
     assert max(wall.pauses) == 0.5
@@ -199,10 +199,10 @@ def test_the_wall_clock_returns_what_is_there_and_asks_for_it_no_longer():
 
     def fetch(tasks):
         looked.append(list(tasks))
-        return [Delivery(t, t) for t in tasks if t != 2]
+        return {t: 0 for t in tasks if t != 2}
 
-    assert [d.task for d in clock.receive(fetch, 9.0, wall.pause)] == [0, 1]
-    assert clock.receive(lambda tasks: looked.append(list(tasks)) or [], 0.0, wall.pause) == []
+    assert clock.receive(fetch, 9.0, wall.pause) == [0, 1]
+    assert clock.receive(lambda tasks: looked.append(list(tasks)) or {}, 0.0, wall.pause) == []
     clock.forget([2])
     assert clock.receive(fetch, math.inf, wall.pause) == []
     assert looked == [[0, 1, 2], [2]]
