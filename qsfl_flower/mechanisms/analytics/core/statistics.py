@@ -11,7 +11,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -457,5 +457,5 @@ def _quotient(top: Estimate, bottom: Estimate) -> Estimate:
 
 
 def _told(found: Estimate, least: float | None = None) -> dict[str, float | None]:
-    values = asdict(found if least is None else found.within(least, math.inf))
+    values = vars(found if least is None else found.within(least, math.inf))
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
