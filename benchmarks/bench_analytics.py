@@ -102,6 +102,7 @@ def _asked(question: Question, clients: int, rows: int, limited: bool) -> Row:
     spent = time.process_time() - began
     whole = {name: np.concatenate([one[name] for one in tables]) for name in tables[0]}
     error, what = _error(question, found, whole)
+    error = float(error)
     row: Row = {
         "measurement": f"{question.kind}, {clients * rows:,} rows of {clients} clients",
         "ours": error,
@@ -111,7 +112,7 @@ def _asked(question: Question, clients: int, rows: int, limited: bool) -> Row:
         "rounds": len(found.cohorts),
     }
     if limited and isinstance(question, Quantiles):
-        row |= {"limit": f"< {MAX_RANK_ERROR:g}", "ok": error < MAX_RANK_ERROR}
+        row |= {"limit": f"< {MAX_RANK_ERROR:g}", "ok": bool(error < MAX_RANK_ERROR)}
     return row
 
 
