@@ -48,7 +48,7 @@ from qsfl_flower.simulations.config import (
 )
 from qsfl_flower.simulations.materials import dataset_of, model_of, roles_of_model, training_of
 from qsfl_flower.simulations.phones import device_of, phones_of
-from qsfl_flower.simulations.privacy import record_training
+from qsfl_flower.simulations.privacy import evaluation_of, record_training
 from qsfl_flower.simulations.root import root_rows
 from qsfl_flower.simulations.stages import stages_of
 from qsfl_flower.strategies import POLICIES, CheckpointStore, RunObserver, StableFedAvg
@@ -246,6 +246,7 @@ def strategy_of(
         selection=POLICIES[clients.selection](**clients.selection_options),
         deadline=experiment.timing.deadline if experiment.timing else None,
         clock=clock_of(experiment),
+        evaluation=evaluation_of(experiment),
         roles=roles_of_model(experiment),
         **options,
     )

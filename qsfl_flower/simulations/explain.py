@@ -61,10 +61,14 @@ def explain_experiment(experiment: Experiment) -> str:
     support = _support(strategy, layout, arrays)
     asked = round(clients * experiment.clients.fraction_train)
     told = explain(strategy.chain, layout, experiment.rounds, asked, support)
+    sentences = {topic: [*said] for topic, said in told.sentences.items()}
+    if strategy.evaluator is not None:
+        for topic, more in strategy.evaluator.explain(experiment.rounds).items():
+            sentences.setdefault(topic, []).extend(more)
     if kept := [*_kept(layout)]:
         lines += ["", "What is not learned together", *_bullets(kept)]
-    for topic, sentences in told.sentences.items():
-        lines += ["", f"{topic}", *_bullets(sentences)]
+    for topic, found in sentences.items():
+        lines += ["", f"{topic}", *_bullets(found)]
     lines += [
         "",
         "Costs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
 from qsfl_flower.clients.losses import LOSSES
 from qsfl_flower.clients.models import get_arrays, imported
 from qsfl_flower.mechanisms.bounds import ClipOptions
+from qsfl_flower.mechanisms.evaluation import core
+from qsfl_flower.mechanisms.evaluation.server import Evaluation
 from qsfl_flower.mechanisms.privacy.options import (
     AdaptiveClipOptions,
     CentralDPOptions,
@@ -33,7 +36,7 @@ from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.numerics import Layout
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
-from qsfl_flower.privacy.events import REPLACE, Event
+from qsfl_flower.privacy.events import ADD_OR_REMOVE, REPLACE, ZERO, Event
 from qsfl_flower.privacy.gaussian import grid_slack
 from qsfl_flower.privacy.ledger import Ledger
 from qsfl_flower.privacy.policy import MinimumPolicy
@@ -222,12 +225,40 @@ def policy_of(experiment: Experiment) -> NodePolicy:
     return NodePolicy(privacy=least, **clients.policy.model_dump())
 
 
+def evaluation_of(experiment: Experiment) -> Evaluation | None:
+    """Return what is summed of the clients' evaluation, if anything is."""
+    spec: Any = experiment.evaluation
+    if spec is None:
+        return None
+    values = spec.model_dump()
+    epsilon, delta, unit = values.pop("epsilon"), values.pop("delta"), values["unit"]
+    ledger, account = values.pop("ledger"), values.pop("account")
+    metrics = tuple(core.Metric(**one) for one in values.pop("metrics"))
+    rounds, noise, budget = max(1, experiment.rounds // values["every"]), None, None
+    if epsilon is not None:
+        relation, slack = (
+            ZERO if unit == "client" else ADD_OR_REMOVE,
+            grid_slack(core.size_of(metrics)),
+        )
+        noise = smallest_scale(lambda z: [Event(z, 1.0, rounds, slack, relation)], epsilon, delta)
+        budget = _accounts(experiment, delta, epsilon, ledger, account)
+    return Evaluation(
+        metrics=metrics, noise_multiplier=noise, budget=budget, rounds=rounds, **values
+    )
+
+
 def _budget(spec: PrivacyOptions, experiment: Experiment) -> PrivacyBudget:
+    budget = _accounts(experiment, spec.delta, spec.epsilon, spec.ledger, spec.account)
+    return replace(budget, exhausted=spec.exhausted)
+
+
+def _accounts(
+    experiment: Experiment, delta: float, epsilon: float, ledger: str | None, account: str
+) -> PrivacyBudget:
     clients = map(str, range(experiment.clients.count))  # the names that they prove
     return PrivacyBudget(
-        delta=spec.delta,
-        epsilon=spec.epsilon,
-        ledger=None if spec.ledger is None else Ledger(Path(spec.ledger).expanduser()),
-        accounts={client: f"{spec.account}/{client}" for client in clients},
-        exhausted=spec.exhausted,
+        delta=delta,
+        epsilon=epsilon,
+        ledger=None if ledger is None else Ledger(Path(ledger).expanduser()),
+        accounts={client: f"{account}/{client}" for client in clients},
     )

@@ -104,6 +104,8 @@ def describe(record: RoundRecord, rounds: int, unused: Sequence[str] = ()) -> st
         accuracy = record.client_eval_accuracy
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:6.2%}")
+    if "evaluation" in record.stages and record.client_eval_accuracy is not None:
+        parts.append(f"clients' accuracy {record.client_eval_accuracy:6.2%}")
     if record.selected:
         parts.append(f"clients {record.accepted}/{record.selected}")
         parts.append(f"up {human_bytes(record.bytes_up)}")

@@ -10,17 +10,19 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from qsfl_flower.clients import qsfl_mod
-from qsfl_flower.errors import CompositionError
+from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.mechanisms.evaluation.core import norm_of, read, size_of, take
 from qsfl_flower.node.steps import STEPS
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.randomness import Keystream
+from qsfl_flower.privacy.record import RecordPrivacy
 from qsfl_flower.stages import (
     CentralDP,
     Clip,
     Committee,
     DistributedDP,
     MaskedSum,
+    RecordDP,
     SecureKrum,
     SecureSum,
 )
@@ -31,7 +33,12 @@ from qsfl_flower.strategies import (
     Metric,
     PrivacyBudget,
     RunObserver,
+    SecAggFedAvg,
+    SecureFedAvg,
+    SecureMultiKrum,
     StableFedAvg,
+    cross_silo,
+    research,
 )
 from qsfl_flower.testing import LocalFederation
 
@@ -277,3 +284,34 @@ def test_refusals():
 
     with pytest.raises(CompositionError, match="it must be a weighted mean"):
         make("committee", evaluate_metrics_aggr_fn=largest)
+
+
+def test_noise_for_single_records_is_less_and_needs_metrics_that_records_bound():
+    federation = federation_of()
+    evaluation = Evaluation(
+        metrics=METRICS[:1], unit="record", noise_multiplier=1.0, budget=PrivacyBudget(delta=1e-6)
+    )
+    metrics, rounds = run(federation, "committee", evaluation)
+    assert dict(metrics[1])["accuracy"] == pytest.approx(plain_sum()["accuracy"], abs=0.1)
+    assert rounds[-1].stages["evaluation"]["epsilon"] == pytest.approx(4.9, abs=0.2)
+    for metric in METRICS[3], METRICS[6]:
+        with pytest.raises(ConfigError, match="one record can change all"):
+            Evaluation(metrics=[metric], unit="record", noise_multiplier=1.0)
+
+
+def test_every_preset_evaluates():
+    keys = LocalFederation(9).credentials
+    exact, noisy = Evaluation(), Evaluation(noise_multiplier=2.0)
+    steps = {"clip_norm": 1.0, "noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 5}
+    record = RecordDP(RecordPrivacy(**steps))
+    made = [
+        cross_silo(credentials=keys, num_byzantine=1, clip_norm=1.0, evaluation=exact),
+        cross_silo(
+            credentials=keys, num_byzantine=1, clip_norm=1.0, privacy=record, evaluation=noisy
+        ),
+        research(num_byzantine=1, clip_norm=1.0, evaluation=exact),
+        SecureFedAvg(credentials=keys, evaluation=exact),
+        SecAggFedAvg(credentials=keys, evaluation=exact),
+        SecureMultiKrum(credentials=keys, num_byzantine=1, evaluation=exact),
+    ]
+    assert all(strategy.evaluator.session.inner.chain.stages for strategy in made)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from qsfl_flower.errors import ConfigError, Refusal
-from qsfl_flower.mechanisms.evaluation.core import Metric, size_of, take
+from qsfl_flower.mechanisms.evaluation.core import Metric, batch_of, size_of, take
 from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, StepContext
 from qsfl_flower.numerics.validation import MAX_EXAMPLES
 from qsfl_flower.wire.keys import MEASURE_STEP
@@ -33,7 +33,9 @@ def measure_step(
         raise Refusal("policy-plan", f"{MEASURE_STEP}: {error}") from None
     if (size := parameters["size"]) != size_of(metrics):
         raise Refusal("policy-plan", f"{MEASURE_STEP}: {size} numbers are not those of its metrics")
-    weight = {parameters["weighted_by"]: MAX_EXAMPLES}  # more than any limit: all weigh 1
+    weight: dict[str, float] = {parameters["weighted_by"]: MAX_EXAMPLES}  # any limit: all weigh 1
+    if parameters["unit"] == "record":
+        weight |= batch_of(metrics).told()
     return replace(update, vector=take(metrics, update.numbers), metrics=weight)
 
 
@@ -42,6 +44,7 @@ class _ToMeasure:
     metrics: tuple[object, ...]
     size: int
     weighted_by: str
+    unit: Literal["client", "record"]
 
 
 PARAMETERS[MEASURE_STEP] = _ToMeasure

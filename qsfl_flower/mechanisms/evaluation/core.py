@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.plugins import Options, option
+from qsfl_flower.mechanisms.evaluation.options import MetricOptions
+from qsfl_flower.privacy.record import RecordBatch
 
 Floats = NDArray[np.float64]
 Value = float | list[float]
-MOST_SIZE = 1 << 16
+ROUNDING = 1 + 1e-6
+"""Room for rounding, so that clipping changes no vector of an honest app."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric(Options):
+class Metric(MetricOptions):
     """A number, or numbers, that every client reports, and how much of it may count.
 
     Examples
@@ -39,47 +38,6 @@ class Metric(Options):
     >>> Metric(name="hits", kind="histogram", size=10, most=500.0).coordinates
     10
     """
-
-    name: str = option("What the app reports under this name.")
-    kind: Literal["mean", "count", "sum", "histogram", "confusion", "spread"] = option(
-        "mean: over all examples; count, sum: over the clients; histogram: a list of counts; "
-        "confusion: a list of size x size counts, rows by true class; spread: how the clients' "
-        "values lie, as a histogram over clients.",
-        "mean",
-    )
-    low: float = option("Values below count as this (mean, sum, spread).", 0.0)
-    high: float = option("Values above count as this (mean, sum, spread).", 1.0)
-    most: float = option(
-        "A client counts at most so much: examples of a mean, a count, or the sum of a list.",
-        1000.0,
-        gt=0,
-        le=10**9,
-    )
-    size: int = option("Bins of a histogram or spread, classes of a confusion.", 10, ge=1, le=256)
-    weighted_by: str = option("Metric that counts the examples of a mean.", "num-examples")
-    by: str | None = option(
-        "Metric with the number of the client's group, 0 to groups - 1; the result is one for each "
-        "group. Needs noise: a group may be one client.",
-        None,
-    )
-    groups: int = option("How many groups there are, with by.", 1, ge=1, le=256)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.low < self.high:
-            raise ConfigError(
-                f"metric {self.name!r}: low is {self.low:g} and high {self.high:g}; low must be "
-                "below high"
-            )
-        if (self.by is None) != (self.groups == 1):
-            raise ConfigError(
-                f"metric {self.name!r}: by and groups belong together: a metric that tells the "
-                "group, and 2 or more groups"
-            )
-        if self.total > MOST_SIZE:
-            raise ConfigError(
-                f"metric {self.name!r} has {self.total:,} numbers; at most {MOST_SIZE:,} are summed"
-            )
 
     @property
     def coordinates(self) -> int:
@@ -96,6 +54,16 @@ class Metric(Options):
     def norm(self) -> float:
         """Largest L2 norm of a client's part."""
         return math.sqrt(2) if self.kind == "mean" else 1.0
+
+    @property
+    def record_norm(self) -> float | None:
+        """By how much one record can change a client's part, if its values are within low and high.
+
+        None if a record can change all of it.
+        """
+        if self.by is not None or self.kind in ("sum", "spread"):
+            return None
+        return (1.0 if self.kind == "count" else math.sqrt(2)) / self.largest
 
     @property
     def largest(self) -> float:
@@ -240,6 +208,32 @@ def norm_of(metrics: Sequence[Metric]) -> float:
     2.0
     """
     return math.sqrt(sum(round(m.norm**2) for m in metrics))
+
+
+def record_norm_of(metrics: Sequence[Metric]) -> float:
+    """Return by how much one record can change a client's vector.
+
+    Raises
+    ------
+    ConfigError
+        For a metric of which one record can change all.
+    """
+    norms = [metric.record_norm for metric in metrics]
+    if None in norms:
+        metric = metrics[norms.index(None)]
+        raise ConfigError(
+            f"evaluation: unit is record, and one record can change all of {metric.name!r} "
+            f"({metric.kind}{' by group' if metric.by else ''}); take means, counts, histograms or "
+            "confusions alone, or the unit client"
+        )
+    return math.sqrt(sum(norm**2 for norm in norms if norm is not None))
+
+
+def batch_of(metrics: Sequence[Metric]) -> RecordBatch:
+    """Return the bounds under which noise protects single records."""
+    return RecordBatch(
+        clip_norm=record_norm_of(metrics), sampling_rate=1.0, sum_norm=norm_of(metrics) * ROUNDING
+    )
 
 
 def size_of(metrics: Sequence[Metric]) -> int:

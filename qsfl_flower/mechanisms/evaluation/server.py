@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,8 +15,10 @@ from flwr.serverapp import Grid
 from qsfl_flower.errors import BudgetExceeded, CompositionError, ConfigError
 from qsfl_flower.mechanisms.bounds.server import Clip
 from qsfl_flower.mechanisms.evaluation.core import (
+    ROUNDING,
     Metric,
     Value,
+    batch_of,
     norm_of,
     possible,
     read,
@@ -79,6 +81,10 @@ class Evaluation:
         strategy's `fraction_evaluate` is not looked at.
     min_clients : int, optional
         Fewest clients in a sum, >= 2; by default as many as in sums of training.
+    unit : str
+        ``"client"``: a client with all its data is protected. ``"record"``: one record, with far
+        less noise; the app is believed that a record counts at most once, and has values from
+        `Metric.low` to `Metric.high` in means. For noise in shares.
     non_contributors : int
         As for `DistributedDP`.
     level : float
@@ -104,6 +110,7 @@ class Evaluation:
     every: int = 1
     fraction: float = 1.0
     min_clients: int | None = None
+    unit: Literal["client", "record"] = "client"
     non_contributors: int = 0
     level: float = 0.95
 
@@ -113,6 +120,7 @@ class Evaluation:
             raise ConfigError(f"evaluation: metrics {names} must be distinct, and at least one")
         rules = (
             ("every", self.every >= 1, ">= 1"),
+            ("unit", self.unit in ("client", "record"), "client or record"),
             ("rounds", self.rounds >= 1, ">= 1"),
             ("level", 0 < self.level < 1, "in (0, 1)"),
             ("fraction", 0 < self.fraction <= 1, "in (0, 1]"),
@@ -125,6 +133,8 @@ class Evaluation:
                 )
         if self.budget is not None and self.noise_multiplier is None:
             raise ConfigError("evaluation: a budget needs noise; set noise_multiplier")
+        if self.unit == "record":
+            batch_of(self.metrics)
         grouped = [metric.name for metric in self.metrics if metric.by is not None]
         if grouped and self.noise_multiplier is None:
             raise ConfigError(
@@ -156,7 +166,7 @@ class Evaluation:
         combiner, noise = chain.combiner, []
         hides = combiner is not None and combiner.hides
         roster = any(stage.facts.roster for stage in chain.stages)
-        if not hides and (noisy is None or noisy == CentralDP.name):
+        if not hides and self.unit == "client" and (noisy is None or noisy == CentralDP.name):
             if self.noise_multiplier is None:
                 return [Clip(self._clip_norm)]
             central = CentralDP(self.noise_multiplier, 1.0, budget=self.budget, rounds=self.rounds)
@@ -172,6 +182,7 @@ class Evaluation:
                     self.noise_multiplier,
                     1.0,
                     self.budget,
+                    batch=batch_of(self.metrics) if self.unit == "record" else None,
                     non_contributors=self.non_contributors,
                     rounds=self.rounds,
                 )
@@ -204,13 +215,13 @@ class Evaluation:
 
     @property
     def _clip_norm(self) -> float:
-        """The bound, and room for rounding, so that clipping changes no vector of an honest app."""
-        return self.bound * (1 + 1e-6)
+        return self.bound * ROUNDING
 
     def _room(self, least: int) -> float:
         """Return the largest coordinate with the noise of one client."""
         honest = max(1, least - self.non_contributors)
-        noise = (self.noise_multiplier or 0.0) * self._clip_norm / math.sqrt(honest)
+        moved = batch_of(self.metrics).clip_norm if self.unit == "record" else self._clip_norm
+        noise = (self.noise_multiplier or 0.0) * moved / math.sqrt(honest)
         return self._clip_norm if not noise else 1.05 * (self._clip_norm + 40 * noise)
 
     def _check(self, chain: Chain) -> None:
@@ -268,6 +279,7 @@ class Evaluator:
             {
                 "metrics": [metric.to_dict() for metric in asked.metrics],
                 "size": size,
+                "unit": asked.unit,
                 "weighted_by": getattr(chain.combiner, "weighted_by", engine.names.weighted_by),
             },
         )

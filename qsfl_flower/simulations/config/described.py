@@ -113,7 +113,13 @@ def _field(hint: Any, default: Any, about: plugins.About) -> Any:
     inner = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if any(getattr(one, "__origin__", one) is tuple for one in inner):
         kwargs["strict"] = False
-    if "x-options-of" in about.schema:
+    items = get_args(hint)[:1] if getattr(hint, "__origin__", None) is tuple else ()
+    if items and plugins.is_options(items[0]):
+        made = keys_of(items[0])
+        hint = types.GenericAlias(tuple, (made, ...))
+        if default is not ...:
+            default = tuple(made(**one.to_dict()) for one in default)
+    elif "x-options-of" in about.schema:
         hint, kwargs["validate_default"] = OptionValues, True
     elif any(map(plugins.is_options, inner)):
         hint = Union[tuple(keys_of(o) if plugins.is_options(o) else o for o in inner)]  # noqa: UP007

@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from qsfl_flower import plugins
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.mechanisms.evaluation.options import EvaluationOptions
 from qsfl_flower.secure.sizes import fewest_clients
 from qsfl_flower.simulations.config import imports
 from qsfl_flower.simulations.config.asynchronous import ConstantSpec
@@ -23,7 +24,7 @@ from qsfl_flower.simulations.config.data import (
     NaturalSpec,
     WriterSpec,
 )
-from qsfl_flower.simulations.config.described import option_problems, parameters_of
+from qsfl_flower.simulations.config.described import keys_of, option_problems, parameters_of
 from qsfl_flower.simulations.config.devices import DevicesSpec
 from qsfl_flower.simulations.config.extended import built_in, extend
 from qsfl_flower.simulations.config.personal import PersonalizationSpec
@@ -59,6 +60,10 @@ _LIMITS = {"min_clients": "least_cohort", "threshold": "least_threshold", "bits"
 """Numbers of a committee's stage, and the least ones of the nodes' policy."""
 
 
+EvaluationSpec = keys_of(EvaluationOptions)
+"""The `evaluation` section."""
+
+
 class Experiment(Section):
     """Everything that determines a simulated federation; one YAML file describes one."""
 
@@ -90,6 +95,11 @@ class Experiment(Section):
     strategy: StrategySpec = Field(
         default=FedAvgSpec(name="fedavg"),
         description="How the server combines what the clients send.",
+    )
+    evaluation: EvaluationSpec | None = Field(  # type: ignore[valid-type]
+        default=None,
+        description="Evaluate on the clients, on their held-out examples, without seeing one of "
+        "them; null: clients.fraction_evaluate says whether they report one by one.",
     )
     personalization: PersonalizationSpec = PersonalizationSpec()
     devices: DevicesSpec = DevicesSpec()
@@ -160,6 +170,7 @@ def _contradictions(exp: Experiment) -> Iterator[Contradiction]:
             "clients have nothing to evaluate on while data.test_fraction is 0; "
             "set data.test_fraction above 0 or clients.fraction_evaluate to 0",
         )
+    yield from _evaluation(exp)
     hosts = exp.simulation.supernodes
     if hosts is not None and hosts > exp.clients.count:
         yield Contradiction(
@@ -392,6 +403,23 @@ def _personal(exp: Experiment) -> Iterator[Contradiction]:
             f"strategy 'scaffold' and personalization.method {spec.method!r} both say how the "
             "common model is trained, and no client does both; set personalization.method to none "
             "or choose another strategy",
+        )
+
+
+def _evaluation(exp: Experiment) -> Iterator[Contradiction]:
+    asked: Any = exp.evaluation
+    if asked is None:
+        return
+    if exp.data.test_fraction == 0:
+        yield Contradiction(
+            ("evaluation", "data.test_fraction"),
+            "clients have nothing to evaluate on while data.test_fraction is 0; set it above 0 or "
+            "leave evaluation out",
+        )
+    if exp.clients.fraction_evaluate > 0:
+        yield Contradiction(
+            ("clients.fraction_evaluate", "evaluation"),
+            "clients would evaluate twice, once for all to see; set clients.fraction_evaluate to 0",
         )
 
 

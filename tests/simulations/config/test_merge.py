@@ -289,10 +289,11 @@ def test_dict_has_no_extends_and_names_its_source():
     assert str(caught.value).split("\n") == [
         "notebook: rounds: must be a whole number from 1 to 100000, got 0",
         "notebook: extends: unknown key; 'extends' stands at the top level of a file only; "
-        "allowed: name, seed, plugins, rounds, data, model, clients, strategy, personalization, "
-        "devices, timing, simulation, output, attacks, faults",
+        "allowed: name, seed, plugins, rounds, data, model, clients, strategy, evaluation, "
+        "personalization, devices, timing, simulation, output, attacks, faults",
         "notebook: 5: unknown key; allowed: name, seed, plugins, rounds, data, model, clients, "
-        "strategy, personalization, devices, timing, simulation, output, attacks, faults, extends",
+        "strategy, evaluation, personalization, devices, timing, simulation, output, attacks, "
+        "faults, extends",
     ]
 
 

@@ -14,6 +14,7 @@ from qsfl_flower.simulations.report.sections.committee import committee
 from qsfl_flower.simulations.report.sections.curves import curves
 from qsfl_flower.simulations.report.sections.detection import detection
 from qsfl_flower.simulations.report.sections.devices import devices
+from qsfl_flower.simulations.report.sections.evaluation import evaluation
 from qsfl_flower.simulations.report.sections.events import events
 from qsfl_flower.simulations.report.sections.headline import headline
 from qsfl_flower.simulations.report.sections.partition import partition
@@ -29,6 +30,7 @@ SECTIONS: tuple[SectionFunction, ...] = (
     headline,
     attack,
     curves,
+    evaluation,
     privacy,
     traffic,
     partition,
