@@ -19,6 +19,41 @@ BEGIN = "<!-- made by python -m tests.adversary.claims -->"
 CLAIMS = (
     Claim(
         "1 client",
+        "claims a million right answers in evaluation",
+        "the bound that is declared",
+        "tests/strategies/test_evaluation.py::test_a_client_that_claims_a_million_right_answers_counts_its_bound",
+        "evaluation.md",
+    ),
+    Claim(
+        "1 client",
+        "shares numbers of evaluation without the mods' bounds",
+        "nothing is told that so many clients cannot have",
+        "tests/strategies/test_evaluation.py::test_sums_that_so_many_clients_cannot_have_are_not_used",
+        "evaluation.md",
+    ),
+    Claim(
+        "server",
+        "asks for the exact sum of evaluation again without one client",
+        "nothing",
+        "tests/strategies/test_sessions.py::test_an_exact_sum_over_one_client_less_is_refused_by_the_devices",
+        "evaluation.md",
+    ),
+    Claim(
+        "server",
+        "asks twice for one round and purpose",
+        "one answer",
+        "tests/strategies/test_sessions.py::test_one_question_for_each_round_and_purpose",
+        "evaluation.md",
+    ),
+    Claim(
+        "server",
+        "uses terms, plans and steps of one purpose for another",
+        "a refusal",
+        "tests/strategies/test_sessions.py::test_nothing_of_one_purpose_serves_another",
+        "evaluation.md",
+    ),
+    Claim(
+        "1 client",
         "claims that a model is a million times worse on its records",
         "its records, each by the largest difference",
         "tests/strategies/test_analytics.py::test_a_client_moves_a_comparison_no_further_than_its_records",
