@@ -116,7 +116,7 @@ def test_a_whole_client_is_protected_by_noise_for_all_its_rows():
 def test_nothing_of_one_table_reaches_the_server():
     there = federation()
     view = there.watch()
-    asked = inquiry(Histogram(column="age", low=0, high=100, bins=64))
+    asked = inquiry(Histogram(column="age", low=0, high=100, bins=24))
     ask(there, asked)
     own = np.stack([asked.plan.ask(1, {}).vector(table_of(n), ROWS)[1:] for n in range(CLIENTS)])
     own -= own.mean(axis=1, keepdims=True)  # counts alike, as what they are compared with
