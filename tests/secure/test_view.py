@@ -25,8 +25,8 @@ pytestmark = pytest.mark.slow
 
 TRIALS, BUCKETS = 400, 8
 """Two-sample chi-square over 8 buckets, once of the highest bits and once of a hash; false alarm
-1e-6 per statistic, below 1e-4 in all. Where the buckets' laws differ by a total variation of 0.5,
-the non-centrality is at least TRIALS / 2 * (2 * 0.5)^2 = 200: missed with probability < 1e-6."""
+1e-12 per statistic, below 1e-9 in all. Where the buckets' laws differ by a total variation of 0.5,
+the non-centrality is at least TRIALS / 2 * (2 * 0.5)^2 = 200: missed with probability < 1e-8."""
 
 COLLUDERS, HONEST = (4, 5), (1, 2, 3)
 INPUTS = [np.array([v]) for v in (3.0, -2.5, 0.25)]
@@ -112,7 +112,7 @@ def differ(first, second) -> bool:
             for side in (first, second)
         ]
         gap, both = counts[0].astype(float) - counts[1], np.maximum(counts[0] + counts[1], 1)
-        if (gap**2 / both).sum() > chi2.isf(1e-6, BUCKETS - 1):
+        if (gap**2 / both).sum() > chi2.isf(1e-12, BUCKETS - 1):
             return True
     return False
 
