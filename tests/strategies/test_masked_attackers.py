@@ -369,7 +369,7 @@ def check_the_honest(run, liars, cost):
         assert missed in ([], ["bad-packet"])
 
 
-QUICK = ("edge keys, then gone", "some packets", "lock keys", "swapped shares")
+QUICK = ("edge keys, then gone", "some packets", "swapped shares")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_one_liar_costs_one_round_and_nobody_honest_is_excluded(federation, monk
         pytest.param(("edge keys, then gone", "complaints about all"), marks=pytest.mark.slow),
         pytest.param(("openers", "lock keys"), marks=pytest.mark.slow),
         pytest.param(("swapped shares", "some packets"), marks=pytest.mark.slow),
-        ("malformed release", "garbled release"),
+        pytest.param(("malformed release", "garbled release"), marks=pytest.mark.slow),
     ],
 )
 def test_two_liars_cost_two_rounds(federation, monkeypatch, lies):
@@ -440,25 +440,25 @@ def test_liars_do_not_push_honest_clients_out_by_packets_that_these_cannot_use(
     federation, monkeypatch
 ):
     """Each packet uses up one edge, and with the other liar's silence four clients are too few."""
-    five = [{"deal": unusable_for({"0", "1"})}, {"deal": unusable_for({"2"})}, {}, {}]
-    three = [{}, {}, {"deal": unusable_for({"0"})}, {"deal": unusable_for({"1"})}]
+    five = [{"deal": unusable_for({"0", "1"})}, {"deal": unusable_for({"2"})}, {}]
+    three = [{}, {}, {"deal": unusable_for({"0"})}]
     silent = {"mask": fail}
     tell_lies(
         monkeypatch, {3: by_round(*({**lies, **silent} for lies in three)), 5: by_round(*five)}
     )
-    run = federation(rounds=4)
-    assert [r.skipped is None for r in run.rounds] == [False, True, True, True]
+    run = federation(rounds=3)
+    assert [r.skipped is None for r in run.rounds] == [False, True, True]
     check_the_honest(run, {3, 5}, cost=1)
 
 
 def test_a_liar_of_few_edges_is_not_unmasked_by_the_grace_of_another(federation, monkeypatch):
     """Two complaints leave it three neighbours, and one of them releases nothing."""
-    complaints = by_round({"mask": complain(["0", "1"])}, *[{}] * 4)
+    complaints = by_round({"mask": complain(["0", "1"])}, {}, {})
     tell_lies(monkeypatch, {3: LIES["no release"], 5: complaints})
-    run = federation(rounds=4)
-    assert [r.skipped is None for r in run.rounds] == [True, False, True, True]
+    run = federation(rounds=3)
+    assert [r.skipped is None for r in run.rounds] == [True, False, True]
     assert run.rounds[1].skipped.startswith("recovery-failed")
-    assert [r.rejected for r in run.rounds[2:]] == [{"apart": 1}] * 2
+    assert run.rounds[2].rejected == {"apart": 1}
     check_the_honest(run, {3, 5}, cost=1)
 
 
