@@ -462,6 +462,20 @@ def test_a_liar_of_few_edges_is_not_unmasked_by_the_grace_of_another(federation,
     check_the_honest(run, {3, 5}, cost=1)
 
 
+@pytest.mark.slow
+def test_a_client_of_the_release_before_is_left_out_of_a_check_by_name(federation, monkeypatch):
+    tell_lies(monkeypatch, {3: LIES["a complaint about one"]})
+
+    def older(message, answer):
+        known = {name: do for name, do in steps.TASKS.items() if not name.endswith(".check")}
+        with mock.patch.dict(steps.TASKS, known, clear=True):
+            return answer(message)
+
+    run = federation(rounds=2, attacks={4: older})
+    assert [r.accepted for r in run.rounds] == [5, 4]
+    assert run.rounds[1].rejected == {"policy-unknown-step": 1, "bad-packet": 1}
+
+
 def test_an_honest_client_is_not_blamed_for_a_wrong_edge_key(federation, monkeypatch):
     """The opener's proof: the pair key does not give the edge key that the dealer committed to."""
     tell_lies(monkeypatch, {3: LIES["edge keys, then gone"]})
