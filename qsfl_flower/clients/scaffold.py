@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qsfl_flower.clients.data import Dataset
+from qsfl_flower.clients.personal import PersonalClient
 from qsfl_flower.clients.session import Session
 from qsfl_flower.clients.trainer import TrainingClient
-from qsfl_flower.clients.training import TrainConfig, TrainResult
+from qsfl_flower.clients.training import LocalTraining, TrainConfig, TrainResult
 from qsfl_flower.errors import ConfigError
+from qsfl_flower.personalization import Personalization
 from qsfl_flower.wire import from_record, to_record
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ STATE = "qsfl-scaffold"
 """Record in Flower's client state that holds the client's control variate."""
 
 
-class ScaffoldClient(TrainingClient):
+class ScaffoldClient(PersonalClient):
     r"""Train with control variates.
 
     .. math::
@@ -46,6 +48,10 @@ class ScaffoldClient(TrainingClient):
         With plain ``sgd``: the formula for :math:`c_i^+` assumes it.
     state : RecordDict
         The client's memory: ``context.state`` of Flower. It holds :math:`c_i`.
+    personalization : Personalization, optional
+        A model of the device's own, as for `PersonalClient`. Layers that stay have no control
+        variate, since no other client's steps could be followed there; those that are sent are
+        corrected as ever. Ditto's own model is trained without correction.
     records : DPSGD, optional
         Steps are noisy; all that a control variate is made of are models before and after them, so
         that it costs no privacy of its own (Noble, Bellet, Dieuleveut 2022).
@@ -85,6 +91,7 @@ class ScaffoldClient(TrainingClient):
         seed: int,
         client_id: int | str,
         state: RecordDict,
+        personalization: Personalization | None = None,
         declare_labels: bool = False,
         records: RecordTraining | None = None,
         device: Device | None = None,
@@ -99,26 +106,28 @@ class ScaffoldClient(TrainingClient):
                 "scaffold cannot train by sums of gradients without noise: the control variate "
                 "would keep what no noise covers; use DPSGD"
             )
+        if personalization is not None:
+            personalization.check_controls()
         super().__init__(
-            model, data, config, seed=seed, client_id=client_id, declare_labels=declare_labels,
+            model, data, config, seed=seed, client_id=client_id, state=state,
+            personalization=personalization or Personalization(), declare_labels=declare_labels,
             records=records, device=device,
         )  # fmt: skip
-        self._state = state
+        self._personal = personalization is not None
+        self._shift: dict[str, NDArray[Any]] = {}
 
     def _train_round(self, session: Session) -> tuple[NDArrays, TrainResult]:
         """Train from the given model and control variate."""
         given, controls = self._split(session.base)
         own = self._own(controls)
-        self._load(given)
         names = [k for k, v in self._model.state_dict().items() if v.is_floating_point()]
-        shift = dict(zip(names, (c - o for c, o in zip(controls, own, strict=True)), strict=True))
         learned = [k for k, p in self._model.named_parameters() if p.requires_grad]
-        result = session.run(
-            self._training(session, correction=[torch.tensor(shift[k]) for k in learned])
-        )
+        learned = [name for name in learned if not self._how.stays(name)]
+        shift = {n: c - o for n, c, o in zip(names, controls, own, strict=True)}
+        self._shift = {name: shift[name] for name in learned}
+        trained, result = super()._train_round(session)
         if result.num_examples == 0:
             return session.base, result
-        trained = self.get_parameters({})
         length = result.steps * self._config.rate(session.server_round)
         floats = [(x, y) for x, y in zip(given, trained, strict=True) if x.dtype.kind == "f"]
         new = [
@@ -129,11 +138,27 @@ class ScaffoldClient(TrainingClient):
         told = [c + (n - o) for c, n, o in zip(controls, new, own, strict=True)]
         return [*trained, *told], result
 
+    def _training(
+        self, session: Session, config: TrainConfig | None = None, **options: Any
+    ) -> LocalTraining:
+        """Correct the steps of what is sent."""
+        moved = [(k, p) for k, p in self._model.named_parameters() if p.requires_grad]
+        options["correction"] = [
+            torch.tensor(self._shift[k]) if k in self._shift else torch.zeros_like(p)
+            for k, p in moved
+        ]
+        return super()._training(session, config, **options)
+
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the model; the control variate behind it is not needed."""
-        return super().evaluate(self._split(parameters)[0], config)
+        """Evaluate the model, and the device's own if it has one, without control variates."""
+        if self._personal:
+            return super().evaluate(parameters, config)
+        return TrainingClient.evaluate(self, parameters, config)
+
+    def _load(self, parameters: NDArrays) -> None:
+        super()._load(self._split(parameters)[0])
 
     def _split(self, parameters: NDArrays) -> tuple[NDArrays, NDArrays]:
         state = self._model.state_dict()

@@ -130,6 +130,27 @@ class Personalization:
                 "and those that are sent; set steps to 2 or more, or use fedper"
             )
 
+    def check_controls(self) -> None:
+        """Refuse methods whose updates are no sums of plain steps, which SCAFFOLD corrects.
+
+        Raises
+        ------
+        ConfigError
+            With the reason and what to use instead.
+        """
+        instead = "use fedper, fedrep, ditto or fine-tune, or another strategy"
+        if self.method in ("maml", "per-fedavg"):
+            raise ConfigError(
+                f"method {self.method!r} sends meta-gradients, and the control variates of "
+                "strategy 'scaffold' are means of plain gradients, which say nothing about how "
+                f"these differ between clients; {instead}"
+            )
+        if self.method == "reptile":
+            raise ConfigError(
+                "method 'reptile' learns from what makes the steps of each client its own, which "
+                f"is what the control variates of strategy 'scaffold' take out of them; {instead}"
+            )
+
     def stays(self, name: str) -> bool:
         """Return whether a parameter of this name stays on the device."""
         return self.method in ("fedper", "fedrep") and name.startswith(self.head)

@@ -189,11 +189,15 @@ def client_of(
         phone = phones_of(experiment.devices, spec.count, experiment.seed)[client]
         folder = phone_folder(experiment, run_id) / f"client-{client}"
         how["device"] = device_of(experiment.devices, phone, folder)
+    personal = None
+    if experiment.personalization.method != "none":
+        personal = Personalization(**experiment.personalization.model_dump())
     if experiment.strategy.name == "scaffold":
-        return ScaffoldClient(model, view, config, state=memory, **common, **how)
-    if experiment.personalization.method == "none":
+        return ScaffoldClient(
+            model, view, config, personalization=personal, state=memory, **common, **how
+        )
+    if personal is None:
         return TrainingClient(model, view, config, **common, **how)
-    personal = Personalization(**experiment.personalization.model_dump())
     return PersonalClient(
         model, view, config, personalization=personal, state=memory, **common, **how
     )

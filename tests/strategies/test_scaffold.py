@@ -16,7 +16,9 @@ from qsfl_flower.clients.bridge import numpy_client_app
 from qsfl_flower.clients.data import Dataset, Normalization
 from qsfl_flower.clients.models import get_arrays, set_arrays
 from qsfl_flower.clients.mods import qsfl_mod
-from qsfl_flower.clients.scaffold import ScaffoldClient, next_control
+from qsfl_flower.clients.personal import STATE as PERSONAL
+from qsfl_flower.clients.personal import PersonalClient
+from qsfl_flower.clients.scaffold import STATE, ScaffoldClient, next_control
 from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
 from qsfl_flower.crypto.credentials import Credentials
 from qsfl_flower.crypto.federation import create_federation
@@ -25,6 +27,7 @@ from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.mechanisms.authentication.client import auth_mod
 from qsfl_flower.mechanisms.compression.core import Scheme
 from qsfl_flower.numerics import Layout, Vector
+from qsfl_flower.personalization import Personalization
 from qsfl_flower.stages import (
     Authenticate,
     Committee,
@@ -87,17 +90,22 @@ def federate(
     clients: int = 2,
     stages: Sequence[Stage] = (),
     mods_of: Callable[[int], list[Mod]] = lambda _: [qsfl_mod],
+    how: Personalization | None = None,
+    states: dict[int, RecordDict] | None = None,
 ) -> tuple[dict[str, np.ndarray], Traffic]:
+    states = {} if states is None else states
     contexts = {
-        n: Context(1, n, {"partition-id": n}, RecordDict(), {}) for n in range(1, clients + 1)
+        n: Context(1, n, {"partition-id": n}, states.setdefault(n, RecordDict()), {})
+        for n in range(1, clients + 1)
     }
 
     def client(context: Context) -> TrainingClient:
         device = DEVICES[(context.node_id - 1) % 2]
+        kept = {"seed": 0, "client_id": context.node_id, "state": context.state}
         if scaffold:
-            return ScaffoldClient(
-                model(), device, CONFIG, seed=0, client_id=context.node_id, state=context.state
-            )
+            return ScaffoldClient(model(), device, CONFIG, personalization=how, **kept)
+        if how is not None:
+            return PersonalClient(model(), device, CONFIG, personalization=how, **kept)
         return TrainingClient(model(), device, CONFIG, seed=0, client_id=context.node_id)
 
     apps = {n: numpy_client_app(client, mods_of(n)) for n in contexts}
@@ -120,6 +128,61 @@ def test_drift_goes_away_and_the_bytes_double(fake_grid: Any) -> None:
     weights = sum(a.nbytes for a in get_arrays(model()).values())
     assert two.down - one.down >= 2 * weights
     assert two.up - one.up >= 2 * weights
+
+
+def common_slope(arrays: dict[str, np.ndarray], states: dict[int, RecordDict]) -> float:
+    """Norm of the gradient of what is common, where each client has its own bias."""
+    total = np.zeros((2, 2), np.float32)
+    for device, state in zip(DEVICES, states.values(), strict=True):
+        net = model()
+        set_arrays(net, {**arrays, **from_record(state[PERSONAL])})
+        loss = torch.nn.functional.cross_entropy
+        loss(net(torch.tensor(device.x_train)), torch.tensor(device.y_train)).backward()
+        total += net.weight.grad.numpy() / 2
+    return float(np.linalg.norm(total))
+
+
+def test_drift_of_what_is_common_goes_away_where_layers_stay(fake_grid: Any) -> None:
+    """The bias stays on each device and has no control variate; it fits the common weights."""
+    how, plain, corrected = Personalization(method="fedper", head=("bias",)), {}, {}
+    drifted, _ = federate(fake_grid, False, 15, how=how, states=plain)
+    common, _ = federate(fake_grid, True, 15, how=how, states=corrected)
+    assert common_slope(drifted, plain) > 0.05
+    assert common_slope(common, corrected) < common_slope(drifted, plain) / 20
+    for state in corrected.values():
+        controls = from_record(state[STATE])
+        assert not controls["bias"].any()
+        assert controls["weight"].any()
+    assert np.array_equal(common["bias"], get_arrays(model())["bias"])
+
+
+def test_one_common_step_behind_own_layers_has_no_drift_to_correct(fake_grid: Any) -> None:
+    """FedRep takes one step of the common layers here, so that all corrections cancel."""
+    how = Personalization(method="fedrep", head=("bias",))
+    plain, _ = federate(fake_grid, False, 3, how=how)
+    corrected, _ = federate(fake_grid, True, 3, how=how)
+    np.testing.assert_allclose(corrected["weight"], plain["weight"], atol=1e-6)
+
+
+def test_dittos_own_model_leaves_the_common_one_as_it_is(fake_grid: Any) -> None:
+    """With an own model beside it, the common one is bit for bit that of SCAFFOLD alone."""
+    alone, _ = federate(fake_grid, True, 3)
+    states: dict[int, RecordDict] = {}
+    beside, _ = federate(fake_grid, True, 3, how=Personalization(method="ditto"), states=states)
+    assert all(np.array_equal(alone[name], beside[name]) for name in alone)
+    own = [from_record(state[PERSONAL])["weight"] for state in states.values()]
+    assert not np.array_equal(*own)
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [("maml", "meta-gradients"), ("per-fedavg", "meta-gradients"), ("reptile", "take out of them")],
+)
+def test_methods_without_plain_common_steps_are_refused(method: Any, why: str) -> None:
+    how, config = Personalization(method=method), TrainConfig()
+    kept = {"seed": 0, "client_id": 1, "state": RecordDict()}
+    with pytest.raises(ConfigError, match=why):
+        ScaffoldClient(model(), DEVICES[0], config, personalization=how, **kept)
 
 
 def test_through_a_compressed_channel_the_drift_goes_away_too(fake_grid: Any) -> None:

@@ -398,12 +398,11 @@ def _personal(exp: Experiment) -> Iterator[Contradiction]:
             keys = (f"{place}.stage", "personalization.method")
             yield Contradiction(keys, f"personalization.{error}")
     if exp.strategy.name == "scaffold":
-        yield Contradiction(
-            ("personalization.method", "strategy.name"),
-            f"strategy 'scaffold' and personalization.method {spec.method!r} both say how the "
-            "common model is trained, and no client does both; set personalization.method to none "
-            "or choose another strategy",
-        )
+        try:
+            how.check_controls()
+        except ConfigError as error:
+            keys = ("personalization.method", "strategy.name")
+            yield Contradiction(keys, f"personalization.{error}")
 
 
 def _evaluation(exp: Experiment) -> Iterator[Contradiction]:
