@@ -292,7 +292,12 @@ def freeze(model: nn.Module, layers: Sequence[str], setting: str = "layers") -> 
             parameter.requires_grad_(False)
 
 
-def roles_of(model: nn.Module, *, local: Sequence[type[nn.Module] | str] = ()) -> dict[str, str]:
+def roles_of(
+    model: nn.Module | Any,
+    *,
+    local: Sequence[type[nn.Module] | str] = (),
+    numbered: bool = False,
+) -> dict[str, str]:
     """Return what becomes of the arrays of a model that are not simply trained.
 
     Parameters without gradient are frozen, floats in buffers are averaged, and arrays that share
@@ -300,11 +305,14 @@ def roles_of(model: nn.Module, *, local: Sequence[type[nn.Module] | str] = ()) -
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or keras.Model
         As the clients train it: freeze its layers first.
     local : Sequence of type or str
         Parameters and buffers of these layers stay on each device: classes, or names as `arrays_of`
-        takes them. FedBN is ``local=(nn.BatchNorm1d, nn.BatchNorm2d)``.
+        takes them. FedBN is ``local=(nn.BatchNorm1d, nn.BatchNorm2d)``. Of torch modules only.
+    numbered : bool
+        Whether the app sends a list, ``[v.numpy() for v in model.state_dict().values()]``, so that
+        arrays have numbers for names. The ``get_weights()`` of a Keras model are always a list.
 
     Returns
     -------
@@ -323,6 +331,8 @@ def roles_of(model: nn.Module, *, local: Sequence[type[nn.Module] | str] = ()) -
     >>> roles_of(model)["1.running_mean"]
     'buffer'
     """
+    if not isinstance(model, nn.Module):
+        return _roles_of_keras(model, local)
     classes = tuple(layer for layer in local if not isinstance(layer, str))
     own = arrays_of(model, [layer for layer in local if isinstance(layer, str)], "local") | {
         f"{place}.{name}" if place else name
@@ -346,7 +356,26 @@ def roles_of(model: nn.Module, *, local: Sequence[type[nn.Module] | str] = ()) -
                 roles[name] = FROZEN
         elif value.is_floating_point():
             roles[name] = BUFFER
-    return roles
+    if not numbered:
+        return roles
+    number = {name: str(i) for i, name in enumerate(model.state_dict())}
+    targets = {TIED + name: TIED + number[name] for name in number}
+    return {number[name]: targets.get(role, role) for name, role in roles.items()}
+
+
+def _roles_of_keras(model: Any, local: Sequence[object]) -> dict[str, str]:
+    """Return the roles of a Keras model: statistics are those of normalization, by name."""
+    if local or not hasattr(model, "get_weights"):
+        raise ConfigError(
+            f"roles_of: {type(model).__name__} is no torch module"
+            + (": local= names layers of torch modules only" if local else " and no Keras model")
+        )
+    trained = {id(weight) for weight in model.trainable_weights}
+    return {
+        str(i): BUFFER if weight.name.startswith("moving_") else FROZEN
+        for i, weight in enumerate(model.weights)
+        if id(weight) not in trained and "float" in str(weight.dtype)
+    }
 
 
 def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -91,6 +91,14 @@ def fit_roles(
             "taken for quantized weights, they stay the server's own; to average them, give the "
             f"strategy roles={{{small[0]!r}: 'buffer', ...}}"
         )
+    encoding = [s.name for s in chain.stages if Trait.ENCODES in s.traits]
+    if (stepped or encoding or chain.keeps_carried) and (norm := _unnamed_norm(arrays)):
+        return layout, (
+            f"roles: arrays without names, of which {norm[0]!r} and {norm[1]!r} look like mean and "
+            "variance of a batch norm: they are clipped, noised, stepped and compressed as if they "
+            "were weights, which may ruin the model; give the strategy roles=roles_of(model), with "
+            "numbered=True for the arrays of a torch module"
+        )
     if not buffers or not (stepped or chain.keeps_carried):
         return layout, ""
     fate = "averaged, and not stepped by the server optimizer"
@@ -113,3 +121,17 @@ def _masks(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
             if not np.isfinite(total) and np.isinf(array).any() and not np.isnan(array).any():
                 found.append(name)
     return found
+
+
+def _unnamed_norm(arrays: Mapping[str, NDArray[Any]]) -> tuple[str, str] | None:
+    """Return mean and variance of a fresh batch norm: scale 1, shift 0, mean 0, variance 1."""
+    if list(arrays) != [str(i) for i in range(len(arrays))]:
+        return None
+    values = list(arrays.values())
+    for i in range(len(values) - 3):
+        four = values[i : i + 4]
+        if four[0].ndim == 1 and len({(a.shape, a.dtype) for a in four}) == 1:
+            expected = zip(four, (1, 0, 0, 1), strict=True)
+            if all(bool((array == value).all()) for array, value in expected):
+                return str(i + 2), str(i + 3)
+    return None

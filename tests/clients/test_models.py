@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,31 @@ def test_roles_are_found_by_gradient_buffer_and_storage():
     Layout.of(get_arrays(model), roles_of(model))
     norm = {n: "local" for n in get_arrays(model) if n.startswith("1.")}
     assert roles_of(model, local=(nn.BatchNorm1d,)) == {**roles_of(model), **norm}
+
+
+def test_arrays_of_a_list_are_named_by_their_numbers():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Tied())
+    number = {name: str(i) for i, name in enumerate(get_arrays(model))}
+    named, numbered = roles_of(model), roles_of(model, numbered=True)
+    assert numbered.pop(number["2.second.weight"]) == "tied:" + number["2.first.weight"]
+    assert numbered == {number[n]: r for n, r in named.items() if not r.startswith("tied:")}
+    arrays = {number[name]: array for name, array in get_arrays(model).items()}
+    Layout.of(arrays, roles_of(model, numbered=True))
+
+
+def test_roles_of_a_keras_model_are_found_by_what_is_trained_and_by_name():
+    def weight(name, dtype="float32"):
+        return SimpleNamespace(name=name, dtype=dtype)
+
+    trained = [weight("kernel"), weight("gamma")]
+    fixed = [weight("moving_mean"), weight("moving_variance"), weight("kernel")]
+    weights = [*trained, *fixed, weight("seed_generator_state", "uint32")]
+    model = SimpleNamespace(weights=weights, trainable_weights=trained, get_weights=list)
+    assert roles_of(model) == {"2": "buffer", "3": "buffer", "4": "frozen"}
+    with pytest.raises(ConfigError, match="layers of torch modules only"):
+        roles_of(model, local=["norm"])
+    with pytest.raises(ConfigError, match="no torch module and no Keras model"):
+        roles_of({})
 
 
 def test_a_plain_model_has_usual_roles_only():

@@ -18,6 +18,7 @@ from qsfl_flower.mechanisms.broadcast.server import Broadcast
 from qsfl_flower.mechanisms.compression.server import Compress
 from qsfl_flower.mechanisms.privacy.server import CentralDP, LocalDP
 from qsfl_flower.mechanisms.robust.server import Robust
+from qsfl_flower.rounds.roles import fit_roles
 from qsfl_flower.stages import Clip, ServerAdam, ServerMomentum, ServerYogi
 from qsfl_flower.strategies import CheckpointStore, RunObserver, ScaffoldFedAvg, StableFedAvg
 from qsfl_flower.wire import QSFL_RECORD, ROLES_KEY, from_record, to_record, with_keys
@@ -243,6 +244,21 @@ def test_guessed_roles_are_logged_once_where_it_matters(run, caplog):
         run(ServerMomentum(1.0, 0.9), roles=None)
     assert caplog.text.count("roles: 2 arrays look like statistics") == 1
     assert "norm.running_mean" in caplog.text
+
+
+def test_a_batch_norm_without_names_is_named_where_it_would_be_ruined(caplog):
+    """A list of arrays, as Keras' ``get_weights`` gives it: scale, shift, mean, variance."""
+    norm = [np.ones(3), np.zeros(3), np.zeros(3), np.ones(3)]
+    model = {str(i): a for i, a in enumerate([np.full((2, 3), 0.5), *norm])}
+
+    def warned(*stages, **options):
+        return fit_roles(None, options.get("model", model), StableFedAvg(stages=stages).chain)[1]
+
+    assert warned() == ""
+    assert warned(Compress()).startswith("roles: arrays without names, of which '3' and '4'")
+    assert "roles_of(model)" in warned(ServerMomentum(1.0, 0.9))
+    assert warned(Compress(), model={**model, "1": np.full(3, 0.5)}) == ""
+    assert warned(Compress(), model={f"n{k}": a for k, a in model.items()}) == ""
 
 
 def test_no_roles_are_told_where_all_are_the_usual_ones(run):
