@@ -8,6 +8,7 @@ answers as soon as it is asked.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from qsfl_flower.errors import QSFLError
 from qsfl_flower.testing.clock import VirtualTime
 
 App = Callable[[Message, Context], Message]
@@ -210,8 +210,14 @@ class NodeGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Refuse: strategies of this suite push and pull."""
-        raise QSFLError("a local grid has no send_and_receive; use push and pull_messages")
+        """Wait for the replies as a loop of an app's own does, until nothing is on its way."""
+        ids = list(self.push_messages(messages))
+        end = math.inf if timeout is None else self.time.now + timeout
+        replies = list(self.pull_messages(ids))
+        while self._way and self._way[0][0] <= end and len(replies) < len(ids):
+            self.time.now = self._way[0][0]
+            replies += self.pull_messages(ids)
+        return replies
 
     def create_message(
         self,

@@ -148,7 +148,7 @@ def page() -> str:
     for place, row in enumerate(names[1:], start=1):
         cells = [cell(row, column) for column in names[:place]]
         lines.append(f"| **{row}** | " + " | ".join(cells) + " |" + " |" * (len(names) - 1 - place))
-    lines += ["", "### Refusals", "", "Each as it is told for one pair.", ""]
+    lines += ["", "### Refusals", "", "Each with the sentence of one pair.", ""]
     lines += [f"{place}. {why}" for place, why in enumerate(examples.values(), start=1)]
     larger = [(sorted(group), why) for group, why in refused.items() if len(group) > 2]
     lines += ["", f"Sets of three that are refused although each pair is not: {len(larger)}.", ""]

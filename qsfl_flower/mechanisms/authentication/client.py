@@ -208,7 +208,9 @@ class _Party:
         signed, ticket = auth.get(INSTRUCTION_KEY), auth.get(TICKET_KEY, b"")
         if not isinstance(signed, bytes) or not isinstance(ticket, bytes):
             raise Rejected(
-                Reason.MALFORMED, "the instruction is not signed; this client obeys none"
+                Reason.MALFORMED,
+                "the instruction is not signed, and this client obeys no other; let a strategy of "
+                "qsfl_flower make the messages",
             )
         with facts_of(self.context) as facts:
             name = f"auth/seen/{self.context.run_id}"
