@@ -220,6 +220,14 @@ def test_a_table_that_cannot_be_read_is_told_without_a_word_of_it():
     assert not any(secret.encode() in sent for sent in view.bytes_up())
 
 
+@pytest.mark.parametrize("rows", [1, 10**4, 10**9])
+def test_any_number_of_rows_has_room_in_a_committees_sum(rows):
+    there = LocalFederation(clients=CLIENTS)
+    asked = inquiry(MEAN, most_rows=rows)
+    assert FederatedAnalytics(asked, credentials=there.credentials)
+    assert asked.guarantee.bits(asked.noise_multiplier) >= 16
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -233,6 +241,9 @@ def test_a_table_that_cannot_be_read_is_told_without_a_word_of_it():
 def test_errors_say_what_is_allowed(change, told):
     with pytest.raises(ConfigError, match=told):
         inquiry(MEAN, **change)
+    many = inquiry(MEAN, most_rows=10**6, masks=True)
+    with pytest.raises(ConfigError, match="lower most_rows, or hide the sums by a committee"):
+        many.noise_multiplier  # noqa: B018
 
 
 def test_it_trains_nothing():

@@ -17,7 +17,7 @@ from qsfl_flower.mechanisms.privacy.server.distributed import DistributedDP
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureSum
 from qsfl_flower.privacy.calibration import smallest_scale
 from qsfl_flower.privacy.distributed import NoiseShare
-from qsfl_flower.privacy.events import ADD_OR_REMOVE, ZERO
+from qsfl_flower.privacy.events import ADD_OR_REMOVE, ZERO, Event
 from qsfl_flower.privacy.record import RecordBatch
 from qsfl_flower.rounds.spending import PrivacyBudget
 from qsfl_flower.rounds.stages import Stage
@@ -27,6 +27,9 @@ _ROOM = 40
 """Standard deviations of a share of the noise that have room in a coordinate."""
 
 _BITS = 24
+
+_FIELD, _FLOAT = 59, 52
+"""Bits of the field of committee sums, and of float64, but for the sign and a rounding up."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,11 @@ class Guarantee:
 
     def bits(self, noise: float) -> int:
         """Return the fractional bits of the sum."""
-        return RingCode(self.bound(noise), self.clients).bits if self.masks else _BITS
+        if self.masks:
+            return RingCode(self.bound(noise), self.clients).bits
+        bound = self.bound(noise)
+        whole = max(math.log2(bound) - _FLOAT, math.log2(bound * self.clients) - _FIELD)
+        return min(_BITS, math.floor(-whole))
 
     def share(self, noise: float, size: int) -> NoiseShare:
         """Return what every client adds."""
@@ -103,13 +110,30 @@ class Guarantee:
         )
 
     def noise_multiplier(self, rounds: int, size: int) -> float:
-        """Return the least noise multiplier with which so many rounds stay within the budget."""
+        """Return the least noise multiplier with which so many rounds stay within the budget.
+
+        Raises
+        ------
+        ConfigError
+            If the sum is too coarse for its shares.
+        """
         relation = ADD_OR_REMOVE if self.unit == "record" else ZERO
-        return smallest_scale(
-            lambda z: [replace(self.share(z, size).event(relation=relation), count=rounds)],
-            self.budget.epsilon or 0.0,
-            self.budget.delta,
-        )
+
+        def events(noise: float) -> list[Event]:
+            try:
+                one = self.share(noise, size).event(relation=relation)
+            except ConfigError:  # too little noise for the grid, which more may not be
+                one = Event(noise, relation=relation)
+            return [replace(one, count=rounds)]
+
+        found = smallest_scale(events, self.budget.epsilon or 0.0, self.budget.delta)
+        try:
+            self.share(found, size)
+        except ConfigError as error:
+            raise ConfigError(
+                f"analytics: {error}; lower most_rows, or hide the sums by a committee"
+            ) from None
+        return found
 
 
 @dataclass(frozen=True)
@@ -160,7 +184,7 @@ class Inquiry:
                     most,
                     replace(given, min_clients=p.fewest),
                     bound=bound,
-                    bits=_BITS,
+                    bits=p.bits(self.noise_multiplier),
                     weighted=False,
                     metrics=(),
                     **sums,

@@ -86,17 +86,18 @@ def _simulate(asked: InquiryOptions, folder: Path) -> dict[str, Any]:
     told: list[dict[str, Any]] = []
     errors: list[QSFLError] = []
 
+    size = asked.sum
+    sums = {"committee": Committee(size.members, size.threshold, min_clients=asked.fewest)}
+    strategy = FederatedAnalytics(
+        asked.inquiry,
+        credentials=credentials,
+        sums=sums if size.kind == "committee" else {},
+        checkpoints=CheckpointStore(folder / "checkpoints"),
+    )
+
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         del context
-        size = asked.sum
-        sums = {"committee": Committee(size.members, size.threshold, min_clients=asked.fewest)}
-        strategy = FederatedAnalytics(
-            asked.inquiry,
-            credentials=credentials,
-            sums=sums if size.kind == "committee" else {},
-            checkpoints=CheckpointStore(folder / "checkpoints"),
-        )
         try:
             told.append(strategy.ask(grid, _TIMEOUT).to_dict())
         except QSFLError as error:
