@@ -160,7 +160,8 @@ def _one_round(
     record = _finish(record, clock, central, told)
     record = replace(record, stage_seconds=engine.chain.take_seconds())
     loss = record.eval_loss
-    if loss is None and beside:  # of bounded sums, charged where they are noisy
+    if loss is None and beside and not engine.chain.withstands_liars:
+        # Of bounded sums, charged where they are noisy. A liar can move them as it can the model.
         loss = record.client_eval_loss
     if loss is None and trained.outcome is not None:
         loss = _usual_loss(engine.chain, trained.outcome)

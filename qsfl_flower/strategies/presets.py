@@ -1,8 +1,9 @@
 """Chains for common needs: functions that return a strategy, from what only its user can decide.
 
 All of them take the arguments of `StableFedAvg` by name, further stages among them.
-Those whose updates are hidden do not evaluate on the clients, whose metrics would arrive one by
-one: evaluate on the server.
+Those whose updates are hidden do not evaluate on the clients one by one. `cross_silo` and
+`full_chain` sum the usual metrics unseen where nothing is to be noisy; the others take
+``evaluation=``, or evaluate on the server.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.bounds.server import Clip
 from qsfl_flower.mechanisms.compression.core import Mask
 from qsfl_flower.mechanisms.compression.server import SharedMask
+from qsfl_flower.mechanisms.evaluation.server import NOISY, Evaluation
 from qsfl_flower.mechanisms.privacy.server import DistributedDP, RecordDP
 from qsfl_flower.mechanisms.robust.server import Robust
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureKrum, SecureSum
@@ -108,6 +110,9 @@ def cross_silo(
     committee = committee or COMMITTEE
     own = {"bits": _BITS, "metrics": METRICS}
     options = at_least(options, max(2 * num_byzantine + 3, committee.members))
+    stages = [*options.get("stages", ()), *([privacy] if privacy else [])]
+    if "fraction_evaluate" not in options and not any(s.traits & NOISY for s in stages):
+        options = {"evaluation": Evaluation(), **options}
     return SecureMultiKrum(
         credentials=credentials,
         num_byzantine=num_byzantine,

@@ -13,6 +13,7 @@ from qsfl_flower.clients import qsfl_mod
 from qsfl_flower.errors import CompositionError, ConfigError
 from qsfl_flower.mechanisms.evaluation.core import norm_of, read, size_of, take
 from qsfl_flower.node.steps import STEPS
+from qsfl_flower.numerics import Monitor, Reaction
 from qsfl_flower.privacy.distributed import NoiseShare
 from qsfl_flower.privacy.randomness import Keystream
 from qsfl_flower.privacy.record import RecordPrivacy
@@ -305,7 +306,7 @@ def test_every_preset_evaluates():
     steps = {"clip_norm": 1.0, "noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 5}
     record = RecordDP(RecordPrivacy(**steps))
     made = [
-        cross_silo(credentials=keys, num_byzantine=1, clip_norm=1.0, evaluation=exact),
+        cross_silo(credentials=keys, num_byzantine=1, clip_norm=1.0),  # by default, without noise
         cross_silo(
             credentials=keys, num_byzantine=1, clip_norm=1.0, privacy=record, evaluation=noisy
         ),
@@ -315,3 +316,18 @@ def test_every_preset_evaluates():
         SecureMultiKrum(credentials=keys, num_byzantine=1, evaluation=exact),
     ]
     assert all(strategy.evaluator.session.inner.chain.stages for strategy in made)
+
+
+@pytest.mark.parametrize("kind", ["committee", "krum"])
+def test_reactions_follow_bounded_sums_unless_malicious_clients_are_to_decide_nothing(kind):
+    """Losses that get worse by the round: the guard goes back to the best model."""
+    asked = {"rounds": 0}
+
+    def worse(number):
+        asked["rounds"] += number == 0
+        return {"num-examples": 100, "loss": 0.5 if asked["rounds"] < 3 else 3.5}
+
+    evaluation = Evaluation(metrics=[Metric(name="loss", high=4.0)])
+    monitor = Monitor(window=2, patience=1, reactions=(Reaction.ROLL_BACK,))
+    _, rounds = run(federation_of(worse), kind, evaluation, 4, monitor=monitor)
+    assert any(record.reaction for record in rounds) == (kind == "committee")

@@ -43,7 +43,8 @@ from qsfl_flower.wire.kinds import Purpose
 log = logging.getLogger("qsfl_flower")
 
 _BITS = 24
-_NOISY = frozenset({Trait.COVERS_METRICS, Trait.SHARES_NOISE, Trait.PROTECTS_CLIENTS})
+NOISY = frozenset({Trait.COVERS_METRICS, Trait.SHARES_NOISE, Trait.PROTECTS_CLIENTS})
+"""Traits of stages beside which exact sums of metrics are refused."""
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
 
 COMMON = tuple(
@@ -156,7 +157,7 @@ class Evaluation:
             If the chain promises that nothing leaves the devices without noise, and there is none.
         """
         self._check(chain)
-        noisy = next((s.name for s in chain.stages if s.traits & _NOISY), None)
+        noisy = next((s.name for s in chain.stages if s.traits & NOISY), None)
         if noisy is not None and self.noise_multiplier is None:
             raise CompositionError(
                 f"evaluation: {noisy} promises that what the clients' data show is noisy, and "
@@ -303,6 +304,13 @@ class Evaluator:
         released = self.session.close(server_round, replies)
         self.session.engine.beside["evaluation"] = _measured(released)
         if released.sums is None:
+            if released.rejected and {*released.rejected} <= {"client-error"}:
+                self._over = True
+                log.warning(
+                    "round %d: no client can evaluate, and none is asked again: does the app have "
+                    "@app.evaluate(), and what it needs? (evaluation=None asks nobody)",
+                    server_round,
+                )
             return None
         sums = released.sums
         if released.std == 0:
