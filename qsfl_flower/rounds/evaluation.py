@@ -66,19 +66,16 @@ def mean_evaluation(
         claim = example_count(metrics.get(weighted_by_key))
         return claim, finite_metrics(metrics, weighted_by_key).all, content
 
-    kept = []
+    kept, lost = [], dict[str, list[str]]()
     for sender, reply in entries:
         found = reply if isinstance(reply, Rejection) else catch(sender, partial(read, reply))
         if not isinstance(found, Rejection):
             kept.append(found)
             continue
-        log.warning(
-            "round %d: no evaluation from %s: %s: %s",
-            server_round,
-            sender.label,
-            found.reason,
-            found.detail,
-        )
+        lost.setdefault(found.reason, []).append(f"{sender.label}: {found.detail}")
+    for reason, said in lost.items():
+        told = "round %d: no evaluation, %d x %s (%s)"
+        log.warning(told, server_round, len(said), reason, said[0])
     if not kept:
         return None
     if own is not None:

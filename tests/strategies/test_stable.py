@@ -303,6 +303,20 @@ def test_config_of_the_caller_is_not_changed(fake_grid, trained):
     assert dict(config) == {"lr": 0.1}
 
 
+def test_clients_that_cannot_evaluate_are_logged_once_per_reason(fake_grid, trained, caplog):
+    """Flower's templates evaluate; an app without `@app.evaluate()` fails in every round."""
+
+    def trains(message):
+        if message.metadata.message_type == "train":
+            return trained(1.0)(message)
+        return Message(Error(2, "No evaluate function registered"), reply_to=message)
+
+    grid = fake_grid(dict.fromkeys(range(1, 5), trains))
+    StableFedAvg(min_available_nodes=4).start(grid, model(), num_rounds=1, timeout=1.0)
+    (line,) = [r.getMessage() for r in caplog.records if "no evaluation" in r.getMessage()]
+    assert "round 1: no evaluation, 4 x client-error (client 1: " in line
+
+
 def test_evaluation_metrics_are_averaged_without_the_broken_ones(fake_grid):
     def evaluates(loss, examples):
         def client(message):
