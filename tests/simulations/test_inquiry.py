@@ -135,6 +135,17 @@ def test_the_explanation_says_what_is_opened_and_what_to_expect():
         assert part in " ".join(told.split())
 
 
+def test_the_explanation_says_what_it_cannot_expect_without_the_number_of_rows(here):
+    words = "  - {kind: heavy_hitters, column: name, max_length: 3}\nprivacy:"
+    masked = FILE.replace("privacy:", words) + "sum: {kind: masks}\n"
+    told = " ".join(explain_inquiry(asked(masked)).split())
+    assert "masks of the clients for each other" in told
+    assert "2 questions to 4 clients, 3 rounds" in told
+    assert "give expected_rows to be told the error" in told
+    told = " ".join(explain_inquiry(asked(masked, "expected_rows=1000")).split())
+    assert "rows, below which a text is not found at 1,000 rows" in told
+
+
 def test_a_file_of_questions_is_told_from_an_experiment(here):
     assert asks_questions("analytics")
     assert not asks_questions("quickstart")
@@ -149,6 +160,9 @@ def test_a_report_has_every_answer(here):
     answers = [
         {"name": "rows", "kind": "rows", "rows": estimate},
         {"name": "<b>", "kind": "counts", "values": [{"text": None, **estimate}] * 2},
+        {"name": "words", "kind": "heavy_hitters", "words": [
+            {"text": "ann", "whole": False, **estimate}, {"text": "bob", "whole": True, **estimate},
+        ]},
         {"name": "pairs", "kind": "correlation", "pairs": [
             {"columns": ["a", "b"], "value": None, "low": -1.0, "high": 1.0},
         ]},
@@ -164,6 +178,7 @@ def test_a_report_has_every_answer(here):
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "a and b" in page
+    assert "ann…" in page
     assert (here / "plots" / "answer-1.png").is_file()
 
 
