@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.device import DeviceClass, DeviceProfile, SystemMonitor, TraceMonitor
     from qsfl_flower.clients.dpsgd import DPSGD, GradientSums
     from qsfl_flower.clients.kept_state import state_mod
+    from qsfl_flower.clients.lora import Adapters, LoraClient, lora_app, token_data
     from qsfl_flower.clients.mobile import MobileClient
     from qsfl_flower.clients.mobile_session import Device
     from qsfl_flower.clients.models import roles_of
@@ -25,18 +26,21 @@ if TYPE_CHECKING:
     from qsfl_flower.clients.private_training import GradientSumClient, PrivateTrainingClient
     from qsfl_flower.clients.role_check import check_roles
     from qsfl_flower.clients.scaffold import ScaffoldClient
+    from qsfl_flower.clients.trained import set_trained_arrays, trained_arrays
     from qsfl_flower.clients.trainer import TrainConfig, TrainingClient
     from qsfl_flower.clients.workload import Workload
     from qsfl_flower.mechanisms.authentication.client import auth_mod, credentials_from_node_config
     from qsfl_flower.node.policy import NodePolicy
 
 _WHERE = {
+    "Adapters": "qsfl_flower.clients.lora",
     "ClientCheckpoints": "qsfl_flower.clients.checkpoints",
     "Conditions": "qsfl_flower.clients.conditions",
     "DPSGD": "qsfl_flower.clients.dpsgd",
     "Device": "qsfl_flower.clients.mobile_session",
     "DeviceClass": "qsfl_flower.clients.device",
     "DeviceProfile": "qsfl_flower.clients.device",
+    "LoraClient": "qsfl_flower.clients.lora",
     "MobileClient": "qsfl_flower.clients.mobile",
     "PersonalClient": "qsfl_flower.clients.personal",
     "ScaffoldClient": "qsfl_flower.clients.scaffold",
@@ -56,15 +60,20 @@ _WHERE = {
     "check_roles": "qsfl_flower.clients.role_check",
     "credentials_from_node_config": "qsfl_flower.mechanisms.authentication.client",
     "legacy_mod": "qsfl_flower.clients.mods",
+    "lora_app": "qsfl_flower.clients.lora",
     "numpy_client_app": "qsfl_flower.clients.bridge",
     "qsfl_mod": "qsfl_flower.clients.mods",
     "roles_of": "qsfl_flower.clients.models",
+    "set_trained_arrays": "qsfl_flower.clients.trained",
     "state_mod": "qsfl_flower.clients.kept_state",
     "table_mod": "qsfl_flower.clients.analytics",
+    "token_data": "qsfl_flower.clients.lora",
+    "trained_arrays": "qsfl_flower.clients.trained",
 }
 
 __all__ = [
     "DPSGD",
+    "Adapters",
     "ClientCheckpoints",
     "Conditions",
     "Device",
@@ -72,6 +81,7 @@ __all__ = [
     "DeviceProfile",
     "GradientSumClient",
     "GradientSums",
+    "LoraClient",
     "MobileClient",
     "NodePolicy",
     "PersonalClient",
@@ -87,13 +97,17 @@ __all__ = [
     "check_roles",
     "credentials_from_node_config",
     "legacy_mod",
+    "lora_app",
     "numpy_client_app",
     "policy_mod",
     "privacy_mod",
     "qsfl_mod",
     "roles_of",
+    "set_trained_arrays",
     "state_mod",
     "table_mod",
+    "token_data",
+    "trained_arrays",
 ]
 
 

@@ -18,10 +18,11 @@ class Loss:
     Parameters
     ----------
     task : str
-        Of the data sets that it fits: ``classes``, ``labels`` or ``values``.
+        Of the data sets that it fits: ``classes``, ``labels``, ``values`` or ``tokens``.
     function : Callable[..., Tensor]
         Takes outputs of shape (N, k) and targets, of shape (N,) for classes and (N, k) for others;
-        its mean over examples and outputs by default, with ``reduction="sum"`` the sum.
+        its mean over examples and outputs by default, with ``reduction="sum"`` the sum. For tokens
+        see `token_cross_entropy`.
 
     Examples
     --------
@@ -36,7 +37,7 @@ class Loss:
 
     def total(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the sum over the examples."""
-        each = 1 if self.task == "classes" else outputs.shape[1]
+        each = 1 if self.task in ("classes", "tokens") else outputs.shape[1]
         return float(self.function(outputs, targets, reduction="sum").item()) / each
 
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -45,13 +46,49 @@ class Loss:
             return None
         if self.task == "labels":
             return (outputs > 0) == (targets > 0.5)
-        return outputs.argmax(dim=1) == targets
+        return outputs.argmax(dim=-1) == targets
 
     def right(self, outputs: Tensor, targets: Tensor) -> float:
         """Return how many examples are right; with several labels each counts for its share."""
         hits = self.hits(outputs, targets)
+        if hits is not None and self.task == "tokens":
+            return float((hits.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)).sum())
         return 0.0 if hits is None else float(hits.sum()) / (hits.numel() / len(hits))
 
+
+IGNORED = -100
+"""The target of a token that does not count."""
+
+
+def token_cross_entropy(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the loss of sequences: each has the mean over those of its tokens that count.
+
+    Parameters
+    ----------
+    outputs : Tensor, shape (N, T, V)
+        Logits of the tokens.
+    targets : Tensor of int64, shape (N, T)
+        The right tokens; `IGNORED` where a token does not count. A sequence in which none counts
+        has the loss 0.
+    reduction : {"mean", "sum"}
+        Over the sequences, each of which weighs the same.
+
+    Examples
+    --------
+    >>> import torch
+    >>> targets = torch.tensor([[1, IGNORED]])
+    >>> round(float(token_cross_entropy(torch.zeros(1, 2, 4), targets)), 4)  # log 4
+    1.3863
+    """
+    each = functional.cross_entropy(
+        outputs.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    means = each.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
+    return means.sum() if reduction == "sum" else means.mean()
+
+
+TOKENS = "token-cross-entropy"
+"""Name of `token_cross_entropy`, which clients of language models use."""
 
 LOSSES = {
     "cross-entropy": Loss("classes", functional.cross_entropy),
@@ -71,6 +108,8 @@ def loss_named(name: str) -> Loss:
     ConfigError
         If there is none.
     """
+    if name == TOKENS:
+        return Loss("tokens", token_cross_entropy)
     if name not in LOSSES:
         raise ConfigError(f"loss {name!r} is not one of {', '.join(LOSSES)}")
     return LOSSES[name]

@@ -386,7 +386,17 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
     ConfigError
         If an array is missing, unknown, or of another shape or dtype.
     """
-    state = model.state_dict()
+    put_arrays(model.state_dict(), arrays)
+
+
+def put_arrays(state: Mapping[str, torch.Tensor], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays into tensors of the same names, shapes and dtypes.
+
+    Raises
+    ------
+    ConfigError
+        If an array is missing, unknown, or of another shape or dtype.
+    """
     if set(arrays) != set(state):
         missing, unknown = sorted(set(state) - set(arrays)), sorted(set(arrays) - set(state))
         raise ConfigError(f"arrays do not fit the model: missing {missing}, unknown {unknown}")

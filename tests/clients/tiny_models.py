@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -54,3 +56,32 @@ def _bert(transformers, dropout):
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     return transformers.BertForSequenceClassification(settings), ["query", "value"]
+
+
+class Plain(torch.nn.Module):
+    """A bag of words with one adapter, as models of peft are called; it needs no package."""
+
+    def __init__(self, rank=2, base=0, vocabulary=VOCABULARY, width=32):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(base)
+            self.table = torch.nn.Embedding(vocabulary, width).requires_grad_(False)
+            self.middle = torch.nn.Linear(width, width).requires_grad_(False)
+            self.lora_A = torch.nn.Linear(width, rank, bias=False)
+            self.lora_B = torch.nn.Linear(rank, width, bias=False)
+            self.head = torch.nn.Linear(width, vocabulary).requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, input_ids, attention_mask):
+        words = (self.table(input_ids) * attention_mask[..., None]).cumsum(1)
+        hidden = (self.middle(words) + 2 * self.lora_B(self.lora_A(words))).tanh()
+        return Outputs(4 * self.head(hidden))
+
+
+@dataclass
+class Outputs:
+    """What a model of transformers returns."""
+
+    logits: torch.Tensor
