@@ -130,7 +130,9 @@ class comparison_mod(table_mod):
         As for `table_mod`.
     score : Callable
         Takes a model's arrays and Flower's context, and returns a score for each record, always in
-        one order: 1 or 0 for right or wrong, or a loss with its sign changed.
+        one order: 1 or 0 for right or wrong, or a loss with its sign changed. A difference that is
+        no number counts as 0: a model made so that some records have none would tell, by a client
+        that does not answer, whether it has such records. For the same reason it must not raise.
 
     Notes
     -----
@@ -168,7 +170,9 @@ class comparison_mod(table_mod):
             raise DataError(
                 f"the scores have the shapes {new.shape} and {old.shape}; they must agree"
             )
-        return checked({DIFFERENCE: new - old}, needs, "the scores")
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = np.nan_to_num(new - old, nan=0.0)
+        return checked({DIFFERENCE: found}, needs, "the scores")
 
 
 def analytics_app(

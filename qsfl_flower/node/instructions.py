@@ -87,6 +87,12 @@ _UNSAFE = {
     "distributed": frozenset({CHOOSE_STEP}),
     "distributed-record": frozenset({CHOOSE_STEP, MASK_STEP}),
 }
+LEAST_NOISE = MinimumPolicy(
+    epsilon=100.0, delta=1e-3, placements=("distributed", "distributed-record")
+)
+"""What noise must do to count as noise where the node demands none: sums of other purposes than
+training come with it, or over the same clients."""
+
 _RELEASES = "policy/releases"
 _PROMISES = "policy/promises"
 _DAY = 86_400.0
@@ -159,7 +165,10 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
     _check_source(plan, purpose)
     _check_sum(plan, policy, purpose)
     now = unix_time()
-    promise = None if policy.privacy is None else _promise(plan, policy, policy.privacy)
+    least = policy.privacy
+    if least is None and purpose is not Purpose.TRAIN and _noisy(plan):
+        least = LEAST_NOISE
+    promise = None if least is None else _promise(plan, policy, least)
     for item in plan.items:
         check_parameters(item.name, item.parameters)
     if promise is None and policy.releases is None:
@@ -167,10 +176,10 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
     with facts_of(context) as facts:
         if policy.releases is not None and policy.days is not None:
             _count_release(facts, policy, now)
-        if promise is not None and policy.privacy is not None:
+        if promise is not None and least is not None:
             offer, releases = promise
             when = _When(now, policy.days, purpose, policy.account)
-            _charge(facts, offer, releases, policy.privacy, context.run_id, when)
+            _charge(facts, offer, releases, least, context.run_id, when)
 
 
 def _plan(asked: ConfigRecord) -> Plan:
@@ -209,12 +218,16 @@ def _check_source(plan: Plan, purpose: Purpose) -> None:
 def must_stay(content: RecordDict, purpose: Purpose) -> bool:
     """Return whether this node is to be summed with the same others in all sums for a purpose.
 
-    So it is where no noise hides what the difference of two sums tells about a few clients, and the
-    numbers depend on the model and the data alone.
+    So it is where no noise hides what the difference of two hidden sums tells about a few clients,
+    and the numbers depend on the model and the data alone.
     """
     plan = _plan(config_of(content))
-    noisy = any(item.name == DISTRIBUTED_DP for item in plan.items)
-    return purpose is not Purpose.TRAIN and not noisy
+    hidden = bool(plan.items) and plan.items[-1].name in _HIDING
+    return purpose is not Purpose.TRAIN and hidden and not _noisy(plan)
+
+
+def _noisy(plan: Plan) -> bool:
+    return any(item.name == DISTRIBUTED_DP for item in plan.items)
 
 
 def _check_sum(plan: Plan, policy: NodePolicy, purpose: Purpose) -> None:
@@ -226,7 +239,7 @@ def _check_sum(plan: Plan, policy: NodePolicy, purpose: Purpose) -> None:
         raise Refusal(
             "policy-in-the-clear", "no secure sum hides the update; this node sends none without"
         )
-    noisy = any(item.name == DISTRIBUTED_DP for item in plan.items)
+    noisy = _noisy(plan)
     if last.name == SHARES:
         terms = terms_of(last.parameters)
         policy.check_terms(terms, noisy=noisy)

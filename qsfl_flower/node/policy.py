@@ -410,10 +410,11 @@ class NodePolicy:
             ``policy-weights``, ``policy-window`` or ``policy-committee``.
         """
         opened = ["sum", *(n for n in ("norms", "distances") if getattr(terms, n))]
-        if noisy and len(opened) > 1:
+        if (noisy or terms.purpose != Purpose.TRAIN) and len(opened) > 1:
             raise Refusal(
                 "policy-openings",
-                f"the terms open {', '.join(opened)}; shares of noise protect the sum alone",
+                f"the terms open {', '.join(opened)}; of sums with shares of noise, and of those "
+                "for another purpose than training, nothing but the sum is opened",
             )
         if extra := [name for name in opened if name not in self.openings]:
             raise Refusal(

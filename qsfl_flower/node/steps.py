@@ -131,6 +131,11 @@ class StepContext:
         """Return what this node insists on for this purpose."""
         return policy_of(self.context).of(self.purpose)
 
+    @property
+    def way(self) -> str:
+        """Return the name of the fact that tells who opens exact sums of this run and purpose."""
+        return owned(f"exact/{self.context.run_id}/way", self.purpose)
+
     def facts(self) -> AbstractContextManager[Facts]:
         """Read and change what this node must not forget; see `facts_of`."""
         return facts_of(self.context)

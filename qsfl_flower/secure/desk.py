@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -289,6 +289,24 @@ class Desk:
         """Return the round for which shares were taken; that of the terms if for none."""
         use = self.uses.get((client, dealt))
         return terms.round if use is None else use.taken
+
+
+def check_way(facts: MutableMapping[str, bytes], name: str, way: bytes, at: str) -> None:
+    """Refuse exact sums of a run and purpose by another committee than before, or by masks.
+
+    Whoever opens exact sums remembers who was added up with whom; others would not know.
+
+    Raises
+    ------
+    Refusal
+        ``policy-committee``.
+    """
+    if facts.setdefault(name, way) != way:
+        raise Refusal(
+            "policy-committee",
+            f"{at}: another committee, or masks, have served in this run, and know who was added "
+            "up with whom; exact sums need the same one, noisy ones do not",
+        )
 
 
 def check_cohort(

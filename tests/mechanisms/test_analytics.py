@@ -294,3 +294,12 @@ def test_questions_that_do_not_go_together_are_refused():
         Plan(tuple(Quantiles(column=f"c{i}", low=0, high=1, depth=6) for i in range(20)))
     with pytest.raises(ConfigError, match="at most 1"):
         Ask(QUESTIONS[:1], (Part(0, 1.5),), {})
+
+
+@pytest.mark.parametrize("ends", [(0.0, 5e-324), (-5e-324, 0.0), (1.0, 0.0), (-1.7e308, 1.7e308)])
+@pytest.mark.parametrize("kind", ["mean", "variance", "histogram", "quantiles"])
+def test_bounds_that_make_no_number_of_some_values_are_refused(kind, ends):
+    """A client that cannot answer if one of its values is 0 would tell that without any noise."""
+    told = {**next(q for q in QUESTIONS if q.kind == kind).to_dict(), "low": ends[0]}
+    with pytest.raises(ConfigError, match="low must be less than high"):
+        question_of({**told, "high": ends[1]})

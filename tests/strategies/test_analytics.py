@@ -303,3 +303,17 @@ def test_a_client_moves_a_comparison_no_further_than_its_records():
     verdict = compared(scores)
     honest = [right({"w": [0.8]}, n) * 1.0 - right({"w": [0.6]}, n) for n in range(1, CLIENTS)]
     assert abs(verdict.difference.value - (np.sum(honest) - ROWS) / (CLIENTS * ROWS)) < 0.1
+
+
+def test_a_model_made_to_fail_on_some_records_does_not_tell_who_has_them():
+    """Its score is no number there: a client that sent nothing would tell that it has one."""
+
+    def scores(arrays, client):
+        found = right(arrays, client) * 1.0
+        found[:1] = np.inf if client == 0 else 0.0
+        return found
+
+    verdict = compared(scores)
+    honest = [right({"w": [0.8]}, n) * 1.0 - right({"w": [0.6]}, n) for n in range(CLIENTS)]
+    assert abs(verdict.difference.value - np.sum(honest) / (CLIENTS * ROWS)) < 0.1
+    assert abs(verdict.rows - CLIENTS * ROWS) < ROWS / 2  # all clients answered; 12 deviations

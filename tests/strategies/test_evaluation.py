@@ -331,3 +331,18 @@ def test_reactions_follow_bounded_sums_unless_malicious_clients_are_to_decide_no
     monitor = Monitor(window=2, patience=1, reactions=(Reaction.ROLL_BACK,))
     _, rounds = run(federation_of(worse), kind, evaluation, 4, monitor=monitor)
     assert any(record.reaction for record in rounds) == (kind == "committee")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"noise_multiplier": 0.0}, "noise_multiplier is 0.0; it must be a number > 0"),
+        ({"noise_multiplier": float("nan")}, "noise_multiplier is nan"),
+        ({"every": 1.5}, "every is 1.5; it must be a whole number"),
+        ({"non_contributors": -1}, "non_contributors is -1"),
+        ({"metrics": ["accuracy"]}, "each must be a Metric"),
+    ],
+)
+def test_errors_say_what_is_allowed(change, told):
+    with pytest.raises(ConfigError, match=told):
+        Evaluation(**change)

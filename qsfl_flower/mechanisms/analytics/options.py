@@ -20,6 +20,9 @@ DIFFERENCE = "difference"
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MOST_VALUES = 10_000
+_LEAST_WIDTH = 1e-300
+"""Half of the least width is a number > 0: division by zero would make NaN of some values alone,
+and a client that then sends nothing tells that it has one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +213,8 @@ def question_of(values: Mapping[str, Any]) -> Question:
 
 
 def _check_bounds(kind: str, column: str, low: float, high: float) -> None:
-    if not (low < high and high - low < float("inf")):
+    if not (low < high and _LEAST_WIDTH <= high - low < float("inf")):
         raise ConfigError(
-            f"{kind} of {column!r}: low is {low:g} and high {high:g}; low must be less than high"
+            f"{kind} of {column!r}: low is {low:g} and high {high:g}; low must be less than high, "
+            f"by {_LEAST_WIDTH:g} or more, and their distance a number"
         )

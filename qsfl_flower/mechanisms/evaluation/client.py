@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qsfl_flower.errors import ConfigError, Refusal
 from qsfl_flower.mechanisms.evaluation.core import Metric, batch_of, size_of, take
-from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, StepContext
+from qsfl_flower.node.instructions import must_stay
+from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, StepContext, owned
 from qsfl_flower.numerics.validation import MAX_EXAMPLES
 from qsfl_flower.wire.keys import MEASURE_STEP
 
@@ -24,19 +26,50 @@ def measure_step(
     Raises
     ------
     Refusal
-        ``policy-plan``: the metrics cannot be read.
+        ``policy-plan``: the metrics cannot be read, or need noise and there is none.
+        ``policy-weights``: exact means weighed by a metric of the server's choice.
+        ``policy-second-answer``: exact sums of other metrics than before in this run.
     """
-    del context
     try:
         metrics = [Metric(**one) for one in parameters["metrics"]]
     except (ConfigError, TypeError) as error:
         raise Refusal("policy-plan", f"{MEASURE_STEP}: {error}") from None
     if (size := parameters["size"]) != size_of(metrics):
         raise Refusal("policy-plan", f"{MEASURE_STEP}: {size} numbers are not those of its metrics")
+    if len({metric.name for metric in metrics}) < len(metrics):
+        raise Refusal("policy-plan", f"{MEASURE_STEP}: a metric comes twice")
+    if must_stay(context.content, context.purpose):
+        _check_exact(metrics, context)
     weight: dict[str, float] = {parameters["weighted_by"]: MAX_EXAMPLES}  # any limit: all weigh 1
     if parameters["unit"] == "record":
         weight |= batch_of(metrics).told()
     return replace(update, vector=take(metrics, update.numbers), metrics=weight)
+
+
+def _check_exact(metrics: Sequence[Metric], context: StepContext) -> None:
+    """Refuse exact sums that together tell the numbers of one client.
+
+    Sums of the same numbers within ever other bounds, or weighed by ever other metrics, have a
+    solution: the numbers of every client.
+    """
+    for metric in metrics:
+        if metric.by is not None:
+            raise Refusal(
+                "policy-plan",
+                f"{MEASURE_STEP}: {metric.name!r:.60} is summed by group without noise, and a "
+                "group may be one client",
+            )
+        if metric.kind == "mean":
+            context.policy.check_hidden_weights(metric.weighted_by, 1)
+    asked = hashlib.sha256(repr(metrics).encode()).digest()
+    with context.facts() as facts:
+        name = owned(f"exact/{context.context.run_id}/metrics", context.purpose)
+        if facts.setdefault(name, asked) != asked:
+            raise Refusal(
+                "policy-second-answer",
+                "other metrics, or bounds, were summed without noise before in this run; exact "
+                "sums are of the same ones in every round, noisy ones may change",
+            )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.plugins import Options, option
 
 MOST_SIZE = 1 << 16
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +42,10 @@ class MetricOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.low < self.high:
+        if not -_LARGEST <= self.low < self.high <= _LARGEST:
             raise ConfigError(
                 f"metric {self.name!r}: low is {self.low:g} and high {self.high:g}; low must be "
-                "below high"
+                f"below high, and both within {_LARGEST:g}"
             )
         if (self.by is None) != (self.groups == 1):
             raise ConfigError(

@@ -116,11 +116,18 @@ class Evaluation:
     level: float = 0.95
 
     def __post_init__(self) -> None:
+        if strangers := [one for one in self.metrics if not isinstance(one, Metric)]:
+            raise ConfigError(
+                f"evaluation: metrics hold {strangers[0]!r:.60}; each must be a Metric(name=...)"
+            )
         names = [metric.name for metric in self.metrics]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"evaluation: metrics {names} must be distinct, and at least one")
+        noise = self.noise_multiplier
         rules = (
-            ("every", self.every >= 1, ">= 1"),
+            ("noise_multiplier", noise is None or 0 < noise < math.inf, "a number > 0, or None"),
+            ("every", isinstance(self.every, int) and self.every >= 1, "a whole number >= 1"),
+            ("non_contributors", self.non_contributors >= 0, ">= 0"),
             ("unit", self.unit in ("client", "record"), "client or record"),
             ("rounds", self.rounds >= 1, ">= 1"),
             ("level", 0 < self.level < 1, "in (0, 1)"),

@@ -26,7 +26,7 @@ from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import COMPLAINTS, CryptoError, Refusal, RejectedUpdate
 from qsfl_flower.node.instructions import must_stay
 from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext, Task, owned
-from qsfl_flower.secure.desk import check_cohort
+from qsfl_flower.secure.desk import check_cohort, check_way
 from qsfl_flower.secure.pairwise.client import (
     BadPacket,
     Client,
@@ -85,6 +85,8 @@ def masked_sum_step(
     kept = {_VECTOR: vector.tobytes(), _LEAST: least, _INSTRUCTION: context.instruction}
     if must_stay(context.content, context.purpose):
         kept[_FIXED] = b"1"
+        with context.facts() as facts:
+            check_way(facts, context.way, MASKED_SUM.encode(), f"round {parameters['round']}")
     dealt = b""
     _take(context, parameters["round"], Step.ENCODED)
     if parameters["terms"]:

@@ -26,7 +26,7 @@ from qsfl_flower.node.memory import Facts
 from qsfl_flower.node.steps import PARAMETERS, ClientUpdate, Party, StepContext, owned
 from qsfl_flower.secure.committee import check_value, products, receive
 from qsfl_flower.secure.dealing import deal, read_header
-from qsfl_flower.secure.desk import Desk, Held
+from qsfl_flower.secure.desk import Desk, Held, check_way
 from qsfl_flower.secure.statistics import Statistics
 from qsfl_flower.secure.tally import Tally
 from qsfl_flower.secure.terms import Terms
@@ -42,7 +42,7 @@ from qsfl_flower.wire.keys import (
 )
 
 _DESK, _SHARES = "qsfl-committee", "qsfl-committee-shares"
-_DEALT, _MEMORY, _SERVED = "committee/{}/dealt", "committee/{}/memory", "committee/{}/members"
+_DEALT, _MEMORY = "committee/{}/dealt", "committee/{}/memory"
 _SALT = _SEAT = 16
 
 
@@ -219,12 +219,7 @@ def _note_deal(terms: Terms, context: StepContext) -> None:
     with context.facts() as facts:
         if terms.fixed:
             seats = "\n".join((*terms.members, *terms.seats)).encode()
-            if facts.setdefault(_name(_SERVED, context), seats) != seats:
-                raise Refusal(
-                    "policy-committee",
-                    f"round {terms.round}: another committee has served in this run, and knows who "
-                    "was added up with whom; exact sums need the same one, noisy ones do not",
-                )
+            check_way(facts, context.way, seats, f"round {terms.round}")
         dealt = int.from_bytes(facts.get(_name(_DEALT, context), b""), "big")
         if terms.run != run or terms.round <= dealt:
             raise Refusal(
