@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.numerics import Layout
-from qsfl_flower.rounds.admission import admit, match
+from qsfl_flower.rounds.admission import Asked, admit, check_willing, match
 from qsfl_flower.rounds.aggregate import GlobalModel
 from qsfl_flower.rounds.assignment import Opened
 from qsfl_flower.rounds.chain import Chain
@@ -33,7 +33,7 @@ from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.rounds.exchange import Traffic, registered_nodes
 from qsfl_flower.rounds.post import collect
 from qsfl_flower.rounds.stages import Stage, VectorStage
-from qsfl_flower.rounds.update import Weighting
+from qsfl_flower.rounds.update import Rejection, Sender, Weighting, catch
 from qsfl_flower.wire import PlanItem
 from qsfl_flower.wire.keys import COUNTED
 from qsfl_flower.wire.kinds import ANALYTICS_TYPE, Purpose
@@ -274,3 +274,58 @@ class Session:
             g.name: source.states[g.name] for g in source.chain.gates if g.name in source.states
         }
         target.states = {**target.states, **gates}
+
+
+def query(
+    engine: Engine, grid: Grid, server_round: int, content: RecordDict, action: str = ""
+) -> list[tuple[Sender, RecordDict | Rejection]]:
+    """Ask the app's ``query`` handlers of all connected clients, in the clear, and wait.
+
+    Parameters
+    ----------
+    engine : Engine
+        That of a strategy; its `Authenticate` signs the question and checks the answers.
+    grid : Grid
+        Flower's grid.
+    server_round : int
+        No smaller than the last round of training of the run.
+    content : RecordDict
+        What the handler is told.
+    action : str
+        ``"version"`` asks ``@app.query("version")``; by default ``@app.query()``.
+
+    Returns
+    -------
+    list of (Sender, RecordDict or Rejection)
+        Every client's answer, or why there is none: nodes say in their policy which ``queries`` may
+        be answered in the clear.
+
+    Notes
+    -----
+    Who sees what: the server sees each answer.
+    """
+    engine.sampling.meet(nodes := registered_nodes(grid))
+    gates = Chain(engine.chain.gates)
+    kind = f"query.{action}" if action else "query"
+    exchange = Exchange(kind, server_round, grid.run.run_id, engine.timeout, engine.window)
+    states = gates.init(Layout.of({}), engine.states)
+    told, states = gates.instruct(dict.fromkeys(nodes, content), states, exchange)
+    messages = [Message(told[node], node, kind, ttl=max(engine.timeout, 1.0)) for node in nodes]
+    stop = engine.observer.should_stop
+    replies = collect(grid, messages, timeout=engine.timeout, stop=stop)
+    asked = Asked(
+        {m.metadata.message_id: m.metadata.dst_node_id for m in messages}, engine.sampling.ranks
+    )
+    entries, states, _ = gates.admit(match(replies, asked), states, exchange)
+    engine.states = {**engine.states, **states}
+    return [_willing(sender, answer) for sender, answer in entries]
+
+
+def _willing(
+    sender: Sender, answer: RecordDict | Rejection
+) -> tuple[Sender, RecordDict | Rejection]:
+    """Turn a refusal into the rejection of that name."""
+    if isinstance(answer, Rejection):
+        return sender, answer
+    found = catch(sender, partial(check_willing, answer), answer)
+    return sender, answer if found is None else found

@@ -13,7 +13,7 @@ from qsfl_flower.clients import policy_mod, qsfl_mod
 from qsfl_flower.node.policy import NodePolicy
 from qsfl_flower.node.steps import PARAMETERS, SOURCES, STEPS
 from qsfl_flower.privacy.policy import MinimumPolicy
-from qsfl_flower.rounds.session import Session
+from qsfl_flower.rounds.session import Session, query
 from qsfl_flower.stages import Clip, Committee, DistributedDP, MaskedSum, SecureSum
 from qsfl_flower.strategies import StableFedAvg
 from qsfl_flower.testing import LocalFederation, Tap, drop
@@ -219,3 +219,16 @@ def test_a_typed_policy_decides_which_queries_the_app_may_answer(policy, kind, f
     mods = (policy_mod(policy), qsfl_mod, app)
     federation = LocalFederation(1, mods=mods)
     assert answer(federation, RecordDict({"c": ConfigRecord({"a": 1})}), kind, client=0) == found
+
+
+def test_the_apps_query_handlers_are_asked_under_signatures_and_each_node_decides():
+    own = {0: {"qsfl-min-cohort": 3}}  # implies hidden_only
+    federation = LocalFederation(3, mods=(qsfl_mod, app), node_config=lambda n: own.get(n, {}))
+    strategy = StableFedAvg(fraction_evaluate=0.0, stages=[federation.authenticate()])
+    content = RecordDict({"c": ConfigRecord({"a": 1})})
+    with federation.grid.time.for_strategies():
+        found = query(strategy.engine, federation.grid, 1, content, "version")
+    refused, *answered = [answer for _, answer in found]
+    assert refused.reason == "policy-in-the-clear"
+    assert [answer["told"]["version"] for answer in answered] == [3, 3]
+    assert [sender.identity for sender, _ in found] == ["client-0", "client-1", "client-2"]
