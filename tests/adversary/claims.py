@@ -503,7 +503,7 @@ CLAIMS = (
     Claim(
         "2 clients",
         "lie under masks in another way every round",
-        "three lost rounds; nobody honest is excluded",
+        "three lost rounds, garbage apart; nobody honest is excluded",
         "tests/strategies/test_masked_attackers.py::test_two_liars_that_change_their_ways",
         "secagg.md",
     ),
