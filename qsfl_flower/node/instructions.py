@@ -171,9 +171,12 @@ def check_instruction(message: Message, context: Context, policy: NodePolicy) ->
     promise = None if least is None else _promise(plan, policy, least)
     for item in plan.items:
         check_parameters(item.name, item.parameters)
-    if promise is None and policy.releases is None:
+    exact = must_stay(content, purpose)
+    if promise is None and policy.releases is None and not exact:
         return
     with facts_of(context) as facts:
+        if exact:
+            _check_same(facts, plan, context.run_id, purpose)
         if policy.releases is not None and policy.days is not None:
             _count_release(facts, policy, now)
         if promise is not None and least is not None:
@@ -226,6 +229,25 @@ def must_stay(content: RecordDict, purpose: Purpose) -> bool:
     return purpose is not Purpose.TRAIN and hidden and not _noisy(plan)
 
 
+def _check_same(facts: Facts, plan: Plan, run: int, purpose: Purpose) -> None:
+    """Refuse exact sums of numbers that are cut otherwise than before in this run.
+
+    Sums of the same numbers clipped ever more have a solution: the numbers of every client.
+    """
+    last = plan.items[-1].parameters
+    terms = last["terms"] if isinstance(last.get("terms"), Mapping) else last
+    kept = [terms.get(name) for name in ("bound", "clip_norm", "bits")]
+    kept += [last.get(name) for name in ("weighted", "max_examples")]
+    steps = [[item.name, dict(item.parameters)] for item in plan.items[1:-1]]
+    asked = json.dumps([steps, kept], sort_keys=True).encode()
+    if facts.setdefault(owned(f"exact/{run}/{plan.items[-1].name}", purpose), asked) != asked:
+        raise Refusal(
+            "policy-second-answer",
+            "numbers were clipped within other bounds before in this run; exact sums are within "
+            "the same ones in every round, noisy ones may change",
+        )
+
+
 def _noisy(plan: Plan) -> bool:
     return any(item.name == DISTRIBUTED_DP for item in plan.items)
 
@@ -239,9 +261,10 @@ def _check_sum(plan: Plan, policy: NodePolicy, purpose: Purpose) -> None:
         raise Refusal(
             "policy-in-the-clear", "no secure sum hides the update; this node sends none without"
         )
-    noisy = _noisy(plan)
+    noisy, room = _noisy(plan), math.inf
     if last.name == SHARES:
         terms = terms_of(last.parameters)
+        room = terms.bound
         policy.check_terms(terms, noisy=noisy)
         if terms.purpose != purpose or terms.fixed != (purpose is not Purpose.TRAIN and not noisy):
             raise Refusal(
@@ -252,6 +275,7 @@ def _check_sum(plan: Plan, policy: NodePolicy, purpose: Purpose) -> None:
     elif last.name == MASKED_SUM:
         with _readable(MASKED_SUM):
             bits = RingCode(last.parameters["bound"], last.parameters["clients"]).bits
+            room = last.parameters["bound"]
         if bits < policy.least_bits:
             raise Refusal(
                 "policy-bits", f"the sum has {bits} fractional bits; least is {policy.least_bits}"
@@ -261,6 +285,13 @@ def _check_sum(plan: Plan, policy: NodePolicy, purpose: Purpose) -> None:
             policy.check_hidden_weights(
                 last.parameters["weighted_by"], last.parameters["max_examples"]
             )
+            norms = [i.parameters["clip_norm"] for i in plan.items if i.name == CLIP_STEP]
+            if purpose is not Purpose.TRAIN and not min(norms, default=math.inf) <= room:
+                raise Refusal(
+                    "policy-plan",
+                    f"no clip step brings the numbers within {room:g}, the room of the sum: that "
+                    "a client has larger ones would show by its silence",
+                )
 
 
 def terms_of(parameters: Mapping[str, Any]) -> Terms:

@@ -54,6 +54,20 @@ CLAIMS = (
     ),
     Claim(
         "server",
+        "asks for exact evaluation of numbers that are clipped ever more",
+        "one sum",
+        "tests/adversary/test_other_purposes.py::test_exact_sums_of_what_is_clipped_ever_more_are_refused",
+        "evaluation.md",
+    ),
+    Claim(
+        "server",
+        "asks for a sum in which large numbers have no room, and sees who is silent",
+        "nothing",
+        "tests/adversary/test_other_purposes.py::test_numbers_beyond_the_room_of_a_sum_do_not_tell_on_their_client",
+        "evaluation.md",
+    ),
+    Claim(
+        "server",
         "asks for exact evaluation through masks, and through a committee without one client",
         "nothing",
         "tests/adversary/test_other_purposes.py::test_one_way_of_hiding_does_not_get_around_the_memory_of_the_other",

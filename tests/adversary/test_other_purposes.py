@@ -43,20 +43,20 @@ class Server:
     def session(self, *stages):
         return Session(self.engine, Purpose.EVALUATE, stages)
 
-    def shared(self, *noise, bound=2.0, **options):
+    def shared(self, *noise, clip=2.0, bound=2.0, **options):
         clock = self.there.grid_time
         return self.session(
             SecureSum(
-                2.0, Committee(3, 2), bound=bound, weighted=False, metrics=(), clock=clock,
+                clip, Committee(3, 2), bound=bound, weighted=False, metrics=(), clock=clock,
                 **options,
             ),
             *noise,
         )  # fmt: skip
 
-    def masked(self):
+    def masked(self, clip=2.0, bound=2.0):
         clock = self.there.grid_time
         keys = self.there.credentials
-        return self.session(Clip(2.0), MaskedSum(keys, bound=2.0, clock=clock, metrics=()))
+        return self.session(Clip(clip), MaskedSum(keys, bound=bound, clock=clock, metrics=()))
 
     def ask(self, session, number, metrics=RIGHT, without=None):
         """Ask for a sum, of all clients or without one."""
@@ -153,3 +153,21 @@ def test_exact_sums_within_ever_other_bounds_are_refused():
     assert server.ask(session, 2, lower).sums is None
     assert server.refusals == {"policy-second-answer"}
     assert server.ask(session, 3).sums.tolist() == total()
+
+
+@pytest.mark.parametrize("kind", ["shared", "masked"])
+@pytest.mark.parametrize("other", [{"clip": 0.49}, {"bound": 3.0}])
+def test_exact_sums_of_what_is_clipped_ever_more_are_refused(kind, other):
+    """Clipping on the way does what other bounds of a metric would do."""
+    server = Server()
+    assert server.ask(getattr(server, kind)(), 1).sums.tolist() == total()
+    assert server.ask(getattr(server, kind)(**other), 2).sums is None
+    assert server.refusals == {"policy-second-answer"}
+
+
+def test_numbers_beyond_the_room_of_a_sum_do_not_tell_on_their_client():
+    """Without clipping those of 63 and more, of 128, have no room: they alone could not answer."""
+    server = Server()
+    assert server.ask(server.masked(bound=0.49), 1).sums is None
+    assert server.refusals == {"policy-plan"}
+    assert not any(message.has_error() for message in server.view.up)

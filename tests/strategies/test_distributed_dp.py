@@ -541,7 +541,10 @@ OFFER = {
 
 def shares(**terms):
     """Return the step of a sum by a committee."""
-    told = {"terms": {"min_clients": 4, "bits": 24, **terms}, "weighted_by": "num-examples"}
+    told = {
+        "terms": {"min_clients": 4, "bits": 24, "bound": 200.0, **terms},
+        "weighted_by": "num-examples",
+    }
     return PlanItem(SHARES, told)
 
 
@@ -583,6 +586,7 @@ def test_what_a_client_sends_lies_on_the_grid_and_tells_no_counts():
             {"last": shares(bits=2)},
             id="coarser sum",
         ),
+        pytest.param({"last": shares(bound=2.0)}, id="sum without room for the noise"),
         pytest.param(
             {
                 "last": PlanItem(

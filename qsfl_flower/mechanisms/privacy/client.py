@@ -99,7 +99,7 @@ def distributed_dp_step(
             f"distributed_dp: noise for a clip norm of {share.clip_norm:g} would make {done}, the "
             f"plan promises {told}"
         )
-    weighted_by = _sum_after(plan.items[-1], share)
+    weighted_by = _sum_after(plan.items[-1], share, bound)
     noisy = share.privatize(update.vector, bound, Keystream.secure())
     # More examples than any limit: the client's weight is 1 whatever the sum makes of examples.
     metrics = {weighted_by: MAX_EXAMPLES}
@@ -108,13 +108,13 @@ def distributed_dp_step(
     return replace(update, vector=vector, metrics=metrics, carried=context.carried)
 
 
-def _sum_after(last: PlanItem, share: NoiseShare) -> str:
+def _sum_after(last: PlanItem, share: NoiseShare, bound: float) -> str:
     """Return what the sum that hides the share weighs by, or refuse a sum that does not fit it."""
     p = last.parameters
     if last.name == SHARES and p["terms"] is not None:
-        fewest, bits = p["terms"]["min_clients"], p["terms"]["bits"]
+        fewest, bits, room = (p["terms"][name] for name in ("min_clients", "bits", "bound"))
     elif last.name == MASKED_SUM:
-        fewest, bits = p["min_clients"], RingCode(p["bound"], p["clients"]).bits
+        fewest, bits, room = p["min_clients"], RingCode(p["bound"], p["clients"]).bits, p["bound"]
     else:
         raise QSFLError(
             f"distributed_dp: the plan ends with {last.name!r}; a share of the noise is sent only "
@@ -124,6 +124,12 @@ def _sum_after(last: PlanItem, share: NoiseShare) -> str:
         raise QSFLError(
             f"distributed_dp: noise for sums of {share.fewest} clients in steps of "
             f"{share.resolution:g}, but the sum may have {fewest} clients, in steps of 2^-{bits}"
+        )
+    if share.largest(bound) * share.resolution > room:
+        raise QSFLError(
+            f"distributed_dp: the sum has room for {room:g}, a value with its noise may reach "
+            f"{share.largest(bound) * share.resolution:g}: that a client's is larger would show by "
+            "its silence, with no other noise than its own share"
         )
     return str(p["weighted_by"])
 
