@@ -65,11 +65,8 @@ def checked(columns: Mapping[str, Any], needs: Mapping[str, type], place: str) -
 
 def _check_names(names: Mapping[str, type] | tuple[str, ...], there: list[str], place: str) -> None:
     if missing := [name for name in names if name not in there]:
-        raise DataError(
-            f"{place} has no column {missing[0]!r}; it has {', '.join(map(repr, there)) or 'none'}"[
-                :1000
-            ]
-        )
+        known = ", ".join(repr(str(name)) for name in there) or "none"
+        raise DataError(f"{place} has no column {missing[0]!r}; it has {known}"[:1000])
 
 
 def _csv(file: Path, names: tuple[str, ...]) -> dict[str, Column]:

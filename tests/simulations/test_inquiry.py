@@ -27,6 +27,7 @@ questions:
   - {kind: mean, column: age, low: 0, high: 120}
 privacy:
   epsilon: 1.0
+sum: {members: 3, threshold: 2}
 """
 
 
@@ -59,7 +60,9 @@ def asked(text=FILE, *overrides):
         ("tables: ages.csv", "tables: []", "tables: there must be at least one"),
         ("privacy:\n  epsilon: 1.0\n", "", "privacy: needed"),
         ("questions:", "questions: 3\nother:", "questions: must be a list of questions, got 3"),
-        ("clients: 4", "clients: 4\nsum: {min_clients: 5}", "from 2 to clients = 4"),
+        ("{members", "{min_clients: 5, members", "min_clients: is 5, there are 4 clients"),
+        ("threshold: 2", "threshold: 6", "threshold is 6; allowed are 2 to 3"),
+        ("members: 3", "members: 5", "sum.members: is 5, there are 4 clients; take a smaller"),
     ],
 )
 def test_errors_name_file_line_key_and_what_is_allowed(here, old, new, told):
@@ -137,7 +140,7 @@ def test_the_explanation_says_what_is_opened_and_what_to_expect():
 
 def test_the_explanation_says_what_it_cannot_expect_without_the_number_of_rows(here):
     words = "  - {kind: heavy_hitters, column: name, max_length: 3}\nprivacy:"
-    masked = FILE.replace("privacy:", words) + "sum: {kind: masks}\n"
+    masked = FILE.replace("privacy:", words).replace("{members: 3, threshold: 2}", "{kind: masks}")
     told = " ".join(explain_inquiry(asked(masked)).split())
     assert "masks of the clients for each other" in told
     assert "2 questions to 4 clients, 3 rounds" in told

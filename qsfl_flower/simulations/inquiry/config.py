@@ -14,6 +14,7 @@ from qsfl_flower import plugins
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms.analytics.options import KINDS, Question
 from qsfl_flower.mechanisms.analytics.server import Guarantee, Inquiry
+from qsfl_flower.mechanisms.secure_sum.options import Committee
 from qsfl_flower.plugins import Options, option
 from qsfl_flower.privacy.ledger import Ledger
 from qsfl_flower.rounds.spending import PrivacyBudget
@@ -112,6 +113,13 @@ class InquiryOptions(Options):
             raise ConfigError("clients: needed with one table, whose rows are dealt to them")
         if self.count < 2:
             raise ConfigError("tables: there must be at least 2 clients")
+        if self.fewest > self.count:
+            raise ConfigError(f"sum.min_clients: is {self.fewest}, there are {self.count} clients")
+        if self.committee is not None and self.committee.members > self.count:
+            raise ConfigError(
+                f"sum.members: is {self.committee.members}, there are {self.count} clients; take a "
+                "smaller committee (sum: {members: 3, threshold: 2}), or masks (sum: {kind: masks})"
+            )
 
     @property
     def count(self) -> int:
@@ -122,6 +130,14 @@ class InquiryOptions(Options):
     def fewest(self) -> int:
         """Return the fewest clients in a sum."""
         return self.sum.min_clients or max(2, min(self.count, math.ceil(_SHARE * self.count)))
+
+    @property
+    def committee(self) -> Committee | None:
+        """Return the sizes of the committee; None under masks."""
+        told = self.sum
+        if told.kind == "masks":
+            return None
+        return Committee(told.members, told.threshold, min_clients=self.fewest)
 
     @cached_property
     def inquiry(self) -> Inquiry:

@@ -20,7 +20,6 @@ from qsfl_flower.crypto.sources import random_bytes
 from qsfl_flower.errors import QSFLError, RunError
 from qsfl_flower.mechanisms.analytics.core.plan import needed_columns
 from qsfl_flower.mechanisms.authentication.client import auth_mod
-from qsfl_flower.mechanisms.secure_sum.server import Committee
 from qsfl_flower.privacy.policy import MinimumPolicy
 from qsfl_flower.rounds.checkpoint import CheckpointStore
 from qsfl_flower.simulations.config import Experiment, experiment_from_dict
@@ -86,12 +85,10 @@ def _simulate(asked: InquiryOptions, folder: Path) -> dict[str, Any]:
     told: list[dict[str, Any]] = []
     errors: list[QSFLError] = []
 
-    size = asked.sum
-    sums = {"committee": Committee(size.members, size.threshold, min_clients=asked.fewest)}
     strategy = FederatedAnalytics(
         asked.inquiry,
         credentials=credentials,
-        sums=sums if size.kind == "committee" else {},
+        sums={} if asked.committee is None else {"committee": asked.committee},
         checkpoints=CheckpointStore(folder / "checkpoints"),
     )
 
