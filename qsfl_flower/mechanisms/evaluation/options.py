@@ -69,10 +69,10 @@ class EvaluationOptions(Options):
     )
     epsilon: float | None = option(
         "Largest loss of privacy of all evaluations of the run (epsilon), besides that of "
-        "training; null: exact sums.",
+        "training; null: exact sums. Devices take less noise for none.",
         None,
         gt=0,
-        le=1000,
+        le=100,
     )
     delta: float = option(
         "Probability with which epsilon may be exceeded (delta).", 1e-5, gt=0, lt=1
