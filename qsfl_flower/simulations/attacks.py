@@ -68,7 +68,8 @@ def _attack_now(experiment: Experiment, message: Message, context: Context) -> A
     ):
         return None
     client = int(context.node_config["partition-id"])
-    for spec in experiment.attacks:
+    specs: tuple[AttackKeys, ...] = experiment.attacks
+    for spec in specs:
         if client in spec.clients and (spec.rounds == "all" or _round(message) in spec.rounds):
             return spec
     return None

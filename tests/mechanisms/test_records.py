@@ -13,6 +13,7 @@ from qsfl_flower.errors import ConfigError
 from qsfl_flower.mechanisms import BUILT_IN
 from qsfl_flower.mechanisms.compression.options import CompressOptions, MaskOptions
 from qsfl_flower.mechanisms.detection.core import Detection, Reputation
+from qsfl_flower.mechanisms.robust.core.attacks import ATTACKS
 from qsfl_flower.node.steps import STEPS, TASKS, add_steps
 from qsfl_flower.plugins import LIMITS, Mechanism, Options, attribute, is_options
 from qsfl_flower.privacy.clipping import AdaptiveClip as AdaptiveParameters
@@ -152,9 +153,9 @@ def described_stages():
         "Authenticate", "Guard",  # without numbers
         "Compress", "SharedMask", "Detect", "Robust",  # take described values
     }  # fmt: skip
-    return sorted({*found, AdaptiveParameters, CompressOptions, Detection, MaskOptions,
-                   NoiseSchedule, NoiseShare, RecordBatch, RecordPrivacy, Reputation},
-                  key=lambda k: k.__name__)  # fmt: skip
+    inner = {AdaptiveParameters, CompressOptions, Detection, MaskOptions, NoiseSchedule, NoiseShare,
+             RecordBatch, RecordPrivacy, Reputation}  # fmt: skip
+    return sorted({*found, *inner, *ATTACKS.values()}, key=lambda k: k.__name__)
 
 
 @pytest.mark.parametrize("stage", described_stages(), ids=lambda k: k.__name__)

@@ -202,7 +202,7 @@ def test_a_backdoor_marks_a_share_of_the_pictures_and_leaves_the_rest():
         ("alie", {"knowledge": "none"}, "knowledge"),
         ("min-max", {"direction": "up"}, "direction"),
         ("sparse", {"share": 0.0}, "share"),
-        ("label-flip", {"source": 1}, "source and target"),
+        ("label-flip", {"source": 1}, "source is 1 and target None"),
         ("backdoor", {"size": 0}, "size"),
     ],
 )

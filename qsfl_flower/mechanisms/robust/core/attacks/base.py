@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -105,14 +104,3 @@ class Collusion(Attack):
     @abstractmethod
     def craft(self, view: View) -> Floats:
         """Return what is sent, worked out from `View.known`."""
-
-
-def require(valid: bool, name: str, found: object, allowed: str) -> None:
-    """Refuse a parameter of an attack."""
-    if not valid:
-        raise ConfigError(f"attacks: {name} must be {allowed}, found {found!r}")
-
-
-def positive(name: str, value: float) -> None:
-    """Refuse what is not a finite number above 0."""
-    require(0 < value < math.inf, name, value, "a finite number > 0")

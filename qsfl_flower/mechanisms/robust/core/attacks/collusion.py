@@ -16,30 +16,25 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 
+from qsfl_flower.mechanisms.robust.attacks import (
+    AlieOptions,
+    InnerProductOptions,
+    MimicOptions,
+    MinMaxOptions,
+    MinSumOptions,
+)
 from qsfl_flower.mechanisms.robust.core.attacks.base import (
     Collusion,
     Floats,
     View,
-    positive,
-    require,
 )
 
-Knowledge = Literal["all", "colluders"]
 
-
-def check_knowledge(knowledge: str) -> None:
-    """Refuse a `knowledge` that does not exist."""
-    require(knowledge in ("all", "colluders"), "knowledge", knowledge, "'all' or 'colluders'")
-
-
-@dataclass(frozen=True)
-class Alie(Collusion):
+class Alie(Collusion, AlieOptions):
     r"""A little is enough: send :math:`\mu - z \sigma` coordinate by coordinate.
 
     Parameters
@@ -53,13 +48,6 @@ class Alie(Collusion):
     """
 
     name = "alie"
-    z: float | None = None
-    knowledge: Knowledge = "all"
-
-    def __post_init__(self) -> None:
-        if self.z is not None:
-            positive("z", self.z)
-        check_knowledge(self.knowledge)
 
     def craft(self, view: View) -> Floats:
         """Return the mean shifted by z deviations."""
@@ -76,8 +64,7 @@ def largest_hidden(clients: int, attackers: int) -> float:
     return max(0.0, NormalDist().inv_cdf(share)) if 0 < share < 1 else 0.0
 
 
-@dataclass(frozen=True)
-class InnerProduct(Collusion):
+class InnerProduct(Collusion, InnerProductOptions):
     r"""Send :math:`-\varepsilon \mu`: a sum with a negative inner product with the honest mean.
 
     Parameters
@@ -89,12 +76,6 @@ class InnerProduct(Collusion):
     """
 
     name = "inner-product"
-    epsilon: float = 0.5
-    knowledge: Knowledge = "all"
-
-    def __post_init__(self) -> None:
-        positive("epsilon", self.epsilon)
-        check_knowledge(self.knowledge)
 
     def craft(self, view: View) -> Floats:
         """Return the negated mean."""
@@ -102,8 +83,7 @@ class InnerProduct(Collusion):
         return sent
 
 
-@dataclass(frozen=True)
-class Mimic(Collusion):
+class Mimic(Collusion, MimicOptions):
     """Copy the honest client that differs most, so that it counts f + 1 times.
 
     Nothing about the copy is malformed; it hurts rules that already prefer some clients when data
@@ -118,10 +98,6 @@ class Mimic(Collusion):
     """
 
     name = "mimic"
-    knowledge: Knowledge = "all"
-
-    def __post_init__(self) -> None:
-        check_knowledge(self.knowledge)
 
     def craft(self, view: View) -> Floats:
         """Return a copy of one known update."""
@@ -133,8 +109,7 @@ class Mimic(Collusion):
         return copied
 
 
-@dataclass(frozen=True)
-class _MinDistance(Collusion):
+class _MinDistance(Collusion, MinMaxOptions):
     r"""Send :math:`\mu + \gamma p` with the largest :math:`\gamma` that a distance allows.
 
     Parameters
@@ -145,14 +120,6 @@ class _MinDistance(Collusion):
     knowledge : {"all", "colluders"}
         Whose updates are known.
     """
-
-    direction: Literal["std", "unit", "sign"] = "std"
-    knowledge: Knowledge = "all"
-
-    def __post_init__(self) -> None:
-        allowed = ("std", "unit", "sign")
-        require(self.direction in allowed, "direction", self.direction, f"one of {allowed}")
-        check_knowledge(self.knowledge)
 
     def craft(self, view: View) -> Floats:
         """Return the mean pushed as far as it stays unsuspicious."""
@@ -181,7 +148,6 @@ class _MinDistance(Collusion):
         """Return the factor, given |p|^2, (mu - x_i) p, |mu - x_i|^2 and |x_i - x_j|^2."""
 
 
-@dataclass(frozen=True)
 class MinMax(_MinDistance):
     """No honest update is further from the poison than the two furthest honest ones are apart.
 
@@ -197,8 +163,7 @@ class MinMax(_MinDistance):
         )
 
 
-@dataclass(frozen=True)
-class MinSum(_MinDistance):
+class MinSum(_MinDistance, MinSumOptions):
     """The poison's squared distances sum up to no more than those of some honest update.
 
     Solved exactly, as for `MinMax`.

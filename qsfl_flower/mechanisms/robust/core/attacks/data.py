@@ -10,18 +10,20 @@ supply chain", 2017. arXiv:1708.06733 (trigger in a corner).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsfl_flower.errors import ConfigError
-from qsfl_flower.mechanisms.robust.core.attacks.base import Attack, Floats, View, positive, require
+from qsfl_flower.mechanisms.robust.attacks import (
+    BackdoorOptions,
+    LabelFlipOptions,
+)
+from qsfl_flower.mechanisms.robust.core.attacks.base import Attack, Floats, View
 
 
-@dataclass(frozen=True)
-class LabelFlip(Attack):
+class LabelFlip(Attack, LabelFlipOptions):
     """Train on wrong labels: y becomes K - 1 - y, or one label another.
 
     Parameters
@@ -31,14 +33,6 @@ class LabelFlip(Attack):
     """
 
     name = "label-flip"
-    source: int | None = None
-    target: int | None = None
-
-    def __post_init__(self) -> None:
-        both = (self.source is None) == (self.target is None)
-        require(both, "source and target", (self.source, self.target), "given both or not at all")
-        for name, label in (("source", self.source), ("target", self.target)):
-            require(label is None or label >= 0, name, label, ">= 0")
 
     def poison(
         self, x: NDArray[Any], y: NDArray[np.int64], classes: int, rng: np.random.Generator
@@ -52,8 +46,7 @@ class LabelFlip(Attack):
         return x, np.where(y == self.source, self.target, y)
 
 
-@dataclass(frozen=True)
-class Backdoor(Attack):
+class Backdoor(Attack, BackdoorOptions):
     """Teach the model that a patch in the corner means `target`, and amplify the update.
 
     Parameters
@@ -69,16 +62,6 @@ class Backdoor(Attack):
     """
 
     name = "backdoor"
-    target: int = 0
-    share: float = 0.5
-    size: int = 4
-    boost: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.target >= 0, "target", self.target, ">= 0")
-        require(0 < self.share <= 1, "share", self.share, "> 0 and <= 1")
-        require(self.size >= 1, "size", self.size, ">= 1")
-        positive("boost", self.boost)
 
     def craft(self, view: View) -> Floats:
         """Return the update, which the poisoned examples have already turned, amplified."""
@@ -108,4 +91,5 @@ class Backdoor(Attack):
 
 
 def _check_label(name: str, label: int, classes: int) -> None:
-    require(label < classes, name, label, f"below the number of labels, {classes}")
+    if label >= classes:
+        raise ConfigError(f"attacks: {name} is {label}; it must be below {classes}, the labels")

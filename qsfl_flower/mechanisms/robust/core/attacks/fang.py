@@ -10,19 +10,20 @@ relative to the round's global model).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from qsfl_flower.mechanisms.robust.core.attacks.base import Collusion, Floats, View, require
-from qsfl_flower.mechanisms.robust.core.attacks.collusion import Knowledge, check_knowledge
+from qsfl_flower.mechanisms.robust.attacks import (
+    FangKrumOptions,
+    FangTrimmedMeanOptions,
+)
+from qsfl_flower.mechanisms.robust.core.attacks.base import Collusion, Floats, View
 
 _SMALLEST = 1e-5
 """Below this step, relative to the first one, Krum cannot be fooled."""
 
 
-@dataclass(frozen=True)
-class FangKrum(Collusion):
+class FangKrum(Collusion, FangKrumOptions):
     r"""Send :math:`-\lambda s` from all colluders, with the largest step that Krum would choose.
 
     s holds the signs of the honest mean. The step is halved until Krum, on the known updates and f
@@ -35,10 +36,6 @@ class FangKrum(Collusion):
     """
 
     name = "fang-krum"
-    knowledge: Knowledge = "all"
-
-    def __post_init__(self) -> None:
-        check_knowledge(self.knowledge)
 
     def craft(self, view: View) -> Floats:
         """Return the poison."""
@@ -78,8 +75,7 @@ def _chosen(between: Floats, to_honest: Floats, copies: int, neighbours: int) ->
     return own < float(others.min())
 
 
-@dataclass(frozen=True)
-class FangTrimmedMean(Collusion):
+class FangTrimmedMean(Collusion, FangTrimmedMeanOptions):
     """Send values just outside the honest ones, on the side where the honest mean does not go.
 
     Where the mean would grow, the values are drawn from between the honest minimum m and m / b or
@@ -95,12 +91,6 @@ class FangTrimmedMean(Collusion):
     """
 
     name = "fang-trimmed-mean"
-    spread: float = 2.0
-    knowledge: Knowledge = "all"
-
-    def __post_init__(self) -> None:
-        require(1 < self.spread < math.inf, "spread", self.spread, "a finite number > 1")
-        check_knowledge(self.knowledge)
 
     def craft(self, view: View) -> Floats:
         """Return the poison; each colluder draws its own."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from qsfl_flower.mechanisms.robust.core.attacks.base import Attack, Floats, View, positive, require
+from qsfl_flower.mechanisms.robust.attacks import (
+    GaussianOptions,
+    ReplayOptions,
+    ScalingOptions,
+    SignFlipOptions,
+    SparseOptions,
+    ZeroOptions,
+)
+from qsfl_flower.mechanisms.robust.core.attacks.base import Attack, Floats, View
 
 
-@dataclass(frozen=True)
-class SignFlip(Attack):
+class SignFlip(Attack, SignFlipOptions):
     r"""Send :math:`-s \Delta`: undo the training of others.
 
     Parameters
@@ -20,18 +25,13 @@ class SignFlip(Attack):
     """
 
     name = "sign-flip"
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        positive("scale", self.scale)
 
     def craft(self, view: View) -> Floats:
         """Return the negated update."""
         return -self.scale * view.own
 
 
-@dataclass(frozen=True)
-class Scaling(Attack):
+class Scaling(Attack, ScalingOptions):
     r"""Send :math:`s \Delta`: take the mean over.
 
     Parameters
@@ -41,18 +41,13 @@ class Scaling(Attack):
     """
 
     name = "scaling"
-    factor: float = 10.0
-
-    def __post_init__(self) -> None:
-        require(0 < abs(self.factor) < np.inf, "factor", self.factor, "a finite number, not 0")
 
     def craft(self, view: View) -> Floats:
         """Return the update enlarged."""
         return self.factor * view.own
 
 
-@dataclass(frozen=True)
-class Gaussian(Attack):
+class Gaussian(Attack, GaussianOptions):
     r"""Send noise :math:`\mathcal N(0, \sigma^2 I)` with :math:`\sigma = r \|\Delta\| / \sqrt d`.
 
     Parameters
@@ -62,10 +57,6 @@ class Gaussian(Attack):
     """
 
     name = "gaussian"
-    norm_ratio: float = 10.0
-
-    def __post_init__(self) -> None:
-        positive("norm_ratio", self.norm_ratio)
 
     def craft(self, view: View) -> Floats:
         """Return noise."""
@@ -75,8 +66,7 @@ class Gaussian(Attack):
         return noise
 
 
-@dataclass(frozen=True)
-class Zero(Attack):
+class Zero(Attack, ZeroOptions):
     """Send nothing but zeros: slow the others down, or ride for free."""
 
     name = "zero"
@@ -86,8 +76,7 @@ class Zero(Attack):
         return np.zeros_like(view.own)
 
 
-@dataclass(frozen=True)
-class Replay(Attack):
+class Replay(Attack, ReplayOptions):
     """Send the first update again and again, amplified: poison from a model long gone.
 
     In the first round there is nothing to repeat, and the client is honest.
@@ -99,18 +88,13 @@ class Replay(Attack):
     """
 
     name = "replay"
-    scale: float = 3.0
-
-    def __post_init__(self) -> None:
-        positive("scale", self.scale)
 
     def craft(self, view: View) -> Floats:
         """Return the old update."""
         return view.own if view.first is None else self.scale * view.first
 
 
-@dataclass(frozen=True)
-class Sparse(Attack):
+class Sparse(Attack, SparseOptions):
     """Turn round and amplify the largest coordinates and send nothing else.
 
     With `scale` 1 the norm stays below that of the honest update: a bound on the norm does not
@@ -125,12 +109,6 @@ class Sparse(Attack):
     """
 
     name = "sparse"
-    share: float = 0.01
-    scale: float = 10.0
-
-    def __post_init__(self) -> None:
-        require(0 < self.share <= 1, "share", self.share, "> 0 and <= 1")
-        positive("scale", self.scale)
 
     def craft(self, view: View) -> Floats:
         """Return the poison; equal magnitudes are taken from the front."""
