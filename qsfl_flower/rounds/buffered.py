@@ -20,10 +20,11 @@ from qsfl_flower.rounds.admission import Asked, outcome_of
 from qsfl_flower.rounds.assignment import Assignment
 from qsfl_flower.rounds.checkpoint import Snapshot
 from qsfl_flower.rounds.context import Measurements, State
-from qsfl_flower.rounds.engine import Engine, Wanted
+from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.rounds.exchange import registered_nodes, wait_for_nodes
 from qsfl_flower.rounds.guard import Guard
 from qsfl_flower.rounds.post import Arrival
+from qsfl_flower.rounds.sampling import Wanted
 from qsfl_flower.rounds.training import Hooks, Job, Rounds, Trained
 from qsfl_flower.rounds.update import Cohort, Rejection, Sender, Update, catch
 from qsfl_flower.wire import Form, to_record

@@ -27,7 +27,7 @@ from qsfl_flower.rounds.exchange import Traffic, wait_for_nodes
 from qsfl_flower.rounds.post import Post, collect
 from qsfl_flower.rounds.record import RunObserver
 from qsfl_flower.rounds.roles import fit_roles
-from qsfl_flower.rounds.sampling import Sampling
+from qsfl_flower.rounds.sampling import Sampling, Wanted
 from qsfl_flower.rounds.spending import NO_BUDGET
 from qsfl_flower.rounds.standalone import assignment_alone, refuse_alone, replies_alone
 from qsfl_flower.rounds.update import (
@@ -74,25 +74,6 @@ class Names:
     config: str
     weighted_by: str
     client_api: str
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Who is asked in an exchange.
-
-    Parameters
-    ----------
-    fraction : float
-        Share of the connected nodes, in [0, 1].
-    minimum : int
-        Fewest nodes that are asked.
-    available : int
-        Fewest nodes that are connected.
-    """
-
-    fraction: float
-    minimum: int
-    available: int
 
 
 @dataclass

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from qsfl_flower.asynchrony import Draw, Latencies, Selection
 from qsfl_flower.rounds.policies import History, Policy
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Who is asked in an exchange.
+
+    Parameters
+    ----------
+    fraction : float
+        Share of the connected nodes, in [0, 1].
+    minimum : int
+        Fewest nodes that are asked.
+    available : int
+        Fewest nodes that are connected.
+    """
+
+    fraction: float
+    minimum: int
+    available: int
 
 
 class Sampling:

@@ -20,14 +20,14 @@ from qsfl_flower.rounds.aggregate import Outcome
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.checkpoint import CheckpointStore, Snapshot
 from qsfl_flower.rounds.context import State
-from qsfl_flower.rounds.engine import Engine, Names, Wanted
+from qsfl_flower.rounds.engine import Engine, Names
 from qsfl_flower.rounds.evaluation import MetricsFunction
 from qsfl_flower.rounds.guard import Guard
 from qsfl_flower.rounds.loop import run_rounds
 from qsfl_flower.rounds.post import Post
 from qsfl_flower.rounds.record import RoundLog, RunObserver
 from qsfl_flower.rounds.record import log as flower_log
-from qsfl_flower.rounds.sampling import Sampling
+from qsfl_flower.rounds.sampling import Sampling, Wanted
 from qsfl_flower.rounds.stages import Stage
 from qsfl_flower.rounds.synchronous import SynchronousRounds
 from qsfl_flower.rounds.training import Job, Rounds

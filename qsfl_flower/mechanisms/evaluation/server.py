@@ -360,7 +360,8 @@ class Evaluator:
         for stage in self.session.inner.chain.stages:
             if stage.spending is not None:
                 for sentence in stage.explain(layout, count).get(Topic.PRIVACY, ()):
-                    told.setdefault(Topic.PRIVACY, []).append(f"evaluation, besides: {sentence}")
+                    own = sentence.replace("the run ends", "evaluation ends")
+                    told.setdefault(Topic.PRIVACY, []).append(f"evaluation, besides: {own}")
         return told
 
 

@@ -14,8 +14,8 @@ from qsfl_flower.clients.partition import Dirichlet, Shards
 from qsfl_flower.clients.training import TrainConfig
 from qsfl_flower.errors import ConfigError
 from qsfl_flower.simulations.config import ClientsSpec, DataSpec, DirichletSpec, ShardsSpec
+from qsfl_flower.simulations.config.contradictions import TRAIN_SIZES
 from qsfl_flower.simulations.config.data import LOSSES
-from qsfl_flower.simulations.config.experiment import TRAIN_SIZES
 from qsfl_flower.simulations.config.sections import BUILT_IN_MODELS
 from qsfl_flower.simulations.config.strategy import (
     CommonStrategySpec,
