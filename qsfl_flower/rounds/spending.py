@@ -228,6 +228,15 @@ class Spending:
         events = self._known = merged(state.get("events", []), event.to_dict())
         return {**state, "events": events, "release": None, "pending": None}
 
+    def rounds(self, state: State, planned: int, server_round: int, each: int = 1) -> int:
+        """Return for how many rounds of `each` releases a promise has to stand in this one.
+
+        Those that are planned, or more if more have begun. Not every round need be one of this
+        stage: clients may be asked to evaluate in some only.
+        """
+        begun: int = sum(event["count"] for event in self.charged(state).events) // each
+        return max(planned, min(server_round, begun))
+
     def charged(self, state: State) -> Charge:
         """Return what has to last before the instructions of a prepared round leave."""
         return Charge(state, self.budget.delta)

@@ -42,6 +42,8 @@ from qsfl_flower.strategies import (
     research,
 )
 from qsfl_flower.testing import LocalFederation
+from qsfl_flower.wire import PLAN_KEY, Plan, config_of
+from qsfl_flower.wire.keys import PROTECTION
 
 CLIENTS = 6
 METRICS = (
@@ -177,6 +179,27 @@ def test_noisy_metrics_have_intervals_and_are_charged(kind, tmp_path):
     assert charges[name].epsilon == pytest.approx(spent[1])
     saved = store.latest().states[name]
     assert saved["events"][0]["count"] == 2
+
+
+@pytest.mark.parametrize("kind", ["committee", "central"])
+def test_what_is_promised_counts_evaluations_and_not_rounds(kind):
+    """A node that takes the planned evaluations takes the last one, too."""
+    promised = []
+
+    def listen(message, context, call_next):
+        asked = config_of(message.content)
+        if message.metadata.message_type == "evaluate" and PLAN_KEY in asked:
+            items = {item.name: item for item in Plan.decode(asked[PLAN_KEY]).items}
+            promised.append(items[PROTECTION].parameters["releases"])
+        return call_next(message, context)
+
+    evaluation = Evaluation(
+        metrics=METRICS[:1], noise_multiplier=1.0, budget=PrivacyBudget(), rounds=2, every=2
+    )
+    federation = LocalFederation(CLIENTS, size=16, mods=(listen, qsfl_mod, app()))
+    metrics, _ = run(federation, kind, evaluation, 5)
+    assert list(metrics) == [2, 4]
+    assert promised == [2] * 2 * CLIENTS
 
 
 def test_a_spent_budget_ends_evaluation_and_not_training(caplog):

@@ -165,7 +165,7 @@ class CentralDP(VectorStage, _CentralNoise):
             clip_norm=self._norm({}),
             noise_multiplier=min(self.schedule.at(1), self.schedule.at(self.rounds)),
             sampling_rate=self.sampling_rate,
-            releases=max(self.rounds, context.server_round),
+            releases=self.spending.rounds(state, self.rounds, context.server_round),
             delta=self.spending.budget.delta,
         )
         return [(ClientPhase.CORRECT, PlanItem(PROTECTION, offered.to_dict()))]

@@ -90,12 +90,13 @@ class ClientSideDP(CohortStage):
     def client_steps(self, state: State, context: RoundContext) -> Steps:
         """Tell the clients what is promised and what they have to do for it."""
         event = self.event(self.size(context.layout))
+        rounds = self.spending.rounds(state, self.rounds, context.server_round, event.count)
         offered = Protection(
             placement=self.placement,
             clip_norm=self.clip_norm,
             noise_multiplier=event.noise_multiplier,
             sampling_rate=event.sampling_rate,
-            releases=event.count * max(self.rounds, context.server_round),
+            releases=event.count * rounds,
             delta=self.spending.budget.delta,
         )
         return [

@@ -209,7 +209,7 @@ class DistributedDP(VectorStage, _SharedNoise):
             clip_norm=self._bound if self.batch is None else self.batch.clip_norm,
             noise_multiplier=self.noise_multiplier,
             sampling_rate=1.0 if self.batch is None else self.batch.sampling_rate,
-            releases=max(self.rounds, context.server_round),
+            releases=self.spending.rounds(state, self.rounds, context.server_round),
             delta=self.spending.budget.delta,
         )
         told = {
