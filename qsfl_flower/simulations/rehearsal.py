@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +32,9 @@ from qsfl_flower.wire import to_record
 
 _EXAMPLES = 16
 """Examples of a client, held-out ones included."""
+
+_LONGEST = 16
+"""Rounds from one evaluation on the clients to the next that are rehearsed."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def rehearse(experiment: Experiment) -> Rehearsal:
         stages = map(_without_ledger, experiment.strategy.stages)
         strategy_spec = experiment.strategy.model_copy(update={"stages": (*stages,)})
         changes = {"output": output, "clients": clients, "strategy": strategy_spec}
+        changes["evaluation"] = _without_ledger(experiment.evaluation)
         trial = experiment.model_copy(update={**changes, "attacks": (), "faults": ()})
         seen = _Records()
         strategy = strategy_of(trial, CheckpointStore(Path(folder) / "checkpoints"), seen)
@@ -137,6 +142,9 @@ def _planned(experiment: Experiment, decoder: DecodeStage | None) -> tuple[int, 
     devices, period = experiment.devices, epoch
     if devices.simulate:  # every day is like the next
         period = max(epoch, round(DAY / (60 * devices.round_minutes)))
+    every = getattr(experiment.evaluation, "every", 1)
+    if every <= _LONGEST:  # in rarer rounds it weighs little
+        period = lcm(period, every)
     return period, min(experiment.rounds, 1 + max(epoch if epoch > 1 else 0, warmup) + period)
 
 
@@ -144,7 +152,8 @@ def _without_ledger(stage: Any) -> Any:
     """Return a stage that charges no account: what is tried here releases nothing."""
     if getattr(stage, "ledger", None) is None:
         return stage
-    return stage.model_copy(update={"ledger": None, "exhausted": "stop"})
+    changes = {"ledger": None, "exhausted": "stop"}
+    return stage.model_copy(update={k: v for k, v in changes.items() if hasattr(stage, k)})
 
 
 def _few(owners: Owners) -> Owners:

@@ -67,9 +67,23 @@ def test_what_a_rehearsal_cannot_show_is_said(monkeypatch):
     assert "up: about 38.4 kB for each client and round, and some kB for the message" in told
 
 
-def test_a_rehearsal_charges_no_ledger(tmp_path):
+@pytest.mark.parametrize("spends", ["strategy.stages", "evaluation"])
+def test_a_rehearsal_charges_no_ledger(tmp_path, spends):
     """Whoever asks what a run would send has released nothing."""
-    stage = f"{{stage: local_dp, clip_norm: 1.0, epsilon: 8.0, ledger: {tmp_path / 'ledger'}}}"
-    experiment = load_experiment("plain", [f"strategy.stages=[{stage}]", "rounds=2"])
-    assert len(rehearse(experiment).records) == 2
+    noise = f"epsilon: 8.0, ledger: {tmp_path / 'ledger'}"
+    change = {
+        "strategy.stages": f"[{{stage: local_dp, clip_norm: 1.0, {noise}}}]",
+        "evaluation": f"{{{noise}}}",
+    }
+    data = ["data.test_fraction=0.2", "rounds=2"]
+    experiment = load_experiment("plain", [f"{spends}={change[spends]}", *data])
+    seen = rehearse(experiment).records
+    assert len(seen) == 2
+    assert any("epsilon" in told for told in seen[-1].stages.values())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_is_rehearsed_up_to_its_first_round():
+    experiment = load_experiment("evaluation", ["rounds=12", "evaluation.every=3"])
+    seen = rehearse(experiment)
+    assert ["evaluation" in record.stages for record in seen.records] == [False, False, True, False]
