@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -62,7 +63,7 @@ class Adapters(nn.Module):
         Takes ``input_ids`` and ``attention_mask``, and returns an object with ``logits``. Its
         parameters without gradient are the base.
     method : {"ffa", "both", "alternating"}
-        ``ffa``: A stays as it was drawn (FFA-LoRA): half the bytes, and the mean of the clients'
+        ``ffa``: A stays as it was drawn (FFA-LoRA): only B travels, and the mean of the clients'
         matrices is the matrix of their mean. ``both``: A and B are averaged apart. ``alternating``:
         B is trained in odd rounds, A in even ones (RoLoRA).
     seed : int
@@ -117,7 +118,6 @@ class Adapters(nn.Module):
         if (config := getattr(model, "config", None)) is not None:
             config.use_cache = False
         self._tokenizer = hashlib.sha256(tokenizer.encode()).hexdigest()
-        self._base = self._digest()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits, (N, T, V) or (N, classes); negative ids are padding, which is masked."""
@@ -141,7 +141,7 @@ class Adapters(nn.Module):
         return {
             "lora-method": self.method,
             "lora-adapters": self._shape(),
-            "lora-base": self._base,
+            "lora-base": self.base,
             "lora-tokenizer": self._tokenizer,
         }
 
@@ -169,8 +169,9 @@ class Adapters(nn.Module):
         told = "; ".join(scales) or f"rank {', '.join(map(str, ranks))}"
         return f"{told}, {len(shapes)} layers ({digest})"
 
-    def _digest(self) -> str:
-        """Return a digest of all that never travels: the frozen base, and A where it is fixed."""
+    @cached_property
+    def base(self) -> str:
+        """Digest of all that never travels: the frozen base, and A where it is fixed."""
         sent = {value.data_ptr() for value in self._sent.values()}
         digest = hashlib.sha256()
         state = self.model.state_dict()
@@ -310,7 +311,10 @@ class LoraClient(TrainingClient):
         return told.pop("loss"), len(self._data.y_test), {**told}
 
     def _refused(self, config: Mapping[str, Scalar]) -> tuple[str, str] | None:
-        """Return reason and sentence if training must not begin; neither depends on the texts."""
+        """Return reason and sentence if training must not begin.
+
+        Of the texts they tell at most that an id is beyond the vocabulary of the device's own base.
+        """
         for key, own in self._lora.announced().items():
             if config.get(key) != own:
                 said = str(config.get(key, "nothing"))

@@ -278,7 +278,8 @@ class Spending:
         """Say in words what holds after these events."""
         budget = self.budget
         epsilon = epsilon_of_events(events, budget.delta)
-        end = "" if budget.epsilon is None else f"; the run ends before epsilon {budget.epsilon:g}"
+        most = budget.epsilon
+        end = "" if most is None else f"; nothing is released beyond epsilon {most:g}"
         sentence = (
             f"({epsilon:.3g}, {budget.delta:g})-DP for {unit} ({events[0].relation}), after all "
             f"rounds, against {against}: {how}{end}"

@@ -60,22 +60,12 @@ class MetricOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions(Options):
-    """What is summed of the clients' evaluation without seeing one of them."""
+class AskedOptions(Options):
+    """What is asked of clients that evaluate, and how; not how the noise is sized."""
 
     metrics: tuple[MetricOptions, ...] = option(
         "What is summed of what the clients report; all else stays on them.",
         (MetricOptions(name="accuracy"), MetricOptions(name="loss", high=10.0)),
-    )
-    epsilon: float | None = option(
-        "Largest loss of privacy of all evaluations of the run (epsilon), besides that of "
-        "training; null: exact sums. Devices take less noise for none.",
-        None,
-        gt=0,
-        le=100,
-    )
-    delta: float = option(
-        "Probability with which epsilon may be exceeded (delta).", 1e-5, gt=0, lt=1
     )
     unit: Literal["client", "record"] = option(
         "Protect a client with all of its data, or one record. For records the app is believed "
@@ -94,6 +84,22 @@ class EvaluationOptions(Options):
     )
     level: float = option(
         "Probability with which an interval covers the number without noise.", 0.95, gt=0, lt=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(AskedOptions):
+    """What is summed of the clients' evaluation without seeing one of them."""
+
+    epsilon: float | None = option(
+        "Largest loss of privacy of all evaluations of the run (epsilon), besides that of "
+        "training; null: exact sums. Devices take less noise for none.",
+        None,
+        gt=0,
+        le=100,
+    )
+    delta: float = option(
+        "Probability with which epsilon may be exceeded (delta).", 1e-5, gt=0, lt=1
     )
     ledger: str | None = option("File of budgets that is charged as well; null: none.", None)
     account: str = option("The ledger's account that holds the clients' accounts.", "federation")

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -24,11 +24,13 @@ from qsfl_flower.mechanisms.evaluation.core import (
     read,
     size_of,
 )
+from qsfl_flower.mechanisms.evaluation.options import AskedOptions
 from qsfl_flower.mechanisms.masked_sum.server import MaskedSum
 from qsfl_flower.mechanisms.privacy.server import CentralDP, DistributedDP
 from qsfl_flower.mechanisms.secure_sum.options import SharingOptions
 from qsfl_flower.mechanisms.secure_sum.server import Committee, SecureSum
 from qsfl_flower.numerics import Layout
+from qsfl_flower.plugins import option
 from qsfl_flower.rounds.chain import Chain
 from qsfl_flower.rounds.engine import Engine
 from qsfl_flower.rounds.facts import Sentences, Topic
@@ -59,7 +61,7 @@ COMMON = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(AskedOptions):
     """Evaluate on the clients without seeing one: declared metrics, bounded, summed unseen.
 
     Parameters
@@ -104,41 +106,20 @@ class Evaluation:
     >>> strategy = StableFedAvg(stages=[Clip(1.0)], evaluation=told)
     """
 
-    metrics: Sequence[Metric] = COMMON
-    noise_multiplier: float | None = None
+    metrics: tuple[Metric, ...] = COMMON
+    noise_multiplier: float | None = option("Noise of a sum over a client's part.", None, gt=0)
     budget: PrivacyBudget | None = None
-    rounds: int = 1
-    every: int = 1
-    fraction: float = 1.0
-    min_clients: int | None = None
-    unit: Literal["client", "record"] = "client"
-    non_contributors: int = 0
-    level: float = 0.95
+    rounds: int = option("Evaluations that are planned; told to the clients.", 1, ge=1)
 
     def __post_init__(self) -> None:
         if strangers := [one for one in self.metrics if not isinstance(one, Metric)]:
             raise ConfigError(
                 f"evaluation: metrics hold {strangers[0]!r:.60}; each must be a Metric(name=...)"
             )
+        super().__post_init__()
         names = [metric.name for metric in self.metrics]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"evaluation: metrics {names} must be distinct, and at least one")
-        noise = self.noise_multiplier
-        rules = (
-            ("noise_multiplier", noise is None or 0 < noise < math.inf, "a number > 0, or None"),
-            ("every", isinstance(self.every, int) and self.every >= 1, "a whole number >= 1"),
-            ("non_contributors", self.non_contributors >= 0, ">= 0"),
-            ("unit", self.unit in ("client", "record"), "client or record"),
-            ("rounds", self.rounds >= 1, ">= 1"),
-            ("level", 0 < self.level < 1, "in (0, 1)"),
-            ("fraction", 0 < self.fraction <= 1, "in (0, 1]"),
-            ("min_clients", self.min_clients is None or self.min_clients >= 2, ">= 2"),
-        )
-        for name, valid, allowed in rules:
-            if not valid:
-                raise ConfigError(
-                    f"evaluation: {name} is {getattr(self, name)!r}; it must be {allowed}"
-                )
         if self.budget is not None and self.noise_multiplier is None:
             raise ConfigError("evaluation: a budget needs noise; set noise_multiplier")
         if self.unit == "record":
@@ -360,8 +341,7 @@ class Evaluator:
         for stage in self.session.inner.chain.stages:
             if stage.spending is not None:
                 for sentence in stage.explain(layout, count).get(Topic.PRIVACY, ()):
-                    own = sentence.replace("the run ends", "evaluation ends")
-                    told.setdefault(Topic.PRIVACY, []).append(f"evaluation, besides: {own}")
+                    told.setdefault(Topic.PRIVACY, []).append(f"evaluation, besides: {sentence}")
         return told
 
 
